@@ -1,0 +1,18 @@
+"""CIFAR-100: ResNet-34 -> ResNet-18, CPSC-DFKD's published command, and the other standard pairs.
+
+Pairs: --config.teacher.model / --config.student.model, one of resnet34/resnet18, vgg11/resnet18,
+wrn40_2/wrn16_1, wrn40_2/wrn40_1, wrn40_2/wrn16_2.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    """`[cpsc][,smoke][,as_published][,untrained]`."""
+    method, flags = common.parse(arg)
+    config = common.run(method)
+    config.data = common.data('cifar100', num_classes=100, image_size=32)
+    config.teacher = common.teacher('resnet34')
+    config.teach = common.teach(epochs=200, batch_size=256, lr=0.1)
+    common.cpsc(config, student='resnet18', as_published='as_published' in flags)
+    return common.finish(config, flags)

@@ -1,0 +1,174 @@
+"""What every config shares: the argument `method,flag,...`, the run, the real-data recipe, CPSC-DFKD.
+
+A config file names a data set, a teacher and a student, then asks a method of this file for its
+published hyper-parameters and changes what that data set changes.  Every number a paper tunes is a
+field; fields are locked, so a misspelt `--config.` flag fails.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+FLAGS = ('smoke', 'as_published', 'untrained')
+
+
+def parse(arg: str | None, methods: tuple[str, ...] = ('cpsc',)) -> tuple[str, set[str]]:
+    """`cpsc,smoke` -> ('cpsc', {'smoke'}); the method may be left out.
+
+    Raises ValueError for a word that is neither a method nor a flag.
+    """
+    words = [word for word in (arg or '').split(',') if word]
+    chosen = [word for word in words if word in methods] or [methods[0]]
+    unknown = [word for word in words if word not in methods and word not in FLAGS]
+    if unknown or len(chosen) > 1:
+        raise ValueError(
+            f'config argument {arg!r}: expected one method of {", ".join(methods)} and any flags '
+            f'of {", ".join(FLAGS)}, e.g. --config=configs/digits.py:{methods[0]},smoke.'
+        )
+    return chosen[0], set(words) & set(FLAGS)
+
+
+def run(method: str) -> ConfigDict:
+    """The run itself: what is not the method's."""
+    return ConfigDict(
+        dict(
+            method=method,
+            seed=0,
+            parallel='shard_map',  # jit (one device) / pmap / shard_map (all devices of the host)
+            dtype='float32',  # of activations: float32 / bfloat16; weights, statistics, losses stay
+            log_every_rounds=50,
+            eval_every_rounds=50,
+            save_every_rounds=50,
+            eval_batch_size=500,
+            keep_checkpoints=2,
+        )
+    )
+
+
+def data(name: str, num_classes: int, image_size: int, channels: int = 3, resize: str = 'resize'):
+    """The real data: the test split measures; the training split makes teachers and upper bounds."""
+    return ConfigDict(
+        dict(
+            name=name,
+            data_dir=placeholder(str),  # else $TFDS_DATA_DIR, else ~/tensorflow_datasets
+            num_classes=num_classes,
+            image_size=image_size,
+            channels=channels,  # 3 on a grey set repeats the channel
+            resize=resize,  # pad / resize / crop (short side to size * 256 / 224, centre crop)
+            mean=placeholder(tuple),  # of images in [0, 1]; None: the data set's published ones
+            std=placeholder(tuple),
+        )
+    )
+
+
+def teacher(model: str, train: bool = False) -> ConfigDict:
+    """The teacher: a checkpoint to port or a model folder; trained from `teach` if `train`."""
+    return ConfigDict(dict(model=model, checkpoint=placeholder(str), train=train))
+
+
+def teach(epochs: int, batch_size: int, lr: float, **changes) -> ConfigDict:
+    """Training on real data (teachers, students' upper bounds): SGD, one cosine to zero.
+
+    Defaults are NAYER's teacher recipe.
+    """
+    recipe = ConfigDict(
+        dict(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            warmup_epochs=0.0,
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=5e-4,
+            crop_padding=4,
+            flip=True,
+            kd_temperature=4.0,  # ordinary distillation on real data: alpha KD + (1 - alpha) CE
+            kd_weight=0.9,
+            save_every_epochs=1,
+        )
+    )
+    recipe.update(changes)
+    return recipe
+
+
+def phase(rounds: int, g_steps: int, s_steps: int, loops: int = 1) -> ConfigDict:
+    """`rounds` times: `loops` batches of synthesis of `g_steps` updates, then `s_steps` students."""
+    return ConfigDict(dict(rounds=rounds, loops=loops, g_steps=g_steps, s_steps=s_steps))
+
+
+def cpsc(config: ConfigDict, student: str, as_published: bool) -> None:
+    """CPSC-DFKD at the authors' CIFAR-100 setting, 600 epochs of 50 rounds.
+
+    Source: the README of their code gives the CIFAR-100 ResNet-34 -> ResNet-18 command (weights,
+    epochs, batch, g_steps, latent); rates and widths are its scripts' defaults.  For other data
+    sets nothing is published and these values are carried over.
+    """
+    config.student = ConfigDict(
+        dict(
+            model=student,
+            lr=0.1,
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=5e-4,
+            schedule='published' if as_published else 'cosine',
+            warmup_steps=2500,  # ten epochs of 50 rounds of 5 steps; `published` has its own
+        )
+    )
+    config.generator = ConfigDict(
+        dict(
+            model='cpsc_generator',
+            latent=256,
+            width=64,
+            spread=0.0,  # of the class tables at the start; ours
+            lr=1e-3,
+            beta1=0.5,
+            beta2=0.999,
+            decay=False,  # cosine to zero; ours
+            reset_adam=as_published,
+        )
+    )
+    config.loss = ConfigDict(
+        dict(
+            kd=1.0,
+            ikd=5.0,
+            bn=1.0,
+            scl=0.7,
+            ce=0.7,
+            ikd_form='mse',  # mse / log
+            scl_temperature=0.07,
+            temperature=1.0,  # of the student's distillation
+            double_softmax=as_published,
+            adapter_normalise=not as_published,
+        )
+    )
+    config.synthesis = ConfigDict(
+        dict(
+            batch_size=512,
+            student_batch_size=512,
+            update_student_statistics=as_published,
+            crop_padding=0,  # augmentation of what the student sees; ours
+            flip=False,
+        )
+    )
+    config.phases = (phase(rounds=30_000, g_steps=6, s_steps=5),)
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks any run to about a minute: the same program at a fraction of its length and batch."""
+    config.phases = tuple(
+        phase(rounds=2, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2)) for p in config.phases
+    )
+    config.generator.width = min(config.generator.width, 16)
+    config.synthesis.batch_size = config.synthesis.student_batch_size = 16
+    config.teach.epochs = 1
+    config.eval_batch_size = 100
+    config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 1
+
+
+def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
+    """Applies the flags every config knows."""
+    if 'untrained' in flags:  # the control: a generator that never trains; the student's is chance
+        for p in config.phases:
+            p.g_steps = 0
+    if 'smoke' in flags:
+        smoke(config)
+    return config

@@ -1,0 +1,98 @@
+"""Random flips and crops of images on the device, one draw per image.
+
+Drawing and applying are separate functions: whoever draws for the whole batch and applies its own
+share gets the same images on one device as on many.  Images are [B, H, W, C], uint8 or float,
+normalised or not; floats are differentiable (in reverse mode).  All functions are pure and jit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Key = jax.Array
+
+
+def draw_flip(key: Key, batch: int, p: float = 0.5) -> Array:
+    """Which images to flip: [B] bool, True with probability p.  The key is consumed."""
+    return jax.random.bernoulli(key, p, (batch,))
+
+
+def flip(x: Array, mask: Array) -> Array:
+    """Mirrors left and right the images that `mask` [B] marks."""
+    return jnp.where(mask[:, None, None, None], x[:, :, ::-1], x)
+
+
+def draw_crop(key: Key, batch: int, padding: int) -> Array:
+    """Where each crop starts in its padded image: [B, 2] int32 (row, column) in 0..2 * padding.
+
+    The key is consumed.
+    """
+    return jax.random.randint(key, (batch, 2), 0, 2 * padding + 1, jnp.int32)
+
+
+def crop(
+    x: Array, offsets: Array, padding: int, fill: float | Sequence[float] | Array = 0.0
+) -> Array:
+    """Pads every side by `padding` pixels of `fill`, then cuts each image at its own offset.
+
+    offsets: [B, 2] int32 as `draw_crop` gives; (padding, padding) leaves an image as it was.
+    fill: a number, or one for each channel [C] (black is ``-mean / std`` after normalisation).
+    """
+    if padding == 0:
+        return x
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    if not isinstance(fill, (int, float)) or fill != 0:
+        rows = jnp.pad(jnp.ones((height, 1), bool), ((padding, padding), (0, 0)))
+        columns = jnp.pad(jnp.ones((1, width), bool), ((0, 0), (padding, padding)))
+        color = jnp.broadcast_to(jnp.asarray(fill, x.dtype), (channels,))
+        padded = jnp.where((rows & columns)[None, :, :, None], padded, color[None, None, None, :])
+    return _windows(padded, offsets, padding)
+
+
+# Measured on 2 CPU cores at [256, 32, 32, 3], forward / gradient in ms: per-image dynamic slices
+# 0.2 / 3.0, fancy or take_along_axis gathers 0.3 / 1.6-2.2, one-hot matrix products 7 / 9, a select
+# over all shifts 10 / 80.  So slices forward; and since the transpose of cutting at `o` is cutting
+# the padded gradient at `2 * padding - o`, slices backward too (0.2 ms) in place of a scatter.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _windows(padded: Array, offsets: Array, padding: int) -> Array:
+    """The window of each image at its offset, `2 * padding` smaller than the image."""
+    _, height, width, channels = padded.shape
+    size = (height - 2 * padding, width - 2 * padding, channels)
+    return jax.vmap(lambda image, o: jax.lax.dynamic_slice(image, (o[0], o[1], 0), size))(
+        padded, offsets
+    )
+
+
+def _windows_forward(padded: Array, offsets: Array, padding: int) -> tuple[Array, Array]:
+    return _windows(padded, offsets, padding), offsets
+
+
+def _windows_backward(padding: int, offsets: Array, gradient: Array) -> tuple[Array, None]:
+    margin = (2 * padding, 2 * padding)
+    gradient = jnp.pad(gradient, ((0, 0), margin, margin, (0, 0)))
+    return _windows(gradient, 2 * padding - offsets, padding), None
+
+
+_windows.defvjp(_windows_forward, _windows_backward)
+
+
+def flip_and_crop(
+    key: Key,
+    x: Array,
+    padding: int,
+    fill: float | Sequence[float] | Array = 0.0,
+    flips: bool = True,
+) -> Array:
+    """The usual training augmentation: random crops of padded images, then flips if `flips`.
+
+    The key is consumed.
+    """
+    key_crop, key_flip = jax.random.split(key)
+    x = crop(x, draw_crop(key_crop, x.shape[0], padding), padding, fill)
+    return flip(x, draw_flip(key_flip, x.shape[0])) if flips else x

@@ -1,0 +1,149 @@
+"""From a config to what it names, checked: modules, method, weights.  Nothing here compiles.
+
+Every mistake a user can make in a config is raised from here (or from `data.check`) as a
+ConfigError before the first compilation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkd_jax import checkpoint, data, models, parallel, port
+from dfkd_jax.contract import ConfigError, Method, Models
+from dfkd_jax.methods import METHODS
+
+DTYPES = ('float32', 'bfloat16')
+
+
+class Run(NamedTuple):
+    """What a distillation runs.
+
+    method sees a share of the batch; whole is the same method seeing all of it, for what runs once
+    (its `init`, its `sample`).  Modules of `models` have no axis name: they are for evaluation.
+    """
+
+    plan: parallel.Plan
+    method: Method
+    whole: Method
+    models: Models
+    facts: Any  # of the data set: mean, std, class_names
+
+
+def build(config: Any) -> Run:
+    """Checks the config and makes what it names.  Raises ConfigError or DataError."""
+    if config.method not in METHODS:
+        raise ConfigError(
+            f'unknown method {config.method!r}; expected one of {", ".join(METHODS)}.'
+        )
+    facts = data.check(config.data)
+    plan = make_plan(config)
+    make = METHODS[config.method]
+    nets = make_models(config, facts)
+    try:
+        whole = make(config, nets, parallel.Shards())
+        method = make(config, make_models(config, facts, plan.shards.axis), plan.shards)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Run(plan, method, whole, nets, facts)
+
+
+def make_plan(config: Any) -> parallel.Plan:
+    """`parallel.make` for `config.parallel`."""
+    try:
+        return parallel.make(config.parallel)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_models(config: Any, facts: Any, axis_name: str | None = None) -> Models:
+    """The networks of a config, checked against its images; the generator where it has one."""
+    size, channels = config.data.image_size, config.data.channels
+    generator = None
+    if 'generator' in config:
+        # Fields of the generator's module that the config names, beside its optimiser's.
+        sizes = {
+            name: value
+            for name, value in config.generator.items()
+            if name in models.fields(config.generator.model)
+        }
+        generator = make_model(
+            config, config.generator.model, axis_name,
+            image_size=size, channels=channels, **sizes,
+        )  # fmt: skip
+    return Models(
+        teacher=make_classifier(config, config.teacher.model, axis_name),
+        student=make_classifier(config, config.student.model, axis_name),
+        generator=generator,
+        num_classes=config.data.num_classes,
+        image_shape=(size, size, channels),
+        mean=tuple(facts.mean),
+        std=tuple(facts.std),
+    )
+
+
+def make_classifier(config: Any, name: str, axis_name: str | None = None) -> Any:
+    """A classifier of the config's classes, which takes its images."""
+    module = make_model(config, name, axis_name)
+    shape = (1, config.data.image_size, config.data.image_size, config.data.channels)
+    try:
+        jax.eval_shape(module.clone(axis_name=None).init, jax.random.key(0), jnp.zeros(shape))
+    except Exception as error:  # whatever the layers make of an impossible shape
+        raise ConfigError(
+            f'{name} cannot take images of shape {shape[1:]}: {error}. Change config.data.image_size '
+            'or the model.'
+        ) from error
+    return module
+
+
+def make_model(config: Any, name: str, axis_name: str | None, **sizes: Any) -> Any:
+    """`models.make` with the sizes that every module shares."""
+    if config.dtype not in DTYPES:
+        raise ConfigError(f'config.dtype={config.dtype!r}; expected one of {", ".join(DTYPES)}.')
+    try:
+        return models.make(
+            name, num_classes=config.data.num_classes, axis_name=axis_name,
+            dtype=jnp.dtype(config.dtype), **sizes,
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_network(path: str | Path, name: str, config: Any) -> dict[str, Any]:
+    """A classifier's variables from a model folder or a PyTorch file, checked against the config.
+
+    Raises PortError, CheckpointError or ConfigError.
+    """
+    classes, channels = config.data.num_classes, config.data.channels
+    if not Path(path).is_dir():
+        return port.from_torch(name, path, num_classes=classes, channels=channels)
+    facts, variables = checkpoint.load_model(path)
+    for what, found, wanted in (
+        ('a', facts['model'], name),
+        ('the number of classes', facts.get('num_classes', classes), classes),
+        ('the number of channels', facts.get('channels', channels), channels),
+    ):
+        if found != wanted:
+            raise ConfigError(
+                f'{path} holds {what} {found}, and the config says {wanted}: set '
+                '--config.teacher.model and --config.data to what the checkpoint was trained as.'
+            )
+    return variables
+
+
+def save_network(folder: Path, name: str, variables: Any, config: Any, **facts: Any) -> None:
+    """Writes a model folder with what `load_network` checks."""
+    checkpoint.save_model(
+        folder,
+        name,
+        jax.tree.map(np.asarray, variables),
+        num_classes=config.data.num_classes,
+        channels=config.data.channels,
+        image_size=config.data.image_size,
+        dataset=config.data.name,
+        **facts,
+    )

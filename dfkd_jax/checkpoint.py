@@ -1,0 +1,360 @@
+"""Checkpoints of a run (orbax), model folders (safetensors), and files that are whole or absent.
+
+A run's state is saved whole and restored bit for bit; a process killed at any moment leaves the
+last whole checkpoint readable.  What is on disk does not depend on devices: arrays are copied to
+the host before saving and restored there, so a run may continue on another number of devices, and
+a state may be donated as soon as `Checkpoints.save` returns.
+
+A model folder holds one network's weights, a teacher's for instance: ``variables.safetensors``
+(names like ``params/conv1/kernel``) and ``model.json`` (what the weights are).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import threading
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors.numpy
+from absl import logging
+from flax import traverse_util
+
+T = TypeVar('T')
+VARIABLES = 'variables.safetensors'
+FACTS = 'model.json'
+FILES = 'files.json'  # in a checkpoint's folder
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or a model folder that is missing, damaged or made for something else."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found."""
+
+    round: int
+    state: Any  # same structure, shapes and dtypes as what was asked for
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The last `keep` checkpoints under `directory`; use it as a context manager.
+
+    >>> with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    ...     restored = checkpoints.restore(jax.eval_shape(make_state))
+    ...     checkpoints.save(12, state, {'best_accuracy': 0.91})
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+        logging.get_absl_logger().addFilter(_orbax_warnings_only)
+        self.directory = Path(directory).absolute()
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,  # what a process killed while saving left behind
+            # Synchronous: after `save` returns the state may be donated, and is on disk.
+            enable_async_checkpointing=False,
+            # Otherwise one unreadable step would fail the opening of the whole directory.
+            lightweight_initialize=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def save(self, round: int, state: Any, progress: Mapping[str, Any]) -> None:
+        """Saves a state after `round` rounds, and the JSON-able facts that go with it.
+
+        Returns when the checkpoint is whole on disk.  Saving a round again replaces nothing: the
+        round is already there, and a run repeats its rounds bit for bit.
+        Raises CheckpointError when a later round is already saved: the run was not resumed from it.
+        """
+        latest = self._manager.latest_step()
+        if latest == round:
+            return
+        if latest is not None and latest > round:
+            raise CheckpointError(
+                f'cannot save round {round}: {self.directory} already holds round {latest}. '
+                'Continue from it, or use another --workdir.'
+            )
+        host = jax.tree.map(np.asarray, jax.device_get(state))
+        record = {'progress': dict(progress), 'layout': _layout(host)}
+        self._manager.save(
+            round,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(host), record=ocp.args.JsonSave(record)
+            ),
+        )
+        # Orbax renamed a whole folder into place.  This tells later damage from what was saved;
+        # a process killed before this line leaves a whole checkpoint without the list.
+        folder = self.directory / str(round)
+        write_json(folder / FILES, _file_sums(folder))
+
+    def restore(self, like: T) -> Restored | None:
+        """The newest whole checkpoint, or None if there is none.
+
+        like: the state wanted, as arrays or shapes (``jax.eval_shape``).  The state comes back as
+        device arrays of exactly this structure, these shapes and dtypes, with the bits saved.
+
+        A checkpoint that cannot be read back is reported, set aside (``<round>.broken``) and the
+        one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                # First, since a read that fails inside orbax floods the terminal with tracebacks.
+                _check_files(self.directory / str(step))
+                args = ocp.args.Composite(record=ocp.args.JsonRestore())
+                record = self._manager.restore(step, args=args).record
+                self._check_layout(step, record['layout'], _layout(like))
+                state = self._state(step, like)
+            except CheckpointError:
+                raise
+            except Exception as error:  # whatever the damage provokes in orbax or tensorstore
+                self._set_aside(step, error)
+            else:
+                return Restored(step, state, record['progress'])
+        return None
+
+    def _state(self, step: int, like: T) -> T:
+        # Zeros broadcast from one scalar: the shapes cost no memory.
+        empty = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(empty))
+        host = self._manager.restore(step, args=args).state
+        # A copy, since jax may otherwise share numpy's memory, which must not be donated.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), host)
+
+    def _check_layout(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
+        if saved == wanted:
+            return
+        lines = [f'  {name}: {saved[name]}, not part of this run' for name in saved.keys() - wanted]
+        lines += [f'  {name}: missing there, {wanted[name]} here' for name in wanted.keys() - saved]
+        lines += [
+            f'  {name}: {saved[name]} there, {wanted[name]} here'
+            for name in saved.keys() & wanted.keys()
+            if saved[name] != wanted[name]
+        ]
+        lines.sort(key=lambda line: ('/params/' not in line, line))  # the telling ones first
+        more = f'\n  ... and {len(lines) - 8} more' if len(lines) > 8 else ''
+        raise CheckpointError(
+            f'the checkpoint of round {step} in {self.directory} was made by another config '
+            'or method; its arrays are not those of this run:\n'
+            + '\n'.join(lines[:8])
+            + more
+            + '\nRun it with the config it was made with, or choose another --workdir.'
+        )
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        source = self.directory / str(step)
+        names = (f'{step}.broken{number or ""}' for number in itertools.count())
+        target = next(path for path in map(source.with_name, names) if not path.exists())
+        # Out of the way, since it would count as one of the last, and its round is saved anew.
+        os.replace(source, target)
+        self._manager.reload()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        logging.warning(
+            'the checkpoint of round %d cannot be read (%s); it is set aside as %s and the last '
+            'whole one before it is used.',
+            step,
+            reason,
+            target,
+        )
+
+
+def _orbax_warnings_only(record: Any) -> bool:
+    """Orbax tells thirty lines of a save at the info level that absl's app shows."""
+    return record.levelname not in ('DEBUG', 'INFO') or 'orbax' not in record.pathname
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    """Names, dtypes and shapes: ``{'student/params/conv1/kernel': 'float32[3,3,1,8]'}``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): (
+            f'{np.dtype(leaf.dtype)}[{",".join(map(str, leaf.shape))}]'
+        )
+        for path, leaf in leaves
+    }
+
+
+def _file_sums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file: orbax notices a truncated array, not a changed value."""
+    sums = {}
+    for path in sorted(folder.rglob('*')):
+        if path.is_file() and path.name != FILES:
+            data = path.read_bytes()
+            sums[path.relative_to(folder).as_posix()] = [len(data), zlib.crc32(data)]
+    return sums
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / FILES).exists():
+        return
+    saved, found = json.loads((folder / FILES).read_text()), _file_sums(folder)
+    for name, (size, crc) in saved.items():
+        if name not in found:
+            raise ValueError(f'{name} is missing')
+        if found[name][0] != size:
+            raise ValueError(f'{name} has {found[name][0]} bytes instead of {size}')
+        if found[name][1] != crc:
+            raise ValueError(f'{name} is not what was saved')
+
+
+# Files
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file that is whole or, if the process dies on the way, as it was before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Writes `obj` as indented JSON, atomically, after `plain`."""
+    text = json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + '\n').encode())
+
+
+def plain(obj: Any) -> Any:
+    """`obj` in JSON's types: arrays as lists, paths as strings, config groups as dicts.
+
+    NaN and infinities, which JSON does not have, become None.
+    """
+    if isinstance(obj, np.generic | np.ndarray | jax.Array):
+        obj = np.asarray(obj).tolist()
+    elif hasattr(obj, 'to_dict'):  # an ml_collections.ConfigDict
+        obj = obj.to_dict()
+    if isinstance(obj, Mapping):
+        return {str(name): plain(value) for name, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [plain(value) for value in obj]
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    return obj
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> str:
+    """Writes named arrays as safetensors, atomically; returns the file's sha256.
+
+    Raises ValueError for a dtype NumPy does not have (bfloat16), which could not be read back.
+    """
+    # Not np.ascontiguousarray, which makes a scalar a vector.
+    host = {name: np.asarray(jax.device_get(x), order='C') for name, x in arrays.items()}
+    for name, x in host.items():
+        if x.dtype.kind == 'V':
+            raise ValueError(f'{name} is {x.dtype}; convert it to float32 before saving.')
+    data = safetensors.numpy.save(host)
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads named arrays from a safetensors file.  Raises CheckpointError if it is none."""
+    return _parse_arrays(path, _read(path))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f'there is no file {path}.') from None
+
+
+def _parse_arrays(path: str | os.PathLike[str], data: bytes) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load(data)
+    except Exception as error:  # safetensors raises its own type, or KeyError for an unknown dtype
+        raise CheckpointError(
+            f'{path} is not a whole safetensors file ({error}). Make it or copy it again.'
+        ) from error
+
+
+# Model folders
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """``{'params': {'conv1': {'kernel': x}}}`` as ``{'params/conv1/kernel': x}``."""
+    return traverse_util.flatten_dict(variables, sep='/')
+
+
+def unflatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(arrays, sep='/')
+
+
+def save_model(
+    directory: str | os.PathLike[str], name: str, variables: Mapping[str, Any], **facts: Any
+) -> None:
+    """Writes a model folder.
+
+    name: the model's name in `dfkd_jax.models`.
+    variables: ``{'params': ..., 'batch_stats': ...}``.
+    facts: what else to tell of the weights in ``model.json`` (num_classes, channels, source, ...).
+    """
+    directory = Path(directory)
+    arrays = flatten(variables)
+    digest = save_arrays(directory / VARIABLES, arrays)
+    # Last: a folder with its facts is a whole one, and the digest ties the two files together.
+    write_json(
+        directory / FACTS,
+        {'model': name, **facts, 'keys': len(arrays), 'variables_sha256': digest},
+    )
+
+
+def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a model folder: ``(facts, variables)``.
+
+    facts: the contents of ``model.json``, with at least ``model``.
+    variables: nested dicts of numpy arrays under ``params`` and ``batch_stats``.
+    Raises CheckpointError for a folder that is missing, incomplete or damaged.
+    """
+    directory = Path(directory)
+    for name in (FACTS, VARIABLES):
+        if not (directory / name).is_file():
+            raise CheckpointError(
+                f'{directory} is not a model folder: it has no {name}. A folder that '
+                '`python -m dfkd_jax.port` or `python -m dfkd_jax.teach` wrote is expected.'
+            )
+    try:
+        facts = json.loads((directory / FACTS).read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            f'{directory / FACTS} is not JSON ({error}). Make it again.'
+        ) from error
+    absent = [name for name in ('model', 'variables_sha256') if name not in facts]
+    if absent:
+        raise CheckpointError(f'{directory / FACTS} lacks {" and ".join(absent)}.')
+    data = _read(directory / VARIABLES)
+    arrays = _parse_arrays(directory / VARIABLES, data)
+    if hashlib.sha256(data).hexdigest() != facts['variables_sha256']:
+        raise CheckpointError(
+            f'{directory / VARIABLES} is not the file that {FACTS} beside it describes '
+            '(sha256 differs). Make the folder again.'
+        )
+    return facts, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}

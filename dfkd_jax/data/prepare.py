@@ -1,0 +1,456 @@
+"""Writes data sets in the format and at the place of tensorflow-datasets, without TensorFlow.
+
+Three kinds of source: the IDX files of Fashion-MNIST, the binary version of CIFAR, and a folder of
+class folders of images.  What is written has the official name, version and features where there
+are such, so that ``tfds.data_source(name, data_dir=...)`` reads it in any process.  Official sets
+without a source are downloaded and prepared by TFDS itself, which needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import re
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfkd_jax.data.sets import DATASETS, DataError, Spec, how_to_prepare, spec_of
+
+FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # of the Debian package
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
+Examples = Iterable[tuple[Any, dict[str, Any]]]  # a key, which shuffling goes by, and the features
+
+
+class Split(NamedTuple):
+    """The examples of one split."""
+
+    size: int
+    make: Callable[[], Examples]  # images as files (paths or file objects), labels as numbers
+
+
+def prepare(name: str, data_dir: str | Path, source: str | Path | None = None) -> Path:
+    """Puts a data set into `data_dir`; returns its folder, which appears whole or not at all.
+
+    Raises DataError where it is there already, and for a source that is missing or unusable.
+    """
+    spec = spec_of(name)
+    root = Path(data_dir).expanduser()
+    if name == 'digits':
+        raise DataError('digits comes with scikit-learn: there is nothing to prepare')
+    if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
+        raise DataError(f'name {name!r}: expected lower-case letters, digits and _, as in my_set')
+    official, version = (spec.tfds_name or name, spec.version) if spec else (name, '1.0.0')
+    place = root / official / str(version)
+    if place.exists():
+        raise DataError(f'{place} is there already: remove it first to prepare {name} again')
+    if source is None and name == 'fashion_mnist':
+        source = FASHION_MNIST
+    if source is None:
+        return _official(name, root)
+
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f'no folder {folder}. To prepare {name}:\n{how_to_prepare(name, str(root))}'
+        )
+    if name == 'fashion_mnist':
+        return write(name, spec, root, *_fashion_mnist(folder))
+    if name in _CIFAR and any(folder.rglob(_CIFAR[name].test[0])):
+        return write(name, spec, root, *_cifar(name, folder))
+    if official == 'imagenet2012' and any(folder.glob('ILSVRC2012_img_*.tar')):
+        return _official(name, root, folder)
+    return write(name, spec, root, *_class_folders(name, spec, folder))
+
+
+def write(
+    name: str,
+    spec: Spec | None,
+    data_dir: str | Path,
+    features: dict[str, Any],
+    splits: dict[str, Split],
+    metadata: dict[str, Any] | None = None,
+) -> Path:
+    """Writes splits as TFDS would: array_record files of shuffled examples, and their description.
+
+    features: of `tfds.features`, by name.
+    metadata: stored when the examples have been written, so their generators may add to it.
+    """
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        VERSION = tfds.core.Version(spec.version if spec else '1.0.0')
+        code_path = None  # or TFDS looks for checksums of downloads beside this file
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=('image', 'label'),
+                metadata=stored if metadata is not None else None,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager  # the source is here
+            return {key: self._generate_examples(key, split) for key, split in splits.items()}
+
+        def _generate_examples(self, key: str, split: Split) -> Examples:
+            yield from _with_progress(f'{name} {key}', split)
+            stored.update(metadata or {})
+
+    stored = tfds.core.MetadataDict()
+    Builder.name = (spec.tfds_name if spec else None) or name
+    Path(data_dir).mkdir(parents=True, exist_ok=True)
+    builder = Builder(data_dir=str(data_dir), file_format='array_record')
+    tfds.disable_progress_bar()
+    try:
+        with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+            # Into a folder beside it, renamed when whole.
+            builder.download_and_prepare(download_dir=downloads)
+    finally:
+        tfds.enable_progress_bar()
+    return Path(builder.data_dir)
+
+
+def _with_progress(title: str, split: Split) -> Examples:
+    """The split's examples; says on stderr how many have gone by, in one line at a terminal."""
+    live, started, shown = sys.stderr.isatty(), time.monotonic(), 0.0
+    for done, example in enumerate(split.make()):
+        if live and time.monotonic() - shown > 0.5:
+            shown = time.monotonic()
+            print(f'\r{title}: {done:,} of {split.size:,} images', end='', file=sys.stderr)
+        yield example
+    seconds = time.monotonic() - started
+    end = '\r' if live else ''
+    print(f'{end}{title}: {split.size:,} images in {seconds:.1f} s', file=sys.stderr, flush=True)
+
+
+def _official(name: str, root: Path, manual: Path | None = None) -> Path:
+    """Has TFDS download and prepare an official set."""
+    spec, how = spec_of(name), how_to_prepare(name, str(root))
+    if spec is None or (manual is None and not name.startswith('cifar')):
+        raise DataError(f'{name} needs --source. To prepare it, {how}')
+    try:
+        import importlib_resources  # noqa: F401  TFDS needs it to download, and does not say so
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f'preparing {name} so needs TensorFlow ({error}). Either:\n{how}'
+        ) from error
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(spec.tfds_name, data_dir=str(root), file_format='array_record')
+    options = tfds.download.DownloadConfig(manual_dir=str(manual) if manual else None)
+    builder.download_and_prepare(download_config=options)
+    return Path(builder.data_dir)
+
+
+def png(pixels: np.ndarray) -> io.BytesIO:
+    """An image [H, W], [H, W, 1] or [H, W, 3], uint8, as a PNG file in memory."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(file, 'PNG')
+    file.seek(0)
+    return file
+
+
+# --- Fashion-MNIST: four IDX files ---------------------------------------------------------
+
+
+def _fashion_mnist(folder: Path) -> tuple[dict[str, Any], dict[str, Split]]:
+    import tensorflow_datasets as tfds
+
+    splits = {}
+    for split, prefix in (('train', 'train'), ('test', 't10k')):
+        images = _idx(folder, f'{prefix}-images-idx3-ubyte', 3)
+        labels = _idx(folder, f'{prefix}-labels-idx1-ubyte', 1)
+        if len(images) != len(labels) or images.shape[1:] != (28, 28) or labels.max() > 9:
+            raise DataError(
+                f'{folder}: the {split} files hold images {images.shape} and {len(labels)} labels '
+                f'up to {labels.max()}; expected as many of both, 28x28 pixels, labels 0 to 9'
+            )
+
+        def make(images: np.ndarray = images, labels: np.ndarray = labels) -> Examples:
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield i, {'image': png(image), 'label': int(label)}
+
+        splits[split] = Split(len(labels), make)
+    features = {
+        'image': tfds.features.Image(shape=(28, 28, 1)),
+        'label': tfds.features.ClassLabel(names=DATASETS['fashion_mnist'].class_names),
+    }
+    return features, splits
+
+
+def _idx(folder: Path, name: str, rank: int) -> np.ndarray:
+    """An IDX file of unsigned bytes, gzipped or not.
+
+    Big-endian: two zero bytes, the type (8), the rank, the sizes as 32-bit numbers, the values.
+    """
+    path = next((p for p in (folder / f'{name}.gz', folder / name) if p.is_file()), None)
+    if path is None:
+        raise DataError(
+            f'no {name}.gz in {folder}. To prepare fashion_mnist:\n'
+            f'{how_to_prepare("fashion_mnist", "DIR")}'
+        )
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == '.gz' else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f'{path} cannot be unpacked ({error}): get it again') from error
+    start = 4 + 4 * rank
+    shape = tuple(np.frombuffer(raw[4:start], '>u4').tolist())
+    if raw[:4] != bytes((0, 0, 8, rank)) or len(raw) - start != int(np.prod(shape)):
+        raise DataError(
+            f'{path} is not a whole IDX file of bytes with {rank} axes '
+            f'({len(raw):,} bytes, header {raw[:start].hex(" ")}): get it again'
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+# --- CIFAR: the binary version -------------------------------------------------------------
+
+
+class _Cifar(NamedTuple):
+    """Records of label bytes, then 3 x 32 x 32 pixels."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: dict[str, str]  # the label bytes of a record, in order, and the files of their names
+
+
+_CIFAR = {
+    'cifar10': _Cifar(
+        tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
+        ('test_batch.bin',),
+        {'label': 'batches.meta.txt'},
+    ),
+    'cifar100': _Cifar(
+        ('train.bin',),
+        ('test.bin',),
+        {'coarse_label': 'coarse_label_names.txt', 'label': 'fine_label_names.txt'},
+    ),
+}
+
+
+def _cifar(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Split]]:
+    import tensorflow_datasets as tfds
+
+    files = _CIFAR[name]
+    folder = next(folder.rglob(files.test[0])).parent
+    missing = [
+        file
+        for file in (*files.train, *files.test, *files.labels.values())
+        if not (folder / file).is_file()
+    ]
+    if missing:
+        raise DataError(f'{folder} lacks {", ".join(missing)}: unpack the whole archive again')
+    names = {key: (folder / file).read_text().split() for key, file in files.labels.items()}
+    if names['label'] != list(DATASETS[name].class_names):
+        raise DataError(
+            f'{folder / files.labels["label"]} lists the classes {names["label"]}; expected '
+            f'{list(DATASETS[name].class_names)}'
+        )
+    record = len(names) + 3 * 32 * 32
+
+    def split(key: str, parts: tuple[str, ...]) -> Split:
+        size = sum((folder / part).stat().st_size for part in parts)
+        if size % record or not size:
+            raise DataError(
+                f'{", ".join(parts)} in {folder} have {size:,} bytes, no whole number of records '
+                f'of {record}: unpack the archive again'
+            )
+
+        def make() -> Examples:
+            i = 0
+            for part in parts:
+                rows = np.fromfile(folder / part, np.uint8).reshape(-1, record)
+                for row in rows:
+                    image = row[len(names) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                    labels = {key: int(label) for key, label in zip(names, row, strict=False)}
+                    # Keys and ids are TFDS's own, so that the stored order is too.
+                    yield i, {'id': f'{key}_{i:05d}', 'image': png(image), **labels}
+                    i += 1
+
+        return Split(size // record, make)
+
+    features = {
+        'id': tfds.features.Text(),
+        'image': tfds.features.Image(shape=(32, 32, 3)),
+        **{key: tfds.features.ClassLabel(names=values) for key, values in names.items()},
+    }
+    return features, {'train': split('train', files.train), 'test': split('test', files.test)}
+
+
+# --- A folder of class folders -------------------------------------------------------------
+
+
+def _class_folders(
+    name: str, spec: Spec | None, folder: Path
+) -> tuple[dict[str, Any], dict[str, Split], dict[str, Any]]:
+    """Features, splits and metadata of CLASS/*, or train/CLASS/* with val/ or test/ beside it.
+
+    Labels count the class folders in sorted order, as PyTorch's ImageFolder does.  Without val/ or
+    test/, a fifth of each class becomes the test split: the images whose names hash lowest, so that
+    no file system's order matters.  Tiny-ImageNet's val/ (one folder of images, and their classes
+    in val_annotations.txt) is understood; words.txt gives class folders named by WordNet ids words.
+    """
+    import tensorflow_datasets as tfds
+
+    top = folder / 'train' if (folder / 'train').is_dir() else folder
+    classes = sorted(path.name for path in top.iterdir() if path.is_dir() and _images(path))
+    if len(classes) < 2:
+        raise DataError(
+            f'{top} has {len(classes)} folders of images: expected two or more, one for each class'
+        )
+    if spec and len(classes) != spec.num_classes:
+        raise DataError(
+            f'{name} has {spec.num_classes} classes, {top} has {len(classes)} folders of images: '
+            f'prepare a part of it under a name of your own'
+        )
+    files = {'train': _labelled(top, classes)}
+    if top != folder:
+        for part, split in (('val', 'validation'), ('validation', 'validation'), ('test', 'test')):
+            found = _labelled(folder / part, classes) if (folder / part).is_dir() else []
+            if found:  # Tiny-ImageNet's test/ has images, but no classes
+                files[split] = found
+    if len(files) == 1:
+        files = _split(files['train'], classes)
+    if spec and spec.test_split not in files:
+        raise DataError(f'{folder} has no labelled images in val/: expected those of {name}')
+
+    grey, shape = _formats(path for part in files.values() for path, _ in part)
+    metadata: dict[str, Any] = {}
+
+    def examples(key: str) -> Split:
+        def make() -> Examples:
+            moments = np.zeros((3, 1 if grey else 3))  # count, sum, sum of squares
+            for path, label in files[key]:
+                image, pixels = _image(path, grey, decode=key == 'train' and not spec)
+                if pixels is not None:
+                    x = pixels.reshape(-1, moments.shape[1]) / 255
+                    moments += (np.full(x.shape[1], len(x)), x.sum(0), np.square(x).sum(0))
+                file = path.relative_to(folder).as_posix()
+                yield file, {'image': image, 'label': label, 'file_name': path.name}
+            if moments[0, 0]:
+                mean = moments[1] / moments[0]
+                std = np.sqrt(np.maximum(moments[2] / moments[0] - mean**2, 1e-6))
+                metadata.update(mean=np.round(mean, 4).tolist(), std=np.round(std, 4).tolist())
+
+        return Split(len(files[key]), make)
+
+    features = {
+        'image': tfds.features.Image(shape=(*(shape or (None, None)), 1 if grey else 3)),
+        'label': tfds.features.ClassLabel(names=_words(folder, classes)),
+        'file_name': tfds.features.Text(),
+    }
+    return features, {key: examples(key) for key in files}, metadata
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders in it, sorted."""
+    return sorted(
+        path
+        for path in folder.rglob('*')
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+    )
+
+
+def _labelled(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """The images of a split's folder with their labels; none where it has no classes."""
+    label = {name: i for i, name in enumerate(classes)}
+    annotations = folder / 'val_annotations.txt'
+    if annotations.is_file():  # file, class, and the corners of a box
+        rows = [row.split('\t')[:2] for row in annotations.read_text().splitlines() if row.strip()]
+        unknown = sorted({row[-1] for row in rows} - set(label))
+        if unknown:
+            raise DataError(f'{annotations} names classes without a folder: {unknown[:5]}')
+        found = [(folder / 'images' / file, label[name]) for file, name in rows]
+        missing = [path.name for path, _ in found if not path.is_file()]
+        if missing:
+            raise DataError(
+                f'{folder / "images"} lacks {len(missing)} of the images that {annotations.name} '
+                f'lists: {", ".join(missing[:5])}'
+            )
+        return found
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and _images(path))
+    if [path.name for path in folders] == ['images']:
+        return []
+    unknown = [path.name for path in folders if path.name not in label]
+    if unknown:
+        raise DataError(
+            f'{folder} has class folders that the training images lack: {", ".join(unknown[:5])}'
+        )
+    return [(path, label[top.name]) for top in folders for path in _images(top)]
+
+
+def _split(files: list[tuple[Path, int]], classes: list[str]) -> dict[str, list[tuple[Path, int]]]:
+    """A fifth of each class, one image at least, for testing; the rest for training."""
+    splits: dict[str, list[tuple[Path, int]]] = {'train': [], 'test': []}
+    for label, name in enumerate(classes):
+        mine = [pair for pair in files if pair[1] == label]
+        if len(mine) < 2:
+            raise DataError(f'class {name} has {len(mine)} image: expected two, train and test')
+        mine.sort(key=lambda pair: hashlib.sha256(f'{name}/{pair[0].name}'.encode()).hexdigest())
+        tests = max(1, round(len(mine) / 5))
+        splits['test'] += mine[:tests]
+        splits['train'] += mine[tests:]
+    return splits
+
+
+def _formats(paths: Iterable[Path]) -> tuple[bool, tuple[int, int] | None]:
+    """Whether all images are grey, and their one size (H, W), if it is one; reads headers only."""
+    from PIL import Image
+
+    sizes, modes = set(), set()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.add((image.height, image.width))
+                modes.add(image.mode)
+        except (OSError, SyntaxError) as error:
+            raise DataError(f'{path} is not an image that Pillow reads ({error})') from error
+    return modes <= {'1', 'L', 'LA'}, sizes.pop() if len(sizes) == 1 else None
+
+
+def _image(path: Path, grey: bool, decode: bool) -> tuple[Any, np.ndarray | None]:
+    """What to store of an image, and its pixels if `decode`.
+
+    JPEG and PNG files of the right kind are stored as they are.  Others become PNG: palettes get
+    their colours, transparency is dropped, as PyTorch's ImageFolder does.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode = 'L' if grey else 'RGB'
+            as_it_is = image.format in ('JPEG', 'PNG') and image.mode in ('L', mode)
+            if as_it_is and not decode:
+                return str(path), None
+            # Palettes with transparency first get an alpha channel; Pillow warns otherwise.
+            full = image.convert('RGBA') if image.mode == 'P' and not grey else image
+            pixels = np.asarray(full.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f'{path} cannot be decoded ({error}): remove it or get it again') from error
+    return str(path) if as_it_is else png(pixels), pixels
+
+
+def _words(folder: Path, classes: list[str]) -> list[str]:
+    """Class names: the folders', or the first word that words.txt has for each WordNet id."""
+    path = folder / 'words.txt'
+    if not path.is_file():
+        return classes
+    rows = (row.split('\t', 1) for row in path.read_text().splitlines() if '\t' in row)
+    words = {key: text.split(',')[0].strip() for key, text in rows}
+    names = [words.get(name, name) for name in classes]
+    # TFDS wants names that differ: 'crane' is a bird and a machine.
+    return [f'{w} ({c})' if names.count(w) > 1 else w for c, w in zip(classes, names, strict=True)]

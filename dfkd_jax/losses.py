@@ -1,0 +1,87 @@
+"""Losses of data-free distillation.
+
+Functions of arrays that return one value per example, [B], for the caller to reduce, except where
+a loss is a property of the whole batch; those say so and return a scalar.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+
+
+def kd(student_logits: Array, teacher_logits: Array, temperature: float = 1.0) -> Array:
+    """Distillation: T^2 KL(softmax(teacher / T) || softmax(student / T)), [B] (Hinton et al. 2015).
+
+    Both logits are [B, C]; gradients reach both.
+    """
+    student = jax.nn.log_softmax(student_logits / temperature)
+    teacher = jax.nn.log_softmax(teacher_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
+def cross_entropy(logits: Array, label: Array) -> Array:
+    """-log softmax(logits)[label], [B], for logits [B, C] and labels [B]."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def cross_entropy_of_probabilities(logits: Array, label: Array) -> Array:
+    """Cross entropy with the softmax taken twice, [B], as CPSC-DFKD's code has it.
+
+    Its range is one nat wide, [log((e + C - 1) / e), log(e + C - 1)], and its gradient vanishes
+    where the first softmax saturates.
+    """
+    return cross_entropy(jax.nn.softmax(logits), label)
+
+
+def squared_error(student_logits: Array, teacher_logits: Array) -> Array:
+    """Mean over classes of the squared difference of logits, [B]."""
+    return jnp.mean(jnp.square(student_logits - teacher_logits), axis=-1)
+
+
+def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
+    """Distance of a batch to what a network's batch norms remember; one scalar for the batch.
+
+    The sum over layers of ||var - running var||_2 + ||mean - running mean||_2, not squared
+    (DeepInversion, Yin et al. 2020, as CMI's and CPSC-DFKD's code computes it).
+
+    statistics: `Output.statistics`, the moments of the batch.
+    batch_stats: the network's running statistics, a tree of the same structure.
+    """
+
+    def distance(a: Array, b: Array) -> Array:
+        # safe_norm: at distance zero the gradient is zero, not nan.
+        return optax.safe_norm(a - b, 1e-12)
+
+    return sum(jax.tree.leaves(jax.tree.map(distance, statistics, batch_stats)), jnp.zeros(()))
+
+
+def supervised_contrastive(views: Array, label: Array, temperature: float) -> Array:
+    """Supervised contrastive loss over several views of a batch (Khosla et al. 2020, eq. 2), [V, B].
+
+    For each anchor, minus the mean over its positives of the log probability of the positive among
+    all other entries; positives are all other entries, of any view, with the anchor's label.
+
+    views: [V, B, F] features, L2-normalised by the caller.
+    label: [B] labels, shared by the views.
+    """
+    num_views, batch, _ = views.shape
+    entries = views.reshape(num_views * batch, -1)
+    labels = jnp.tile(label, num_views)
+    others = ~jnp.eye(num_views * batch, dtype=bool)
+    positive = (labels[:, None] == labels[None, :]) & others
+    similarity = jnp.where(others, entries @ entries.T / temperature, -jnp.inf)
+    log_prob = jax.nn.log_softmax(similarity, axis=-1)
+    total = jnp.sum(jnp.where(positive, log_prob, 0.0), axis=-1)
+    count = jnp.sum(positive, axis=-1)
+    return (-total / jnp.maximum(count, 1)).reshape(num_views, batch)
+
+
+def normalise(features: Array) -> Array:
+    """Features scaled to unit L2 norm, [..., F]; as torch.nn.functional.normalize."""
+    return features / optax.safe_norm(features, 1e-12, axis=-1, keepdims=True)

@@ -1,0 +1,321 @@
+"""CPSC-DFKD: conditional pseudo-supervised contrast (arXiv 2510.03375, Pattern Recognition 143).
+
+A generator conditioned on the class by its batch norms plays against the student: it seeks images
+on which student and teacher disagree, that the teacher takes for the class asked for, that match
+the teacher's batch statistics, and whose features, in the teacher's view and in the student's,
+cluster by class.  With t, s the teacher's and student's logits and D the mean KL(t || s):
+
+    L_G = - kd D(t, s) - ikd I(s, sg[t]) + bn L_BN + scl L_SCL + ce L_CE(t, y)
+    L_S =   kd D(t, s) + ikd I(s, t)     + ce L_CE(s, y)
+
+I is the mean squared difference of logits (`ikd_form='mse'`; CIFAR-100, Tiny-ImageNet) or its log
+(`'log'`; CIFAR-10, where the student's is the log of the batch's Frobenius norm, half the slope).
+L_SCL is the supervised contrast over the two views; gradients reach the generator through both
+networks.  Every step draws new latents z ~ N(0, I) and classes y ~ U{0..C-1}; there is no image
+bank and, in the authors' code, no augmentation.
+
+The paper's text was not available to us: the losses are those of the authors' published code.
+Where the code does something its equations do not say, a config field chooses; `as_published` sets
+them all to the code's way, the default is the method as its equations mean it:
+
+    loss.double_softmax        the code feeds probabilities to a cross entropy that takes a softmax
+    generator.reset_adam       the code makes a new Adam at every step, which turns it into
+                               sign descent at a constant rate; else Adam persists
+    loss.adapter_normalise     the code's adapter (below) leaves its output un-normalised: False
+    synthesis.update_student_statistics
+                               the code's student is in train mode while the generator trains, so
+                               its running statistics move there too: True
+    student.schedule           'published': linear over ten epochs of 50 rounds, then cosine, both
+                               constant within an epoch; 'cosine': the same, step by step
+
+Not reproduced: float16 without loss scaling (we run float32 or bfloat16), the optimisation of z
+(which the code then draws anew, without effect), the generator's learning-rate schedule (which
+acts there on an optimiser that is never stepped).
+
+Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
+`ConditionalBatchNorm`), `generator.decay` anneals the generator's rate to zero over the run,
+`synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
+softens the student's distillation, `student.nesterov`.
+
+A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) meets the contrast
+through an adapter, a random and never trained two-layer projection, as in the code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from dfkd_jax import augment, contract, losses
+from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax.parallel import Shards
+
+
+@struct.dataclass
+class Extra:
+    """CPSC's own state: the adapter's weights, never trained; ``{}`` where widths agree."""
+
+    adapter: Params
+
+
+class Adapter(nn.Module):
+    """Student features [B, F_s] to the teacher's width [B, F_t]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.relu(nn.Dense(x.shape[-1], name='hidden')(x))
+        return nn.Dense(self.features, name='out')(x)
+
+
+def generator_terms(
+    loss: Any, teacher: Any, student: Any, views: Array | None, running: Params, label: Array,
+    shards: Shards,
+) -> dict[str, Array]:  # fmt: skip
+    """The terms of L_G, unweighted and signed so that the generator minimises each.
+
+    loss: config.loss; a term of weight 0 is left out, of the dictionary and of the program.
+    teacher, student: `Output`s on the synthetic batch; views: [2, B, F] unit features of the
+    student and the teacher; running: the teacher's running statistics; label: [B].
+    """
+    terms = {}
+    if loss.kd:
+        terms['kd'] = -jnp.mean(losses.kd(student.logits, teacher.logits))
+    if loss.ikd:
+        fixed = jax.lax.stop_gradient(teacher.logits)
+        error = jnp.mean(losses.squared_error(student.logits, fixed))
+        terms['ikd'] = -jnp.log(shards.mean(error)) if loss.ikd_form == 'log' else -error
+    if loss.bn:
+        terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+    if loss.scl:
+        # The contrast compares every image with every other, on whichever device it is.
+        views = jnp.stack([shards.gather(view) for view in views])
+        whole_label = shards.gather(label)
+        terms['scl'] = jnp.mean(
+            losses.supervised_contrastive(views, whole_label, loss.scl_temperature)
+        )
+    if loss.ce:
+        terms['ce'] = jnp.mean(_cross_entropy(loss)(teacher.logits, label))
+    return terms
+
+
+def student_terms(
+    loss: Any, student_logits: Array, teacher_logits: Array, label: Array, shards: Shards
+) -> dict[str, Array]:
+    """The terms of L_S, unweighted; logits [B, C], label [B]."""
+    terms = {}
+    if loss.kd:
+        terms['kd'] = jnp.mean(losses.kd(student_logits, teacher_logits, loss.temperature))
+    if loss.ikd:
+        error = jnp.mean(losses.squared_error(student_logits, teacher_logits))
+        if loss.ikd_form == 'log':
+            # log of the Frobenius norm over the whole batch: sqrt of the sum, not of the mean.
+            count = student_logits.size * shards.count
+            terms['ikd'] = 0.5 * jnp.log(shards.mean(error) * count)
+        else:
+            terms['ikd'] = error
+    if loss.ce:
+        terms['ce'] = jnp.mean(_cross_entropy(loss)(student_logits, label))
+    return terms
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """CPSC-DFKD for these networks.
+
+    Raises ValueError where a batch does not divide over the shards or a choice is unknown.
+    """
+    _check(config, models, shards)
+    loss, synthesis = config.loss, config.synthesis
+    shape, classes = models.image_shape, models.num_classes
+    student_tx = _student_optimiser(config)
+    generator_tx = _generator_optimiser(config)
+    blank = jnp.zeros((1, *shape))
+    widths = [
+        jax.eval_shape(lambda key, m=module: m.init_with_output(key, blank)[0], jax.random.key(0))
+        .features.shape[-1]
+        for module in (models.teacher, models.student)
+    ]  # fmt: skip
+    adapter = Adapter(widths[0]) if widths[0] != widths[1] else None
+    # Padding is black, which is zero before the images are normalised and -mean / std after.
+    black = -jnp.asarray(models.mean) / jnp.asarray(models.std)
+
+    def init(frozen: Frozen, key: Key) -> State:
+        del frozen
+        key_student, key_generator, key_adapter = jax.random.split(key, 3)
+        student = models.student.init(key_student, blank)
+        generator = models.generator.init(
+            key_generator, jnp.zeros((1, models.generator.latent)), jnp.zeros((1,), jnp.int32)
+        )
+        adapter_params: Params = {}
+        if adapter is not None:
+            adapter_params = adapter.init(key_adapter, jnp.zeros((1, widths[1])))['params']
+        return State(
+            round=contract.first_round(),
+            student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
+            generator=contract.start(generator['params'], generator['batch_stats'], generator_tx),
+            extra=Extra(adapter_params),
+        )
+
+    def draw(key: Key, batch_size: int) -> tuple[Array, Array]:
+        """This instance's latents [B, latent] and classes [B]."""
+        key_z, key_label = jax.random.split(key)
+        z = jax.random.normal(key_z, (batch_size, models.generator.latent))
+        label = jax.random.randint(key_label, (batch_size,), 0, classes)
+        return shards.share(z), shards.share(label)
+
+    def generate(variables: Any, z: Array, label: Array) -> tuple[Array, Params]:
+        """Images [B, H, W, channels] and the generator's new running statistics."""
+        image, mutated = models.generator.apply(
+            variables, z, label, train=True, mutable=['batch_stats']
+        )
+        return image, mutated['batch_stats']
+
+    def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
+        """The student in train mode, and its new running statistics."""
+        out, mutated = models.student.apply(variables, image, train=True, mutable=['batch_stats'])
+        return out, mutated.get('batch_stats', {})
+
+    def contrast_views(student: Any, teacher: Any, adapter_params: Params) -> Array:
+        """The two views of the contrast, [2, B, F], of unit length."""
+        view = losses.normalise(student.features)
+        if adapter is not None:
+            view = adapter.apply({'params': adapter_params}, view)
+            view = losses.normalise(view) if loss.adapter_normalise else view
+        return jnp.stack([view, losses.normalise(teacher.features)])
+
+    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        z, label = draw(key, synthesis.batch_size)
+
+        def generator_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.generator.batch_stats}
+            image, generator_stats = generate(variables, z, label)
+            teacher = models.teacher.apply(frozen.teacher, image)
+            student, student_stats = apply_student(state.student.variables, image)
+            views = contrast_views(student, teacher, state.extra.adapter) if loss.scl else None
+            terms = generator_terms(
+                loss, teacher, student, views, frozen.teacher['batch_stats'], label, shards
+            )
+            total = _weighted(loss, terms)
+            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
+            return total, (terms | {'loss': total, 'hit': hit}, generator_stats, student_stats)
+
+        if config.generator.reset_adam:
+            state = state.replace(
+                generator=state.generator.replace(
+                    opt_state=generator_tx.init(state.generator.params)
+                )
+            )
+        (_, (terms, generator_stats, student_stats)), grads = shards.value_and_grad(generator_loss)(
+            state.generator.params
+        )
+        student = state.student
+        if synthesis.update_student_statistics:
+            student = student.replace(batch_stats=student_stats)
+        generator = contract.update(state.generator, grads, generator_tx, generator_stats)
+        return state.replace(generator=generator, student=student), _named('g/', terms, shards)
+
+    def draw_batch(state: State, key: Key, batch_size: int) -> Batch:
+        """A fresh batch in the student's eyes, before augmentation."""
+        z, label = draw(key, batch_size)
+        return Batch(generate(state.generator.variables, z, label)[0], label)
+
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
+        del frozen
+        return draw_batch(state, key, synthesis.student_batch_size)
+
+    def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        key_sample, key_crop, key_flip = jax.random.split(key, 3)
+        image, label = sample(frozen, state, key_sample)
+        if synthesis.crop_padding:
+            padding = synthesis.crop_padding
+            offsets = augment.draw_crop(key_crop, synthesis.student_batch_size, padding)
+            image = augment.crop(image, shards.share(offsets), padding, black)
+        if synthesis.flip:
+            mask = augment.draw_flip(key_flip, synthesis.student_batch_size)
+            image = augment.flip(image, shards.share(mask))
+        teacher = models.teacher.apply(frozen.teacher, image)
+
+        def student_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.student.batch_stats}
+            out, batch_stats = apply_student(variables, image)
+            terms = student_terms(loss, out.logits, teacher.logits, label, shards)
+            total = _weighted(loss, terms)
+            same = jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(teacher.logits, -1))
+            return total, (terms | {'loss': total, 'agreement': same}, batch_stats)
+
+        (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
+        student = contract.update(state.student, grads, student_tx, batch_stats)
+        return state.replace(student=student), _named('s/', terms, shards)
+
+    return Method(init=init, generator_step=generator_step, student_step=student_step, sample=sample)
+
+
+def _check(config: Any, models: Models, shards: Shards) -> None:
+    shards.check('config.synthesis.batch_size', config.synthesis.batch_size)
+    shards.check('config.synthesis.student_batch_size', config.synthesis.student_batch_size)
+    for name, choices in {'loss.ikd_form': ('mse', 'log'),
+                          'student.schedule': ('cosine', 'published')}.items():  # fmt: skip
+        group, field = name.split('.')
+        if config[group][field] not in choices:
+            raise ValueError(f'config.{name}={config[group][field]!r}; expected one of {choices}.')
+    if models.generator is None or not hasattr(models.generator, 'spread'):
+        raise ValueError(
+            'cpsc needs a conditional generator: set config.generator.model to cpsc_generator '
+            'or cpsc_deep_generator.'
+        )
+
+
+def _weighted(loss: Any, terms: dict[str, Array]) -> Array:
+    return sum((loss[name] * term for name, term in terms.items()), jnp.zeros(()))
+
+
+def _named(prefix: str, terms: dict[str, Array], shards: Shards) -> Metrics:
+    return shards.mean({prefix + name: term for name, term in terms.items()})
+
+
+def _cross_entropy(loss: Any) -> Any:
+    return losses.cross_entropy_of_probabilities if loss.double_softmax else losses.cross_entropy
+
+
+def _total_steps(config: Any, kind: str) -> int:
+    """Student ('s_steps') or generator ('g_steps') updates in the whole run."""
+    loops = {'s_steps': lambda phase: 1, 'g_steps': lambda phase: phase.loops}[kind]
+    return sum(phase.rounds * phase[kind] * loops(phase) for phase in config.phases)
+
+
+def _student_optimiser(config: Any) -> optax.GradientTransformation:
+    """SGD with momentum; a linear warm-up, then half a cosine."""
+    student = config.student
+    total, warmup = _total_steps(config, 's_steps'), student.warmup_steps
+    if student.schedule == 'published':
+        # Constant within an epoch of 50 rounds; epochs count from 1, the warm-up lasts ten, and
+        # the cosine starts from the tenth over the full number of epochs.
+        epoch_steps = 50 * config.phases[-1].s_steps
+        epochs = max(total // epoch_steps, 1)
+
+        def schedule(step: Array) -> Array:
+            epoch = 1 + step // epoch_steps
+            cosine = 0.5 * (1 + jnp.cos(jnp.pi * (epoch - 10) / epochs))
+            return student.lr * jnp.where(epoch <= 10, epoch / 10, cosine)
+    else:
+        schedule = optax.schedules.warmup_cosine_decay_schedule(
+            0.0, student.lr, warmup, max(total, warmup + 1)
+        )
+    return optax.chain(
+        optax.add_decayed_weights(student.weight_decay),
+        optax.sgd(schedule, momentum=student.momentum, nesterov=student.nesterov),
+    )
+
+
+def _generator_optimiser(config: Any) -> optax.GradientTransformation:
+    """Adam, at a constant rate or annealed to zero over the run."""
+    generator = config.generator
+    total = max(_total_steps(config, 'g_steps'), 1)
+    rate = optax.schedules.cosine_decay_schedule(generator.lr, total) if generator.decay else generator.lr
+    return optax.adam(rate, b1=generator.beta1, b2=generator.beta2)

@@ -1,0 +1,75 @@
+"""The model zoo: names to linen modules."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+
+from dfkd_jax.models.efficientnet import EfficientNetLite0
+from dfkd_jax.models.generators import (
+    CPSCDeepGenerator,
+    CPSCGenerator,
+    DCGANGenerator,
+    NAYERGenerator,
+)
+from dfkd_jax.models.layers import Output as Output
+from dfkd_jax.models.lenet import LeNet5
+from dfkd_jax.models.mobilenet import MobileNetV2
+from dfkd_jax.models.resnet import imagenet, thin, wide
+from dfkd_jax.models.vgg import VGG
+from dfkd_jax.models.wrn import WideResNet
+
+MODELS: dict[str, Any] = {
+    'lenet5': LeNet5,
+    'lenet5_half': partial(LeNet5, (3, 8, 60, 42)),
+    'resnet8': thin(8),
+    'resnet20': thin(20),
+    'resnet32': thin(32),
+    'resnet56': thin(56),
+    'resnet110': thin(110),
+    'resnet8x4': thin(8, (32, 64, 128, 256)),
+    'resnet32x4': thin(32, (32, 64, 128, 256)),
+    'resnet8_half': thin(8, (8, 8, 16, 32)),
+    'resnet8_s2d': thin(8, stem='s2d'),
+    'resnet8_s2d_half': thin(8, (8, 8, 16, 32), 's2d'),
+    'resnet18': wide((2, 2, 2, 2)),
+    'resnet34': wide((3, 4, 6, 3)),
+    'resnet50': wide((3, 4, 6, 3), bottleneck=True),
+    'resnet18_imagenet': imagenet((2, 2, 2, 2)),
+    'resnet34_imagenet': imagenet((3, 4, 6, 3)),
+    'resnet50_imagenet': imagenet((3, 4, 6, 3), bottleneck=True),
+    'wrn16_1': partial(WideResNet, 16, 1),
+    'wrn16_2': partial(WideResNet, 16, 2),
+    'wrn40_1': partial(WideResNet, 40, 1),
+    'wrn40_2': partial(WideResNet, 40, 2),
+    'vgg8': partial(VGG, (1, 1, 1, 1, 1)),
+    'vgg11': partial(VGG, (1, 1, 2, 2, 2)),
+    'vgg13': partial(VGG, (2, 2, 2, 2, 2)),
+    'mobilenetv2': MobileNetV2,
+    'efficientnet_lite0': EfficientNetLite0,
+    'cpsc_generator': CPSCGenerator,
+    'cpsc_deep_generator': CPSCDeepGenerator,
+    'dcgan_generator': DCGANGenerator,
+    'nayer_generator': NAYERGenerator,
+}
+
+
+def make(name: str, **sizes: Any) -> nn.Module:
+    """The module called `name`; `sizes` are its fields (classifiers: num_classes, axis_name, dtype).
+
+    Raises ValueError for an unknown name, listing near and known ones.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3)
+        hint = f' Did you mean {" or ".join(near)}?' if near else ''
+        raise ValueError(f'unknown model {name!r}.{hint} Known models: {", ".join(sorted(MODELS))}.')
+    return MODELS[name](**sizes)
+
+
+def fields(name: str) -> set[str]:
+    """The sizes that `make(name, ...)` takes, as keyword arguments.  ValueError as `make`."""
+    return {field.name for field in dataclasses.fields(make(name))} - {'parent', 'name'}

@@ -1,0 +1,193 @@
+"""Image generators: latents, and labels or label embeddings, to images.
+
+Layers equal those of the methods' PyTorch code under ported weights; latents are spread over
+channels first, as PyTorch reshapes them, so that a linear layer ports as a plain transpose.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dfkd_jax.models import layers
+from dfkd_jax.models.layers import Array, BatchNorm, Dtype
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm over the whole batch, then a scale and a shift looked up by class.
+
+    spread: the standard deviation of the class tables at the start, scales around 1 and shifts
+    around 0.  CPSC-DFKD's code starts every class equal (0); with a spread the classes differ from
+    the first step (ours).
+    """
+
+    num_classes: int
+    spread: float = 0.0
+    epsilon: float = 1e-3
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, label: Array, train: bool) -> Array:
+        y, _ = BatchNorm(epsilon=self.epsilon, affine=False, axis_name=self.axis_name,
+                         dtype=self.dtype, name='norm')(x, train)  # fmt: skip
+
+        def table(name: str, start: float) -> Array:
+            def init(key: Array, shape: tuple[int, ...]) -> Array:
+                return start + self.spread * jax.random.normal(key, shape)
+
+            return self.param(name, init, (self.num_classes, x.shape[-1]))
+
+        # A product with one-hot rows rather than a gather: its gradient is a product too, where a
+        # gather's is a scatter, which GPUs add up in an order that changes from run to run.
+        row = jax.nn.one_hot(label, self.num_classes)
+        scale = jnp.dot(row, table('scale', 1.0), precision='highest')[:, None, None, :]
+        shift = jnp.dot(row, table('bias', 0.0), precision='highest')[:, None, None, :]
+        return y * scale.astype(self.dtype) + shift.astype(self.dtype)
+
+
+class CPSCGenerator(nn.Module):
+    """CPSC-DFKD's generator for 32 px (any multiple of 4): the class enters by conditional norms.
+
+    Called with latents [B, latent] and labels [B]; returns images [B, H, W, channels] of about
+    zero mean and unit variance per channel, read by the networks as already normalised.
+    """
+
+    num_classes: int = 10
+    image_size: int = 32
+    channels: int = 3
+    latent: int = 256
+    width: int = 64
+    spread: float = 0.0
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, label: Array, train: bool = True) -> Array:
+        def norm(x: Array, name: str) -> Array:
+            return ConditionalBatchNorm(self.num_classes, self.spread, axis_name=self.axis_name,
+                                        dtype=self.dtype, name=name)(x, label, train)  # fmt: skip
+
+        def conv(x: Array, features: int, name: str) -> Array:
+            return layers.conv(x, features, 3, bias=True, name=name, dtype=self.dtype)
+
+        x = _project(z, 2 * self.width, self.image_size // 4, self.dtype)
+        x = norm(x, 'norm0')
+        x = nn.leaky_relu(norm(conv(layers.upsample2(x), 2 * self.width, 'conv1'), 'norm1'), 0.2)
+        x = nn.leaky_relu(norm(conv(layers.upsample2(x), self.width, 'conv2'), 'norm2'), 0.2)
+        x = norm(jnp.tanh(conv(x, self.channels, 'conv3')), 'norm3')
+        return x.astype(jnp.float32)
+
+
+class CPSCDeepGenerator(nn.Module):
+    """CPSC-DFKD's transposed-convolution generator for 64 and 224 px (any multiple of 16).
+
+    Called as `CPSCGenerator`; ends in a tanh, so images lie in [-1, 1].
+
+    epsilon: of the four inner norms; 0.8 in the authors' code, where a momentum was meant.
+    """
+
+    num_classes: int = 10
+    image_size: int = 64
+    channels: int = 3
+    latent: int = 256
+    width: int = 64
+    spread: float = 0.0
+    epsilon: float = 0.8
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, label: Array, train: bool = True) -> Array:
+        def norm(x: Array, name: str, epsilon: float) -> Array:
+            return ConditionalBatchNorm(self.num_classes, self.spread, epsilon, self.axis_name,
+                                        self.dtype, name=name)(x, label, train)  # fmt: skip
+
+        normal = nn.initializers.normal(0.02)
+        x = _project(z, 8 * self.width, self.image_size // 16, self.dtype)
+        x = norm(x, 'norm0', 1e-3)
+        for i, features in enumerate((4, 2, 1, 1), start=1):
+            # torch.nn.ConvTranspose2d(4, stride 2, padding 1): pad by kernel - 1 - padding.
+            x = nn.ConvTranspose(features * self.width, (4, 4), (2, 2), ((2, 2), (2, 2)),
+                                 use_bias=False, transpose_kernel=True, kernel_init=normal,
+                                 dtype=self.dtype, name=f'conv{i}')(x)  # fmt: skip
+            x = nn.leaky_relu(norm(x, f'norm{i}', self.epsilon), 0.2)
+        x = layers.conv(x, self.channels, 3, bias=True, kernel_init=normal, name='conv5',
+                        dtype=self.dtype)  # fmt: skip
+        return jnp.tanh(x).astype(jnp.float32)
+
+
+class DCGANGenerator(nn.Module):
+    """The unconditional generator of DAFL, ZSKT, DFAD, DFQ, CMI and Fast-DFKD.
+
+    Called with latents [B, latent]; returns images [B, H, W, channels] in [0, 1].
+    """
+
+    image_size: int = 32
+    channels: int = 3
+    latent: int = 256
+    width: int = 64
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, train: bool = True) -> Array:
+        x = _project(z, 2 * self.width, self.image_size // 4, self.dtype)
+        return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+
+
+class NAYERGenerator(nn.Module):
+    """NAYER's generator: label embedding, batch norm, a noisy layer, then the DCGAN trunk.
+
+    Called with label embeddings [B, embedding], B at most repeats * num_classes, laid out as the
+    class list again and again; repetition i passes through noisy linear i.  Returns images
+    [B, H, W, channels] in [0, 1].
+    """
+
+    num_classes: int = 10
+    repeats: int = 40
+    image_size: int = 32
+    channels: int = 3
+    embedding: int = 512
+    noisy_width: int = 1000
+    width: int = 64
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding: Array, train: bool = True) -> Array:
+        x, _ = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='n1')(embedding, train)
+        kernel = self.param('noisy_kernel', nn.initializers.normal(1.0),
+                            (self.repeats, x.shape[-1], self.noisy_width))  # fmt: skip
+        bias = self.param('noisy_bias', nn.initializers.zeros, (self.repeats, self.noisy_width))
+        batch = x.shape[0]
+        x = jnp.pad(x, ((0, self.repeats * self.num_classes - batch), (0, 0)))
+        x = x.reshape(self.repeats, self.num_classes, -1)
+        x = jnp.einsum('rce,ren->rcn', x, kernel.astype(self.dtype))
+        x = (x + bias[:, None].astype(self.dtype)).reshape(-1, self.noisy_width)[:batch]
+        x = _project(x, 2 * self.width, self.image_size // 4, self.dtype)
+        return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+
+
+def _project(z: Array, channels: int, size: int, dtype: Dtype) -> Array:
+    """A linear layer from latents to a [B, size, size, channels] map."""
+    x = layers.linear(z.astype(dtype), channels * size * size, name='project', dtype=dtype)
+    return x.reshape(-1, channels, size, size).transpose(0, 2, 3, 1)
+
+
+def _dcgan_trunk(
+    x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool
+) -> Array:
+    """Two upsamplings by two from [B, s, s, 2 width] to images [B, 4s, 4s, channels] in [0, 1]."""
+
+    def norm(x: Array, name: str) -> Array:
+        return BatchNorm(axis_name=axis_name, dtype=dtype, name=name)(x, train)[0]
+
+    def conv(x: Array, features: int, name: str, bias: bool = False) -> Array:
+        return layers.conv(x, features, 3, bias=bias, name=name, dtype=dtype)
+
+    x = norm(x, 'norm0')
+    x = nn.leaky_relu(norm(conv(layers.upsample2(x), 2 * width, 'conv1'), 'norm1'), 0.2)
+    x = nn.leaky_relu(norm(conv(layers.upsample2(x), width, 'conv2'), 'norm2'), 0.2)
+    return nn.sigmoid(conv(x, channels, 'conv3', bias=True)).astype(jnp.float32)

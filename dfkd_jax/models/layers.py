@@ -1,0 +1,171 @@
+"""Layers with PyTorch's meaning: batch norm with a statistics tap, padded convolutions, default inits.
+
+Each function or module here equals its PyTorch namesake under ported weights.  Two differences
+from flax's own layers decide it: PyTorch pads symmetrically where 'SAME' does not, and PyTorch's
+running variance is unbiased.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+Dtype = Any
+
+
+class Output(NamedTuple):
+    """What a classifier returns.
+
+    statistics mirrors the `batch_stats` collection leaf for leaf: for every BatchNorm, the mean
+    and the biased variance of its input over this batch (over all shards of it where the module
+    has an `axis_name`), whether or not the layer normalised with them.
+    """
+
+    logits: Array  # [B, num_classes] float32
+    features: Array  # [B, F] float32, the input of the last linear layer
+    statistics: dict[str, Any]  # {layer: {'mean': [C], 'var': [C]}}, nested as the module is
+
+
+class BatchNorm(nn.Module):
+    """torch.nn.BatchNorm over all axes but the last, returning also the moments of its input.
+
+    Moments are float32 whatever `dtype`; with `axis_name` they are those of the whole batch over
+    that mapped axis, which makes n devices optimise what one device does.
+
+    momentum: the weight of the old running value (1 minus PyTorch's).
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    affine: bool = True
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        """Returns ``(y, {'mean', 'var'})``; `train` normalises with the batch's own moments."""
+        channels = x.shape[-1]
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
+
+        axes = tuple(range(x.ndim - 1))
+        x32 = x.astype(jnp.float32)
+        mean, square = jnp.mean(x32, axes), jnp.mean(jnp.square(x32), axes)
+        count = x.size // channels
+        if self.axis_name is not None and not self.is_initializing():
+            mean, square = jax.lax.pmean((mean, square), self.axis_name)
+            count *= jax.lax.axis_size(self.axis_name)
+        var = jnp.maximum(square - jnp.square(mean), 0.0)
+
+        if train and not self.is_initializing() and self.is_mutable_collection('batch_stats'):
+            keep = self.momentum
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+
+        used_mean, used_var = (mean, var) if train else (running_mean.value, running_var.value)
+        scale = jax.lax.rsqrt(used_var + self.epsilon)
+        if self.affine:
+            scale = scale * self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+        # One multiply and one add per element: y = x * scale + shift.
+        shift = -used_mean * scale
+        if self.affine:
+            shift = shift + self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        row = (1,) * (x.ndim - 1) + (channels,)
+        y = x * scale.reshape(row).astype(self.dtype) + shift.reshape(row).astype(self.dtype)
+        return y, {'mean': mean, 'var': var}
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for weights and biases of linear and conv layers: U(-1/sqrt(fan_in), ...)."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+# N(0, sqrt(2 / (k * k * out))): He's rule on the fan out, without truncation.
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def conv(
+    x: Array,
+    features: int,
+    size: int,
+    *,
+    name: str,
+    stride: int = 1,
+    padding: int | str | None = None,
+    bias: bool = False,
+    groups: int = 1,
+    kernel_init: nn.initializers.Initializer | None = None,
+    bias_init: nn.initializers.Initializer | None = None,
+    dtype: Dtype = jnp.float32,
+) -> Array:
+    """torch.nn.Conv2d inside a compact module; `padding` defaults to size // 2 on every side.
+
+    'SAME' pads as TensorFlow does, more after than before where the two differ.
+    """
+    pad = size // 2 if padding is None else padding
+    default = torch_uniform(size * size * x.shape[-1] // groups)
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=pad if isinstance(pad, str) else ((pad, pad), (pad, pad)),
+        use_bias=bias,
+        feature_group_count=groups,
+        kernel_init=kernel_init or default,
+        bias_init=bias_init or default,
+        dtype=dtype,
+        name=name,
+    )(x)
+
+
+def linear(
+    x: Array,
+    features: int,
+    *,
+    name: str,
+    kernel_init: nn.initializers.Initializer | None = None,
+    bias_init: nn.initializers.Initializer | None = None,
+    dtype: Dtype = jnp.float32,
+) -> Array:
+    """torch.nn.Linear inside a compact module."""
+    default = torch_uniform(x.shape[-1])
+    return nn.Dense(
+        features,
+        kernel_init=kernel_init or default,
+        bias_init=bias_init or default,
+        dtype=dtype,
+        name=name,
+    )(x)
+
+
+def max_pool(x: Array, size: int, stride: int | None = None, padding: int = 0) -> Array:
+    """torch.nn.MaxPool2d on channels-last maps; `stride` defaults to `size`."""
+    stride = stride or size
+    return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """torch.nn.PixelUnshuffle on channels-last images: [B, H, W, C] -> [B, H/b, W/b, C*b*b]."""
+    n, h, w, c = x.shape
+    if h % block or w % block:
+        raise ValueError(f'images of {h}x{w} px do not divide into {block}x{block} blocks: resize '
+                         f'or pad them to a multiple of {block}')  # fmt: skip
+    x = x.reshape(n, h // block, block, w // block, block, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(n, h // block, w // block, c * block * block)
+
+
+def upsample2(x: Array) -> Array:
+    """Nearest-neighbour upsampling by two: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
+    return x.reshape(n, 2 * h, 2 * w, c)

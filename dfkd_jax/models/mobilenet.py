@@ -1,0 +1,91 @@
+"""MobileNetV2 (Sandler et al. 2018), the ImageNet network, named as in torchvision.
+
+``features.4.conv.1.0`` is ``features_4/conv_1_0`` here.  The dropout before the linear layer is
+left out: every classifier of this zoo is a function of its weights and images alone.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dfkd_jax.models import layers
+from dfkd_jax.models.layers import Array, BatchNorm, Dtype, Output
+
+# Expansion, output channels, blocks, stride of the first block: table 2 of the paper.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to `expand` times the channels, depthwise 3x3, 1x1 to `features`; a sum where they fit."""
+
+    features: int
+    stride: int
+    expand: int
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, dict]:
+        def conv_norm(
+            x: Array, features: int, size: int, conv: str, norm: str, stride: int = 1, groups: int = 1
+        ) -> Array:
+            x = layers.conv(x, features, size, stride=stride, groups=groups, name=conv,
+                            kernel_init=layers.he_normal, dtype=self.dtype)  # fmt: skip
+            x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train)
+            return x
+
+        taps: dict = {}
+        hidden = self.expand * x.shape[-1]
+        y, n = x, 0  # n: torchvision numbers the convolutions that are there
+        if self.expand != 1:
+            y = nn.relu6(conv_norm(y, hidden, 1, 'conv_0_0', 'conv_0_1'))
+            n = 1
+        y = conv_norm(y, hidden, 3, f'conv_{n}_0', f'conv_{n}_1', self.stride, groups=hidden)
+        y = conv_norm(nn.relu6(y), self.features, 1, f'conv_{n + 1}', f'conv_{n + 2}')
+        if self.stride == 1 and x.shape[-1] == self.features:
+            y = x + y
+        return y, taps
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of width 1, for images of 32 px and more (224 as published)."""
+
+    num_classes: int = 10
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Output:
+        """Classifies images [B, H, W, channels]."""
+
+        def conv_norm(x: Array, features: int, size: int, stride: int, name: str) -> Array:
+            conv, norm = f'{name}_0', f'{name}_1'
+            x = layers.conv(x, features, size, stride=stride, name=conv,
+                            kernel_init=layers.he_normal, dtype=self.dtype)  # fmt: skip
+            x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train)
+            return nn.relu6(x)
+
+        taps: dict = {}
+        x = conv_norm(images.astype(self.dtype), 32, 3, 2, 'features_0')
+        blocks = [(width, stride if i == 0 else 1, expand)
+                  for expand, width, depth, stride in STAGES for i in range(depth)]  # fmt: skip
+        for n, sizes in enumerate(blocks, start=1):
+            name = f'features_{n}'
+            block = InvertedResidual(*sizes, self.axis_name, self.dtype, name=name)
+            x, taps[name] = block(x, train)
+        x = conv_norm(x, 1280, 1, 1, f'features_{len(blocks) + 1}')
+
+        features = jnp.mean(x.astype(jnp.float32), (1, 2))
+        logits = layers.linear(features, self.num_classes, name='classifier_1',
+                               kernel_init=nn.initializers.normal(0.01),
+                               bias_init=nn.initializers.zeros)  # fmt: skip
+        return Output(logits, features, taps)

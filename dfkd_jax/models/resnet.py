@@ -1,0 +1,123 @@
+"""Residual networks (He et al. 2016): the thin CIFAR ones, the wide CIFAR ones, ImageNet's.
+
+Three families that differ in stem, widths, initialisation and the names of their PyTorch files:
+
+* resnet8 ... resnet110, resnet8x4, resnet32x4: three stages, ``downsample`` and ``fc``, as in
+  RepDistiller; the ``half`` and ``s2d`` variants are ours, for small machines;
+* resnet18/34/50 for CIFAR: four stages behind a 3x3 stem, ``shortcut`` and ``linear``;
+* the same for ImageNet: a 7x7 stem of stride 2 and a max-pool, ``downsample`` and ``fc``, as in
+  torchvision, with the bottleneck's stride on its 3x3 convolution.
+
+``layer2.0.conv1`` is ``layer2_0/conv1`` here, ``layer2.0.downsample.1`` is
+``layer2_0/downsample_1``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dfkd_jax.models import layers
+from dfkd_jax.models.layers import Array, BatchNorm, Dtype, Output
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, or with `bottleneck` 1x1, 3x3 and 1x1 to four times the width."""
+
+    features: int
+    stride: int
+    bottleneck: bool
+    shortcut: str
+    kernel_init: nn.initializers.Initializer | None = None
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, dict]:
+        def conv_norm(
+            x: Array, features: int, size: int, stride: int, conv: str, norm: str
+        ) -> Array:
+            x = layers.conv(x, features, size, stride=stride, name=conv,
+                            kernel_init=self.kernel_init, dtype=self.dtype)  # fmt: skip
+            x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train)
+            return x
+
+        taps: dict = {}
+        if self.bottleneck:
+            features = 4 * self.features
+            y = nn.relu(conv_norm(x, self.features, 1, 1, 'conv1', 'bn1'))
+            y = nn.relu(conv_norm(y, self.features, 3, self.stride, 'conv2', 'bn2'))
+            y = conv_norm(y, features, 1, 1, 'conv3', 'bn3')
+        else:
+            features = self.features
+            y = nn.relu(conv_norm(x, features, 3, self.stride, 'conv1', 'bn1'))
+            y = conv_norm(y, features, 3, 1, 'conv2', 'bn2')
+        if self.stride != 1 or x.shape[-1] != features:
+            conv, norm = f'{self.shortcut}_0', f'{self.shortcut}_1'
+            x = conv_norm(x, features, 1, self.stride, conv, norm)
+        return nn.relu(x + y), taps
+
+
+class ResNet(nn.Module):
+    """Stem, stages of residual blocks (stride 1, then 2), global average pool, linear layer.
+
+    depths: blocks of each stage.
+    widths: channels of the stem, then of each stage.
+    stem: '3x3' / 's2d' (2x2 pixels to channels, then 3x3: a quarter of the work) / '7x7'.
+    shortcut, head: the names that their layers have in the PyTorch file.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    stem: str = '3x3'
+    bottleneck: bool = False
+    shortcut: str = 'downsample'
+    head: str = 'fc'
+    kernel_init: nn.initializers.Initializer | None = layers.he_normal
+    num_classes: int = 10
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Output:
+        """Classifies images [B, H, W, channels]; with the 's2d' stem H and W are even."""
+        taps: dict = {}
+        x = images.astype(self.dtype)
+        if self.stem == 's2d':
+            x = layers.space_to_depth(x, 2)
+        size, stride = (7, 2) if self.stem == '7x7' else (3, 1)
+        x = layers.conv(x, self.widths[0], size, stride=stride, name='conv1',
+                        kernel_init=self.kernel_init, dtype=self.dtype)  # fmt: skip
+        x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn1')(x, train)
+        x = nn.relu(x)
+        if self.stem == '7x7':
+            x = layers.max_pool(x, 3, 2, padding=1)
+
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths[1:]), start=1):
+            for i in range(depth):
+                name = f'layer{stage}_{i}'
+                stride = 2 if stage > 1 and i == 0 else 1
+                block = Block(width, stride, self.bottleneck, self.shortcut, self.kernel_init,
+                              self.axis_name, self.dtype, name=name)  # fmt: skip
+                x, taps[name] = block(x, train)
+
+        features = jnp.mean(x.astype(jnp.float32), (1, 2))
+        return Output(layers.linear(features, self.num_classes, name=self.head), features, taps)
+
+
+def thin(depth: int, widths: tuple[int, ...] = (16, 16, 32, 64), stem: str = '3x3') -> partial:
+    """ResNet-depth for CIFAR of the 2016 paper: three stages of (depth - 2) / 6 blocks."""
+    return partial(ResNet, 3 * ((depth - 2) // 6,), widths, stem)
+
+
+def wide(depths: tuple[int, ...], bottleneck: bool = False) -> partial:
+    """The ImageNet networks' stages behind a stem for CIFAR, with PyTorch's default init."""
+    return partial(ResNet, depths, (64, 64, 128, 256, 512), '3x3', bottleneck, 'shortcut', 'linear',
+                   None)  # fmt: skip
+
+
+def imagenet(depths: tuple[int, ...], bottleneck: bool = False) -> partial:
+    """The ImageNet networks, for images of 32 px and more (224 as published)."""
+    return partial(ResNet, depths, (64, 64, 128, 256, 512), '7x7', bottleneck)

@@ -1,0 +1,7 @@
+"""PyTorch weights to Flax variables and back, by name tables, all or nothing."""
+
+from __future__ import annotations
+
+from dfkd_jax.port.torch_flax import PortError as PortError
+from dfkd_jax.port.torch_flax import from_torch as from_torch
+from dfkd_jax.port.torch_flax import to_torch as to_torch

@@ -1,0 +1,360 @@
+"""State dicts of PyTorch <-> variables of the model zoo, by the tables of `rules.py`.
+
+The Flax module decides what must be there: its leaves, written through the architecture's table,
+are the PyTorch names and shapes that a source must hold, no fewer and no more.  Arrays are NumPy's
+on both sides, so that neither direction touches a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from dfkd_jax import models
+from dfkd_jax.port.rules import TABLES, Leaf, Row, Table
+
+Shape = tuple[int, ...]
+
+NESTED_UNDER = ('state_dict', 'model')  # where training scripts put the weights in a checkpoint
+PREFIXES = ('module.', '_orig_mod.')  # of DataParallel and of torch.compile
+LISTED = 1000  # names of each kind of mistake that an error lists
+
+
+class PortError(ValueError):
+    """Weights that cannot be read, or that are not those of the named architecture."""
+
+
+class Slot(NamedTuple):
+    """Where one PyTorch array lives in Flax."""
+
+    path: str  # of the leaf: 'params/layer1_0/conv1/kernel'
+    index: int | None  # its place along the leaf's first axis, where the leaf stacks several
+    axes: Shape | None  # the PyTorch array's axes in Flax's order
+    shape: Shape  # in PyTorch
+
+
+class Plan(NamedTuple):
+    """The PyTorch names of one set of Flax leaves."""
+
+    slots: dict[str, Slot]
+    counters: list[str]  # names that PyTorch has and Flax has not: see `rules.STATISTICS`
+
+
+def from_torch(
+    name: str, source: Mapping[str, Any] | str | os.PathLike, num_classes: int = 10, **sizes: Any
+) -> dict[str, Any]:
+    """The variables of the architecture `name` from PyTorch weights.
+
+    Args:
+      name: of `models.MODELS`.
+      source: name -> array (NumPy, JAX or PyTorch), or a path to .pth, .pt, .safetensors or .npz;
+        a state dict, or one under 'state_dict' or 'model', with or without 'module.'.
+      num_classes: of the classifier or of the conditional generator.
+      **sizes: `channels` of the images (a classifier's are read from its first layer if not
+        given); a generator's fields (latent, width, image_size, ...).
+
+    Returns:
+      ``{'params': ..., 'batch_stats': ...}``, nested dicts of float32 NumPy arrays, which share no
+      memory with the source.
+
+    Raises:
+      PortError: unless every array of the source is used exactly once and every leaf is filled
+        with finite numbers of its shape.  It lists all that is wrong and names the architecture
+        that would have fitted, if one does.
+    """
+    found = _state_dict(source)
+    table = TABLES[_known(name)]
+    channels = sizes.pop('channels', None)
+    if channels is None:
+        channels = _channels(table, found) or 3
+    plan = _plan(table, _structure(name, num_classes, channels, **sizes))
+    arrays = {key: _float32(found[key]) for key in plan.slots if key in found}
+
+    mistakes = {
+        'missing': [key for key in plan.slots if key not in found],
+        'unexpected': [key for key in found if key not in plan.slots and key not in plan.counters],
+        'mis-shaped': [f'{key} {_shape(found[key])}, expected {slot.shape}'
+                       for key, slot in plan.slots.items()
+                       if key in found and _shape(found[key]) != slot.shape],
+        'not floating-point': [f'{key} {getattr(found[key], "dtype", type(found[key]))}'
+                               for key, array in arrays.items() if array is None],
+        'not finite': [key for key, array in arrays.items()
+                       if array is not None and not np.isfinite(array).all()],
+    }  # fmt: skip
+    if any(mistakes.values()):
+        what = f'{name!r} with num_classes={num_classes}, channels={channels}'
+        names = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
+        _fail(what, _origin(source), mistakes, _hint(found) if names else '')
+
+    leaves: dict[str, Any] = {}
+    for key, slot in plan.slots.items():
+        array = arrays[key]
+        assert array is not None
+        array = np.array(array if slot.axes is None else array.transpose(slot.axes), order='C')
+        if slot.index is None:
+            leaves[slot.path] = array
+        else:
+            leaves.setdefault(slot.path, []).append(array)  # plans list a stack in its order
+    leaves = {path: np.stack(x) if isinstance(x, list) else x for path, x in leaves.items()}
+    return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(leaves, sep='/')
+
+
+def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of variables of the architecture `name`: `from_torch` undone.
+
+    Returns contiguous NumPy arrays of the variables' own dtypes, bit for bit, and for every batch
+    norm a `num_batches_tracked` of 0.
+
+    Raises:
+      PortError: where the variables are not those of the architecture, listing all that is wrong.
+    """
+    table = TABLES[_known(name)]
+    leaves = traverse_util.flatten_dict(dict(variables), sep='/')
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+    plan = _plan(table, shapes, strict=False)
+    ported = {slot.path for slot in plan.slots.values()}
+    missing: list[str] = []
+    wrong: list[str] = []
+    if table.last:  # a generator's sizes are not to be read from its leaves
+        classes, channels = 10, 3
+        if table.last in plan.slots and table.first in plan.slots:
+            classes = plan.slots[table.last].shape[0]
+            channels = plan.slots[table.first].shape[1] // table.block**2
+        expected = _structure(name, classes, channels)
+        missing = [path for path in expected if path not in shapes]
+        wrong = [f'{path} {shapes[path]}, expected {shape}'
+                 for path, shape in expected.items() if shapes.get(path, shape) != shape]  # fmt: skip
+        ported &= set(expected)
+    unexpected = [path for path in shapes if path not in ported]
+    mistakes = {'missing': missing, 'unexpected': unexpected, 'mis-shaped': wrong}
+    if any(mistakes.values()):
+        _fail(f'{name!r}', 'the given variables', mistakes)
+
+    state_dict: dict[str, np.ndarray] = {}
+    for key, slot in plan.slots.items():
+        leaf = np.asarray(leaves[slot.path])
+        leaf = leaf if slot.index is None else leaf[slot.index]
+        leaf = leaf if slot.axes is None else leaf.transpose(np.argsort(slot.axes))
+        state_dict[key] = np.array(leaf, order='C')
+    return state_dict | {key: np.zeros((), np.int64) for key in plan.counters}
+
+
+def classifier_sizes(name: str, variables: Mapping[str, Any]) -> tuple[int, int]:
+    """The number of classes and of input channels of a classifier, read from its variables."""
+    table = TABLES[_known(name)]
+    state_dict = to_torch(name, variables)
+    return state_dict[table.last].shape[0], state_dict[table.first].shape[1] // table.block**2
+
+
+def _known(name: str) -> str:
+    """Returns `name`.  Raises ValueError, with near names, if no table has it."""
+    if name not in TABLES:
+        models.make(name)
+        raise PortError(f'no table of PyTorch names for {name!r}: add one to dfkd_jax/port/rules.py')
+    return name
+
+
+# 1. What must be there: the module's leaves, and their PyTorch names.
+
+
+@lru_cache(maxsize=128)
+def _structure(name: str, num_classes: int, channels: int, **sizes: Any) -> dict[str, Shape]:
+    """The shape of every leaf of an architecture, by path, from tracing its `init`."""
+    fields = {field.name for field in dataclasses.fields(models.make(name))}
+    given = {'num_classes': num_classes, 'channels': channels}
+    unknown = [size for size in sizes if size not in fields]
+    if unknown:
+        takes = sorted((fields | {'channels'}) - {'parent', 'name', 'axis_name', 'dtype'})
+        raise ValueError(f'{name!r} has no {" or ".join(unknown)}; its sizes are {", ".join(takes)}')
+    module = models.make(name, **{k: v for k, v in given.items() if k in fields}, **sizes)
+    inputs = TABLES[name].inputs(module, channels)
+
+    def init(*inputs: jax.Array) -> Any:
+        return module.init(jax.random.key(0), *inputs)
+
+    leaves = traverse_util.flatten_dict(jax.eval_shape(init, *inputs), sep='/')
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Plan:
+    """Writes Flax leaves through a table; with `strict`, one that no row has is our own mistake."""
+    slots: dict[str, Slot] = {}
+    counters: dict[str, None] = {}
+    for path, shape in shapes.items():
+        row, leaf, numbers = _row(table, path)
+        if row is None or leaf is None:
+            assert not strict, f'no row of dfkd_jax/port/rules.py has the leaf {path}'
+            continue
+        # A placeholder of the PyTorch side alone runs over the leaf's first axis.
+        runs = set(re.findall(r'{(\w+)}', row.torch)) - set(numbers)
+        for index in range(shape[0]) if runs else (None,):
+            module = row.torch.format(**numbers, **dict.fromkeys(runs, index))
+            each = shape[1:] if runs else shape
+            if leaf.axes is not None and len(leaf.axes) == len(each):
+                each = tuple(each[i] for i in np.argsort(leaf.axes))
+            assert f'{module}.{leaf.torch}' not in slots, f'two leaves for {module}.{leaf.torch}'
+            slots[f'{module}.{leaf.torch}'] = Slot(path, index, leaf.axes, each)
+            for dropped in row.leaves:
+                if not dropped.collection:
+                    counters[f'{module}.{dropped.torch}'] = None
+    return Plan(slots, list(counters))
+
+
+def _row(table: Table, path: str) -> tuple[Row | None, Leaf | None, dict[str, str]]:
+    """The row and the leaf that a Flax path is an instance of, and its placeholders' numbers."""
+    collection, _, rest = path.partition('/')
+    module, _, last = rest.rpartition('/')
+    for row in table.rows:
+        match = re.fullmatch(re.sub(r'{(\w+)}', r'(?P<\1>\\d+)', row.flax), module)
+        for leaf in row.leaves if match else ():
+            if (leaf.collection, leaf.flax) == (collection, last):
+                return row, leaf, match.groupdict() if match else {}
+    return None, None, {}
+
+
+# 2. What is there: a mapping or a file to names and arrays.
+
+
+def _state_dict(source: Any) -> dict[str, Any]:
+    """The weights themselves: read, taken from where they are nested, prefixes taken off."""
+    where = _origin(source)
+    if isinstance(source, (str, os.PathLike)):
+        source = _read(Path(source).expanduser())
+    while isinstance(source, Mapping):
+        nested = [key for key in NESTED_UNDER if isinstance(source.get(key), Mapping)]
+        if not nested:
+            break
+        source = source[nested[0]]
+    if not isinstance(source, Mapping):
+        raise PortError(f'{where} holds a {type(source).__name__}, not names and arrays: pass a '
+                        "state dict, such as a PyTorch module's `state_dict()`")  # fmt: skip
+    found = {str(key): value for key, value in source.items()}
+    if not any(hasattr(value, 'shape') for value in found.values()):
+        raise PortError(f'{where} holds no arrays, but {_listing(list(found)) or "nothing"}: expected '
+                        f'a state dict, or one under {" or ".join(NESTED_UNDER)}')  # fmt: skip
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _read(path: Path) -> Any:
+    """What a weights file holds, never unpickling anything but tensors."""
+    if path.is_dir():
+        hint = 'a model folder is loaded by dfkd_jax.checkpoint.load_model'
+        raise PortError(f'{path} is a folder; expected a file of weights ({hint})')
+    if not path.exists():
+        raise PortError(f'no weights at {path}: check the path')
+    try:
+        if path.suffix in ('.pth', '.pt', '.tar', '.bin'):
+            return _read_torch(path)
+        if path.suffix == '.safetensors':
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        if path.suffix == '.npz':
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except PortError:
+        raise
+    except Exception as error:  # these libraries raise of every kind on damaged files
+        raise PortError(f'cannot read {path} as {path.suffix} weights ({_first_line(error)}): it is '
+                        'damaged, cut short, or of another format') from error  # fmt: skip
+    raise PortError(f'cannot tell the format of {path} by its ending {path.suffix!r}: expected .pth, '
+                    '.pt, .safetensors or .npz')  # fmt: skip
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise PortError(f'reading {path} needs PyTorch, which is not installed: run `pip install '
+                        'torch --index-url https://download.pytorch.org/whl/cpu`, or save the '
+                        'weights as .safetensors or .npz where it is') from error  # fmt: skip
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        foreign = re.search(r'GLOBAL (\S+)', str(error))
+        if foreign is None:
+            raise
+        raise PortError(f'{path} holds a pickled {foreign[1]} beside weights, and only weights are '
+                        'ever unpickled here: save them alone where you trust the file, with '
+                        "torch.save(checkpoint['state_dict'], 'weights.pth')") from error  # fmt: skip
+
+
+def _float32(value: Any) -> np.ndarray | None:
+    """The array in float32, or None if it does not hold floating-point numbers."""
+    if 'float' not in str(getattr(value, 'dtype', '')):
+        return None
+    if hasattr(value, 'detach'):  # PyTorch's, whose bfloat16 NumPy cannot take over
+        value = value.detach().cpu().float().numpy()
+    with np.errstate(over='ignore'):  # becomes infinite, which is reported by name
+        return np.asarray(value).astype(np.float32)
+
+
+def _shape(value: Any) -> Shape:
+    return tuple(int(size) for size in getattr(value, 'shape', ()))
+
+
+def _origin(source: Any) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else 'the given mapping'
+
+
+# 3. What is wrong, and what would have been right.
+
+
+def _fail(what: str, where: str, mistakes: dict[str, list[str]], hint: str = '') -> NoReturn:
+    """Raises one error with every mistake of every kind."""
+    mistakes = {kind: sorted(names) for kind, names in mistakes.items() if names}
+    counts = ', '.join(f'{len(names)} {kind}' for kind, names in mistakes.items())
+    lines = [f'cannot port {what} from {where}: {counts}.']
+    lines += [f'  {kind} ({len(names)}): {_listing(names)}' for kind, names in mistakes.items()]
+    raise PortError('\n'.join(lines + [hint] if hint else lines))
+
+
+def _listing(names: list[str]) -> str:
+    more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
+    return ', '.join(names[:LISTED]) + more
+
+
+def _hint(found: Mapping[str, Any]) -> str:
+    """Says which architectures have just these names and shapes."""
+    if any(key.startswith('params/') for key in found):
+        return ('These are Flax names, as dfkd_jax saves them: load them with '
+                'dfkd_jax.checkpoint.load_model.')  # fmt: skip
+    shapes = {key: _shape(value) for key, value in found.items()}
+    fitting = []
+    for name, table in TABLES.items():
+        channels = _channels(table, found)
+        if channels is None or not shapes.get(table.last):
+            continue
+        classes = shapes[table.last][0]
+        plan = _plan(table, _structure(name, classes, channels))
+        expected = {key: slot.shape for key, slot in plan.slots.items()}
+        if expected == {key: shape for key, shape in shapes.items() if key not in plan.counters}:
+            fitting.append(f'{name!r} with num_classes={classes}, channels={channels}')
+    if not fitting:
+        return 'No architecture of the model zoo has just these names and shapes.'
+    return f'These are the names and shapes of {" or of ".join(fitting)}.'
+
+
+def _channels(table: Table, found: Mapping[str, Any]) -> int | None:
+    """The images' channels according to the first layer, if it is there and makes sense."""
+    shape = _shape(found.get(table.first))
+    if len(shape) != 4 or shape[1] == 0 or shape[1] % table.block**2:
+        return None
+    return shape[1] // table.block**2
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

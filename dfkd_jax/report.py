@@ -1,0 +1,295 @@
+"""What a person looks at after a run: a grid of synthetic images, curves, a one-page report."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfkd_jax import checkpoint
+from dfkd_jax.metrics import duration
+
+IMAGES = 'images.png'
+CURVES = 'curves.png'
+PAGE = 'report.html'
+MAX_CLASSES = 20  # rows of the grid; more classes are sampled evenly
+MAX_COLUMNS = 10
+DPI = 100
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure in inches.  Not through pyplot: a run may be inside someone's notebook."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained', facecolor='white')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format='png')
+    checkpoint.write_bytes(path, data.getvalue())
+
+
+def image_grid(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str] | None,
+    path: str | os.PathLike[str],
+    title: str = 'Synthetic images, by the class they were made for',
+) -> None:
+    """Writes a PNG with a row of images for each class.
+
+    images: [N, H, W, C] in [0, 1] (values beyond are clipped), C 1 or 3.
+    labels: [N] integers.
+    class_names: the name of each label; None: the number.  With more than 20 classes, 20 spread
+      evenly over those that have images are shown.
+    Raises ValueError for other shapes.
+    """
+    images, labels = np.asarray(images, np.float32), np.asarray(labels)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f'expected images [N, H, W, 1 or 3] and labels [N], not {images.shape} and '
+            f'{labels.shape}.'
+        )
+    present = np.unique(labels)
+    count = len(class_names) if class_names is not None else int(present.max(initial=-1)) + 1
+    classes = np.arange(count) if count <= MAX_CLASSES else present
+    if len(classes) > MAX_CLASSES:
+        classes = classes[np.linspace(0, len(classes) - 1, MAX_CLASSES).round().astype(int)]
+    rows = [images[labels == label][:MAX_COLUMNS] for label in classes]
+    columns = max((len(row) for row in rows), default=0)
+    if not columns:
+        raise ValueError('there are no images to show.')
+
+    cell, gap = _cell_size(*images.shape[1:3]), 4
+    canvas = np.ones((len(rows) * (cell[0] + gap) - gap, columns * (cell[1] + gap) - gap, 3))
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            y, x = i * (cell[0] + gap), j * (cell[1] + gap)
+            canvas[y : y + cell[0], x : x + cell[1]] = _scaled(image, cell)
+
+    names = [
+        str(class_names[int(label)]) if class_names is not None else str(label) for label in classes
+    ]
+    names = [name if len(row) else f'{name} (none)' for name, row in zip(names, rows)]
+    names = [name if len(name) <= 24 else name[:23] + '…' for name in names]
+    _draw_grid(canvas, names, cell[0], gap, title, path)
+
+
+def _draw_grid(
+    canvas: np.ndarray,
+    names: list[str],
+    cell: int,
+    gap: int,
+    title: str,
+    path: str | os.PathLike[str],
+) -> None:
+    """The canvas at one screen pixel per pixel, with names on its left and a title above."""
+    height, width = canvas.shape[:2]
+    left, top, margin = 24 + 8 * max(map(len, names)), 44, 12
+    full_width = max(left + width + margin, 9 * len(title) + 2 * margin)
+    full_height = top + height + margin
+    figure = _figure(full_width / DPI, full_height / DPI)
+    figure.set_layout_engine('none')
+    axes = figure.add_axes(
+        (left / full_width, margin / full_height, width / full_width, height / full_height)
+    )
+    axes.imshow(canvas, interpolation='none', aspect='auto')
+    axes.set_xticks([])
+    axes.set_yticks([i * (cell + gap) + (cell - 1) / 2 for i in range(len(names))], names)
+    axes.tick_params(length=0, labelsize=11)
+    axes.spines[:].set_visible(False)
+    figure.text(
+        margin / full_width, 1 - 16 / full_height, title, fontsize=13, va='center', weight='bold'
+    )
+    _save(figure, path)
+
+
+def _cell_size(height: int, width: int) -> tuple[int, int]:
+    """Small images are enlarged by a whole factor to 56 pixels or more, large ones cut to 112."""
+    side = max(height, width)
+    if side > 112:
+        return max(round(height * 112 / side), 1), max(round(width * 112 / side), 1)
+    factor = math.ceil(56 / side)
+    return height * factor, width * factor
+
+
+def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H, W, 1 or 3] to [size, 3] in [0, 1]: pixels stay square, unless there are too many."""
+    from PIL import Image
+
+    pixels = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    method = Image.Resampling.NEAREST if size[0] >= image.shape[0] else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], method)) / 255
+
+
+def curves(
+    metrics: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    teacher_accuracy: float | None = None,
+) -> None:
+    """Writes a PNG of a run's curves: accuracy, terms of the synthesis, terms of the student.
+
+    metrics: what `dfkd_jax.metrics.read` returns; ``student_accuracy`` and
+      ``agreement_with_teacher`` in per cent, ``g/...`` and ``s/...``.
+    teacher_accuracy: in per cent, drawn as a line.
+    """
+    panels = [
+        ('Synthesis', [name for name in metrics if name.startswith('g/')]),
+        ('Student', [name for name in metrics if name.startswith('s/')]),
+    ]
+    panels = [(title, names) for title, names in panels if names]
+    figure = _figure(5.2 * (1 + len(panels)), 4.2)
+    axes, *others = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
+    _draw_accuracy(axes, metrics, teacher_accuracy)
+    for axes, (title, names) in zip(others, panels):
+        for name in names:
+            _line(axes, metrics['round'], metrics[name], label=name[2:])
+        values = np.concatenate([metrics[name] for name in names])
+        values = values[np.isfinite(values)]
+        if len(values) and values.min() > 0 and values.max() > 30 * values.min():
+            axes.set_yscale('log')
+        axes.set_title(f'{title}: terms of the loss')
+        axes.set_ylabel('mean since the last row, unweighted')
+        _dress(axes, metrics['round'])
+    _save(figure, path)
+
+
+def _draw_accuracy(
+    axes: Any, metrics: Mapping[str, np.ndarray], teacher_accuracy: float | None
+) -> None:
+    if teacher_accuracy is not None:
+        axes.axhline(
+            teacher_accuracy, color='0.35', ls='--', lw=1.2, label=f'teacher {teacher_accuracy:.2f}'
+        )
+    rounds = metrics['round']
+    agreement = metrics.get('agreement_with_teacher')
+    if agreement is not None:
+        _line(axes, rounds, agreement, color='0.65', label='agreement with the teacher')
+    student = metrics.get('student_accuracy')
+    if student is not None and np.isfinite(student).any():
+        known = student[np.isfinite(student)]
+        label = f'student: last {known[-1]:.2f}, best {known.max():.2f}'
+        _line(axes, rounds, student, color='C0', label=label, lw=2)
+        best = int(np.nanargmax(student))
+        axes.plot(rounds[best], student[best], 'o', color='C0', ms=6)
+    axes.set_title('Accuracy on the real test set')
+    axes.set_ylabel('per cent')
+    _dress(axes, rounds)
+
+
+def _line(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+    known = np.isfinite(y)
+    if not known.any():
+        return
+    few = np.count_nonzero(known) < 15  # a single point would not show as a line
+    axes.plot(x[known], y[known], **{'lw': 1.4, 'marker': '.' if few else None} | style)
+
+
+def _dress(axes: Any, rounds: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel('rounds')
+    axes.set_xlim(0, 1.02 * max(rounds.max(initial=0), 1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9)
+
+
+# The page
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+       max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .3rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td { padding: .2rem 1.2rem .2rem 0; vertical-align: top; }
+td:first-child { color: #666; } td:last-child { font-variant-numeric: tabular-nums; }
+img { max-width: 100%; } pre { background: #f5f5f5; padding: 1rem; overflow: auto; }
+.big { font-size: 1.2rem; }
+"""
+ROWS = {
+    'method': 'method',
+    'dataset': 'data set',
+    'teacher': 'teacher',
+    'student': 'student',
+    'teacher_accuracy': 'teacher accuracy',
+    'student_accuracy_last': 'student accuracy, last',
+    'student_accuracy_best': 'student accuracy, best',
+    'best_round': 'best after round',
+    'agreement_with_teacher': 'agreement with the teacher',
+    'rounds': 'rounds',
+    'images_synthesised': 'images synthesised',
+    'images_distilled': 'images the student trained on',
+    'seconds': 'time',
+    'seed': 'seed',
+    'device': 'device',
+}
+PERCENT = {name for name in ROWS if 'accuracy' in name or name.startswith('agreement')}
+
+
+def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
+    """Writes ``report.html`` in `workdir`, one file with its pictures inside; returns its path.
+
+    summary: what ``summary.json`` holds.  Pictures are those that are there: ``curves.png`` and
+    ``images.png``.
+    """
+    workdir = Path(workdir)
+    title = f'{summary.get("method", "?")} on {summary.get("dataset", "?")}'
+    rows = [(ROWS[name], _told(name, summary[name])) for name in ROWS if name in summary]
+    details = {name: value for name, value in summary.items() if name not in ROWS}
+    parts = [
+        f'<h1>{html.escape(title)}</h1>',
+        f'<p class="big">{html.escape(_headline(summary))}</p>',
+        '<table>',
+        *(f'<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>' for k, v in rows),
+        '</table>',
+    ]
+    for heading, name in (('Curves', CURVES), ('Synthetic images', IMAGES)):
+        if (workdir / name).exists():
+            data = base64.b64encode((workdir / name).read_bytes()).decode()
+            parts.append(f'<h2>{heading}</h2>')
+            parts.append(f'<img alt="{heading}" src="data:image/png;base64,{data}">')
+    for name, value in details.items():
+        text = json.dumps(checkpoint.plain(value), indent=2, ensure_ascii=False)
+        parts.append(f'<details><summary>{html.escape(name)}</summary>')
+        parts.append(f'<pre>{html.escape(text)}</pre></details>')
+    text = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n'
+        + '\n'.join(parts)
+        + '\n</body></html>\n'
+    )
+    checkpoint.write_bytes(workdir / PAGE, text.encode())
+    return workdir / PAGE
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    student, teacher = summary.get('student_accuracy_last'), summary.get('teacher_accuracy')
+    if student is None or teacher is None:
+        return ''
+    share = f", {student / teacher:.1%} of the teacher's {teacher:.2f} %" if teacher else ''
+    return f'The student reaches {student:.2f} % without real data{share}.'
+
+
+def _told(name: str, value: Any) -> str:
+    if value is None:
+        return '–'
+    if name in PERCENT:
+        return f'{value:.2f} %'
+    if name == 'seconds':
+        return duration(value)
+    return f'{value:,}' if isinstance(value, int) and name != 'seed' else str(value)

@@ -1,0 +1,215 @@
+"""Trains a classifier on real data: teachers, and the upper bounds of every table.
+
+    python -m dfkd_jax.teach --config=configs/fashion_mnist.py --workdir=DIR [--role=ROLE]
+
+--role=teacher trains config.teacher.model; --role=student trains config.student.model, what a
+student reaches with the real images and labels; --role=kd distils the teacher to the student on
+the real images, what data-free distillation is measured against.  DIR is a model folder then:
+``--config.teacher.checkpoint=DIR`` takes it.  The same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from flax import struct
+from ml_collections import config_flags
+
+from dfkd_jax import augment, build, checkpoint, contract, data, evaluate, losses, metrics
+from dfkd_jax import workdir as folder
+from dfkd_jax.contract import Array, Net, Params
+from dfkd_jax.parallel import Plan, Shards
+
+ROLES = ('teacher', 'student', 'kd')
+
+
+@struct.dataclass
+class State:
+    """A classifier in training."""
+
+    step: Array  # [] int32
+    net: Net
+
+
+def run(
+    config: Any,
+    workdir: str | Path,
+    role: str = 'teacher',
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Trains for `config.teach.epochs` and leaves a model folder; returns its facts.
+
+    A finished folder is returned as it is; an unfinished one is continued, to the same weights as
+    if it had never stopped.  Returns ``{}`` when asked to stop, after saving.
+    Raises ConfigError and DataError as `build.build` does.
+    """
+    workdir, recipe = Path(workdir), config.teach
+    if (workdir / checkpoint.FACTS).exists():
+        return checkpoint.load_model(workdir)[0]
+    facts = data.check(config.data)
+    plan = build.make_plan(config)
+    name = config.teacher.model if role == 'teacher' else config.student.model
+    module, whole = (
+        build.make_classifier(config, name, axis) for axis in (plan.shards.axis, None)
+    )
+    teacher_module, teacher = None, {}
+    if role == 'kd':
+        if config.teacher.checkpoint is None:
+            raise contract.ConfigError('--role=kd needs --config.teacher.checkpoint.')
+        teacher_module = build.make_classifier(config, config.teacher.model)
+        teacher = build.load_network(config.teacher.checkpoint, config.teacher.model, config)
+    try:
+        plan.shards.check('config.teach.batch_size', recipe.batch_size)
+    except ValueError as error:
+        raise contract.ConfigError(str(error)) from error
+
+    train, test = (data.load(config.data, split) for split in ('train', 'test'))
+    epoch_steps = train.size // recipe.batch_size
+    tx = optimiser(recipe, epoch_steps)
+    step = plan.compile(make_step(module, teacher_module, tx, recipe, facts, plan.shards))
+    classify = evaluate.classifier(plan, whole, facts)
+    key_init, key_steps = jax.random.split(jax.random.key(config.seed))
+
+    def init(key: Array) -> State:
+        variables = whole.init(key, jnp.zeros((1, *facts.image_shape)))
+        net = contract.start(variables['params'], variables.get('batch_stats', {}), tx)
+        return State(jnp.zeros((), jnp.int32), net)
+
+    frozen, progress = plan.replicate(teacher), {'best': 0.0, 'last': 0.0, 'seconds': 0.0}
+    epoch, stop = 0, False
+    with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(init, key_init))
+        if restored is None:
+            state = plan.call(init)(key_init)
+        else:
+            epoch, state, progress = restored
+        state = plan.replicate(state)
+        started = time.monotonic() - progress['seconds']
+        batches = train.shuffled(recipe.batch_size, config.seed, start=epoch * epoch_steps)
+        print(
+            f'training {name} on {train.size} images of {config.data.name} ({role})', flush=True
+        )
+        line = metrics.Progress(recipe.epochs, epoch)
+        with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
+            while epoch < recipe.epochs and not stop:
+                rows = []
+                for batch, _ in zip(batches, range(epoch_steps), strict=False):
+                    inputs = (batch.image, batch.label, key_steps)
+                    state, row = step(frozen, state, inputs)
+                    rows.append(row)
+                epoch += 1
+                stop = interrupted()
+                rows = jax.device_get(rows)
+                row = {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+                if not np.isfinite(row['loss']):
+                    raise contract.NonFiniteError(
+                        f'loss is {row["loss"]} in epoch {epoch}: lower config.teach.lr.'
+                    )
+                predicted, label = classify(state.net.variables, test, config.eval_batch_size)
+                progress['last'] = evaluate.accuracy(predicted, label)
+                progress['best'] = max(progress['best'], progress['last'])
+                progress['seconds'] = time.monotonic() - started
+                row['test_accuracy'] = progress['last']
+                writer.write(epoch, {'seconds': progress['seconds'], **row})
+                line.update(epoch, row, progress)
+                if stop or epoch == recipe.epochs or epoch % recipe.save_every_epochs == 0:
+                    checkpoints.save(epoch, state, progress)
+    if epoch < recipe.epochs:
+        print(f'stopped and saved after epoch {epoch} of {recipe.epochs}', flush=True)
+        return {}
+    build.save_network(
+        workdir, name, jax.device_get(state.net.variables), config,
+        role=role, accuracy=progress['last'], best_accuracy=progress['best'],
+        epochs=epoch, seed=config.seed, seconds=round(progress['seconds'], 2),
+        device=folder.device(), versions=folder.versions(), recipe=folder.plain(recipe),
+    )  # fmt: skip
+    return checkpoint.load_model(workdir)[0]
+
+
+def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
+    """SGD with momentum and weight decay; a linear warm-up, then one cosine to zero."""
+    schedule = optax.schedules.warmup_cosine_decay_schedule(
+        0.0 if recipe.warmup_epochs else recipe.lr,
+        recipe.lr,
+        round(recipe.warmup_epochs * epoch_steps),
+        recipe.epochs * epoch_steps,
+    )
+    return optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.sgd(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov),
+    )
+
+
+def make_step(
+    module: Any, teacher_module: Any, tx: Any, recipe: Any, facts: data.Facts, shards: Shards
+) -> Callable:
+    """One update on a batch of real images.
+
+    The step is ``(teacher variables, state, (images [B, H, W, C] uint8, labels [B], key))``; the
+    loss is cross entropy or, with a teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
+    """
+    black = -jnp.asarray(facts.mean) / jnp.asarray(facts.std)
+
+    def step(frozen: Any, state: State, inputs: Any) -> tuple[State, dict[str, Array]]:
+        images, label, key = inputs
+        key_crop, key_flip = jax.random.split(jax.random.fold_in(key, state.step))
+        label = shards.share(label)
+        x = data.normalise(shards.share(images), facts.mean, facts.std)
+        if recipe.crop_padding:
+            offsets = augment.draw_crop(key_crop, images.shape[0], recipe.crop_padding)
+            x = augment.crop(x, shards.share(offsets), recipe.crop_padding, black)
+        if recipe.flip:
+            x = augment.flip(x, shards.share(augment.draw_flip(key_flip, images.shape[0])))
+
+        def loss_fn(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.net.batch_stats}
+            out, mutated = module.apply(variables, x, train=True, mutable=['batch_stats'])
+            loss = jnp.mean(losses.cross_entropy(out.logits, label))
+            if teacher_module is not None:
+                target = teacher_module.apply(frozen, x).logits
+                kd = jnp.mean(losses.kd(out.logits, target, recipe.kd_temperature))
+                loss = recipe.kd_weight * kd + (1 - recipe.kd_weight) * loss
+            hit = jnp.mean(jnp.argmax(out.logits, -1) == label)
+            return loss, (mutated.get('batch_stats', {}), hit)
+
+        (loss, (batch_stats, hit)), grads = shards.value_and_grad(loss_fn)(state.net.params)
+        net = contract.update(state.net, grads, tx, batch_stats)
+        measured = {'loss': loss, 'train_accuracy': 100 * shards.mean(hit)}
+        return State(state.step + 1, net), measured
+
+    return step
+
+
+def main(argv: list[str]) -> None:
+    from dfkd_jax import train  # here, since train imports this module
+
+    if argv[1:]:
+        sys.exit(f'error: unexpected arguments {argv[1:]}; fields are set as --config.field=value.')
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    try:
+        data.check(config.data)
+        folder.claim(workdir, config)
+        with folder.Interruption() as interrupted:
+            facts = run(config, workdir, ROLE.value, interrupted)
+    except train.EXPECTED_ERRORS as error:
+        sys.exit(f'error: {error}')
+    if facts:
+        print(f'{facts["model"]}: {facts["accuracy"]:.2f} % on the test images; {workdir}')
+
+
+if __name__ == '__main__':
+    CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=True)
+    WORKDIR = flags.DEFINE_string('workdir', None, 'The model folder to make or continue.')
+    ROLE = flags.DEFINE_enum('role', 'teacher', ROLES, 'What to train, and how.')
+    flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(main)

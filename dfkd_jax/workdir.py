@@ -1,0 +1,116 @@
+"""A run's folder: whose it is, what its config was, and how a run is told to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dfkd_jax import __version__, checkpoint
+from dfkd_jax.contract import ConfigError
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def default(config: Any) -> Path:
+    """``runs/<data>-<method>-<teacher>-<student>-seed<n>-<time>``."""
+    names = (config.data.name, config.method, config.teacher.model, config.student.model)
+    return Path('runs') / f'{"-".join(names)}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}'
+
+
+def claim(workdir: Path, config: Any) -> None:
+    """Makes the folder this config's, or checks that it is.
+
+    Raises ConfigError where another config ran there, naming the fields that differ, or where the
+    folder holds something that is not a run.
+    """
+    path, wanted = workdir / 'config.json', plain(config)
+    if not path.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise ConfigError(
+                f'{workdir} is not empty and not a run (it has no config.json). Nothing there was '
+                'touched; choose another --workdir.'
+            )
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(path, wanted)
+        return
+    # Through JSON, so that tuples and lists compare.
+    found, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(wanted)))
+    differ = [
+        f'config.{name} was {found.get(name, "absent")!r}, now {here.get(name, "absent")!r}'
+        for name in sorted(found.keys() | here.keys())
+        if found.get(name, ...) != here.get(name, ...)
+    ]
+    if differ:
+        raise ConfigError(
+            f'{workdir} belongs to another config: {"; ".join(differ)}. Use the config that '
+            'started it, or choose another --workdir.'
+        )
+
+
+def plain(config: Any) -> Any:
+    """A config as nested dicts, lists and numbers."""
+    if isinstance(config, ConfigDict):
+        return {name: plain(value) for name, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [plain(value) for value in config]
+    return config
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+    """Nested dicts and lists as ``{'phases.0.rounds': 5}``."""
+    if isinstance(tree, dict):
+        items = [(str(name), value) for name, value in tree.items()]
+    elif isinstance(tree, list):
+        items = [(str(i), value) for i, value in enumerate(tree)]
+    else:
+        return {prefix[:-1]: tree}
+    return {k: v for name, value in items for k, v in _flat(value, f'{prefix}{name}.').items()}
+
+
+def versions() -> dict[str, str]:
+    """What ran, by version."""
+    return {'dfkd_jax': __version__} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def device() -> str:
+    """The devices it ran on, e.g. ``1 x cpu`` or ``8 x NVIDIA H200``."""
+    return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+
+
+class Interruption:
+    """Turns SIGTERM and Ctrl-C into a question the loop asks between rounds.
+
+    >>> with Interruption() as interrupted:
+    ...     while not interrupted(): ...
+
+    A second signal acts as if nobody had asked.
+    """
+
+    def __enter__(self) -> Callable[[], bool]:
+        self.asked = False
+        self.previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return lambda: self.asked
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.asked = True
+        self._restore()

@@ -1,0 +1,93 @@
+"""JAX made strict and fast to compile, and what the golden files are computed from."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+# Compiled programs are shared by the workers of one test run and by the processes that tests start:
+# all of them inherit this.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='dfkd_jax_compiled_')
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Another worker may be writing the entry that this one reads: it then compiles for itself.
+    config.addinivalue_line('filterwarnings', 'ignore:Error (reading|writing) persistent compil')
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A PRNG key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope='session')
+def shared() -> Path:
+    """The folder of golden data and teachers beside the repository, or `DFKD_SHARED`."""
+    path = Path(os.environ.get('DFKD_SHARED', ROOT.parent / 'shared'))
+    if not path.is_dir():
+        pytest.skip(f'no reference data at {path}: set DFKD_SHARED to the folder that holds golden/')
+    return path
+
+
+@pytest.fixture(scope='session')
+def golden(shared: Path) -> Path:
+    """The outputs of the reference implementations; their README.md says what each file holds."""
+    return shared / 'golden'
+
+
+class Rule:
+    """The golden files' rules: every array follows from its name."""
+
+    @staticmethod
+    def normal(name: str, shape: Any) -> np.ndarray:
+        """Standard normal float32: inputs, latents, embeddings."""
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        return rng.standard_normal(tuple(shape)).astype(np.float32)
+
+    @staticmethod
+    def weight(key: str, shape: Any, prefix: str = '') -> np.ndarray:
+        """One array of a PyTorch state dict; `prefix` changes the draw, not the kind."""
+        last = key.rpartition('.')[2]
+        if last == 'num_batches_tracked' or not shape:
+            return np.zeros(tuple(shape), np.int64 if last == 'num_batches_tracked' else np.float32)
+        x = Rule.normal(prefix + key, shape)
+        if last == 'running_var':
+            x = 0.5 + np.abs(x)
+        elif last == 'running_mean':
+            x = 0.1 * x
+        elif len(shape) >= 2:
+            x = x * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            x = 1 + 0.1 * x if last == 'weight' else 0.1 * x
+        return x.astype(np.float32)
+
+    @staticmethod
+    def state_dict(shapes: Any, prefix: str = '') -> dict[str, np.ndarray]:
+        """A state dict from pairs of key and shape, as the golden files list them."""
+        return {key: Rule.weight(key, shape, prefix) for key, shape in shapes}
+
+
+@pytest.fixture(scope='session')
+def rule() -> type[Rule]:
+    """Arrays by rule: `rule.normal`, `rule.weight`, `rule.state_dict`."""
+    return Rule

@@ -1,0 +1,168 @@
+"""Rows survive kills and resumes; the progress line says what is known and no more."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from dfkd_jax import metrics
+
+
+def rows(path: Path) -> list[str]:
+    return (path / metrics.FILE).read_text().splitlines()
+
+
+def test_rows_are_on_disk_when_written(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        assert not (tmp_path / metrics.FILE).exists()
+        writer.write(1, {'g/loss': jnp.float32(0.1), 'images': 300, 'student': None})
+        assert rows(tmp_path) == ['round,g/loss,images,student', '1,0.1,300,']
+        writer.write(2, {'g/loss': np.float32('nan'), 'student': 91.25})
+        assert rows(tmp_path)[2] == '2,nan,,91.25'
+        writer.write(2, {'a,b': 1e-12})
+        assert rows(tmp_path) == [
+            'round,g/loss,images,student,"a,b"',
+            '1,0.1,300,,',
+            '2,nan,,91.25,',
+            '2,,,,1e-12',
+        ]
+
+
+def test_read(tmp_path: Path) -> None:
+    assert metrics.read(tmp_path)['round'].shape == (0,)
+    with metrics.Writer(tmp_path) as writer:
+        writer.write(1, {'loss': 0.5})
+        writer.write(5, {'loss': 0.25, 'student': 90.0})
+    columns = metrics.read(tmp_path)
+    assert list(columns) == ['round', 'loss', 'student']
+    np.testing.assert_array_equal(columns['round'], [1, 5])
+    np.testing.assert_array_equal(columns['loss'], [0.5, 0.25])
+    np.testing.assert_array_equal(columns['student'], [np.nan, 90.0])
+
+
+def run(workdir: Path, start: int, end: int) -> None:
+    with metrics.Writer(workdir, resume_round=start) as writer:
+        for round in range(start + 1, end + 1):
+            late = {'student': 10.0 * round} if round % 3 == 0 else {}
+            writer.write(round, {'loss': 1 / round, **late})
+
+
+@pytest.mark.parametrize('killed_at', range(1, 8))
+def test_a_resumed_run_leaves_the_same_file(tmp_path: Path, killed_at: int) -> None:
+    run(tmp_path / 'whole', 0, 8)
+    run(tmp_path / 'killed', 0, killed_at)
+    path = tmp_path / 'killed' / metrics.FILE
+    with open(path, 'a') as file:
+        file.write('8,0.1')  # killed while writing
+    run(tmp_path / 'killed', 2 * (killed_at // 2), 8)  # the checkpoint was of an even round
+    assert rows(tmp_path / 'killed') == rows(tmp_path / 'whole')
+
+
+def events(path: Path) -> list[Any]:
+    """The records of an event file: length, its checksum, an event, its checksum."""
+    data, found = path.read_bytes(), []
+    while data:
+        (size,) = struct.unpack('<Q', data[:8])
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[12 + size + 4 :]
+    return found
+
+
+def test_tensorboard_events_and_where_a_resumed_run_took_over(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        writer.write(1, {'g/loss': 0.5, 'student': None})
+        (path,) = (tmp_path / metrics.EVENTS).iterdir()
+        assert [v.tag for e in events(path) for v in e.summary.value] == ['g/loss']  # not at exit
+    with metrics.Writer(tmp_path, resume_round=1) as writer:
+        writer.write(2, {'g/loss': 0.25})
+    (path,) = (tmp_path / metrics.EVENTS).glob('*after-1')
+    _, start, scalar = events(path)
+    assert (start.step, start.session_log.status) == (2, event_pb2.SessionLog.START)
+    assert (scalar.step, scalar.summary.value[0].simple_value) == (2, 0.25)
+
+
+# The progress line
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_are_few_and_complete() -> None:
+    clock, stream = Clock(), io.StringIO()
+    line = metrics.Progress(100, stream=stream, clock=clock, every=10.0)
+    line.note('compiling')
+    for round in range(1, 101):
+        clock.now += 20.0 if round == 1 else 1.0  # the first round compiles
+        if round == 1:
+            line.note('')
+        progress = {'last': 50.0 + round / 4, 'best': 80.0, 'images_synthesised': 600 * round}
+        line.update(round, {'g/ce': 1.5, 's/kd': 0.12345, 'student_accuracy': 3.0}, progress)
+    line.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == '[compiling]'
+    assert lines[1].startswith('round   1/100  student 50.25 % (best 80.00)  30 images/s  g/ce')
+    assert lines[6] == (
+        'round  51/100  student 62.75 % (best 80.00)  600 images/s  ETA 0:49  g/ce 1.5  s/kd 0.123'
+    )
+    assert lines[-1].startswith('round 100/100  student 75.00 %') and 'ETA' not in lines[-1]
+    assert len(lines) <= 3 + 120 / 10
+    assert '\r' not in stream.getvalue()
+
+
+def test_terminal_line_is_redrawn_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('COLUMNS', '40')
+    clock, stream = Clock(), Terminal()
+    line = metrics.Progress(2, stream=stream, clock=clock)
+    line.note('warm-up: the student starts at round 2')
+    for round in (1, 2):
+        clock.now += 1
+        line.update(round, {f'g/term{i}': 1.0 for i in range(9)}, {'last': 12.5, 'best': 12.5})
+    line.close()
+    text = stream.getvalue()
+    assert text.count('\n') == 1 and text.endswith('\n')
+    assert all(len(part) <= 39 for part in text.rstrip('\n').replace('\x1b[2K', '').split('\r'))
+    assert text.rpartition('\r')[2].startswith('\x1b[2Kround 2/2  student 12.50 % (best 12.50)')
+
+
+def test_speed_needs_two_measurements_and_a_resumed_run_its_own() -> None:
+    clock, stream = Clock(), io.StringIO()
+    line = metrics.Progress(100, start=50, stream=stream, clock=clock, every=0.0)
+    clock.now = 30.0
+    line.update(52, {}, {'last': None, 'images_synthesised': 52_000})
+    clock.now = 32.0
+    line.update(54, {}, {'images_synthesised': 54_000})
+    line.close()
+    first, second = stream.getvalue().splitlines()
+    assert first == 'round  52/100  ETA 12:00'
+    assert second == 'round  54/100  1,000 images/s  ETA 0:46'
+
+
+def test_close_without_a_round_is_silent() -> None:
+    stream = io.StringIO()
+    metrics.Progress(10, stream=stream).close()
+    assert stream.getvalue() == ''
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(0, '0:00'), (6.6, '0:07'), (59.9, '1:00'), (754, '12:34'), (3723, '1:02:03')]
+    + [(360_000, '100:00:00'), (float('inf'), '?'), (float('nan'), '?'), (-3, '0:00')],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert metrics.duration(seconds) == text

