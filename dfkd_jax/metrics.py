@@ -150,17 +150,21 @@ class Progress:
     Elsewhere it is a plain line, at most one in `every` seconds besides the last.
 
     total: rounds of the run.  start: rounds done before this process.
+    unit, subject: what a round and the network in training are called.
     """
 
     def __init__(
         self,
         total: int,
         start: int = 0,
+        unit: str = 'round',
+        subject: str = 'student',
         stream: TextIO | None = None,
         every: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total = total
+        self._unit, self._subject = unit, subject
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._every = every if every is not None else 0.1 if self._terminal else 10.0
@@ -184,9 +188,9 @@ class Progress:
     def update(self, round: int, values: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Tells that `round` rounds are done.
 
-        values: the round's metrics, of which ``g/...`` and ``s/...`` are shown.
-        progress: the run's `last` and `best` accuracy in per cent and `images_synthesised`; each
-        may be absent or None.
+        values: the round's metrics, of which ``g/...``, ``s/...`` and ``loss`` are shown.
+        progress: the run's `last` and `best` accuracy in per cent (0 before the first measurement)
+            and `images_synthesised` so far; each may be absent.
         """
         images = progress.get('images_synthesised')
         self._past.append((self._clock(), round, images))
@@ -194,16 +198,18 @@ class Progress:
             self._past.popleft()  # what came before the first update is mostly compilation
         then, first, images_then = self._past[0]
         seconds = max(self._past[-1][0] - then, 1e-9)
-        parts = [f'round {round:>{len(str(self._total))}}/{self._total}']
-        if progress.get('last') is not None:
-            parts.append(f'student {progress["last"]:.2f} % (best {progress["best"]:.2f})')
+        parts = [f'{self._unit} {round:>{len(str(self._total))}}/{self._total}']
+        if progress.get('last'):
+            parts.append(f'{self._subject} {progress["last"]:.2f} % (best {progress["best"]:.2f})')
         if images is not None and images_then is not None and images > images_then:
             parts.append(f'{(images - images_then) / seconds:,.0f} images/s')
         if first + 1 < round < self._total:
             parts.append(f'ETA {duration((self._total - round) * seconds / (round - first))}')
         # Last, so that a narrow terminal cuts these: their number is the method's.
         self._losses = '  '.join(
-            f'{name} {float(v):.3g}' for name, v in values.items() if name[:2] in ('g/', 's/')
+            f'{name} {float(v):.3g}'
+            for name, v in values.items()
+            if name[:2] in ('g/', 's/') or name == 'loss'
         )
         self._text = '  '.join(parts)
         if self._clock() - self._shown_at >= self._every or round >= self._total:

@@ -138,13 +138,13 @@ def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def curves(
     metrics: Mapping[str, np.ndarray],
     path: str | os.PathLike[str],
-    teacher_accuracy: float | None = None,
+    references: Mapping[str, float] | None = None,
 ) -> None:
     """Writes a PNG of a run's curves: accuracy, terms of the synthesis, terms of the student.
 
     metrics: what `dfkd_jax.metrics.read` returns; ``student_accuracy`` and
       ``agreement_with_teacher`` in per cent, ``g/...`` and ``s/...``.
-    teacher_accuracy: in per cent, drawn as a line.
+    references: name -> accuracy in per cent, drawn as a line; ``{'teacher': 91.5}``.
     """
     panels = [
         ('Synthesis', [name for name in metrics if name.startswith('g/')]),
@@ -153,7 +153,7 @@ def curves(
     panels = [(title, names) for title, names in panels if names]
     figure = _figure(5.2 * (1 + len(panels)), 4.2)
     axes, *others = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
-    _draw_accuracy(axes, metrics, teacher_accuracy)
+    _draw_accuracy(axes, metrics, references or {})
     for axes, (title, names) in zip(others, panels):
         for name in names:
             _line(axes, metrics['round'], metrics[name], label=name[2:])
@@ -168,12 +168,10 @@ def curves(
 
 
 def _draw_accuracy(
-    axes: Any, metrics: Mapping[str, np.ndarray], teacher_accuracy: float | None
+    axes: Any, metrics: Mapping[str, np.ndarray], references: Mapping[str, float]
 ) -> None:
-    if teacher_accuracy is not None:
-        axes.axhline(
-            teacher_accuracy, color='0.35', ls='--', lw=1.2, label=f'teacher {teacher_accuracy:.2f}'
-        )
+    for (name, value), style in zip(references.items(), ('--', '-.', ':')):
+        axes.axhline(value, color='0.35', ls=style, lw=1.2, label=f'{name} {value:.2f}')
     rounds = metrics['round']
     agreement = metrics.get('agreement_with_teacher')
     if agreement is not None:

@@ -103,7 +103,8 @@ def run(
         with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
             while epoch < recipe.epochs and not stop:
                 rows = []
-                for batch, _ in zip(batches, range(epoch_steps), strict=False):
+                # The range first: zip must not draw the batch after the last.
+                for _, batch in zip(range(epoch_steps), batches, strict=False):
                     inputs = (batch.image, batch.label, key_steps)
                     state, row = step(frozen, state, inputs)
                     rows.append(row)

@@ -45,7 +45,9 @@ def shared() -> Path:
     """The folder of golden data and teachers beside the repository, or `DFKD_SHARED`."""
     path = Path(os.environ.get('DFKD_SHARED', ROOT.parent / 'shared'))
     if not path.is_dir():
-        pytest.skip(f'no reference data at {path}: set DFKD_SHARED to the folder that holds golden/')
+        pytest.skip(
+            f'no reference data at {path}: set DFKD_SHARED to the folder that holds golden/'
+        )
     return path
 
 

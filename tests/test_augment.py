@@ -21,58 +21,54 @@ def by_hand(x: np.ndarray, offsets: np.ndarray, padding: int, fill: np.ndarray) 
 @pytest.mark.parametrize('padding', [1, 4])
 @pytest.mark.parametrize('fill', [0.0, 0.25, (-1.0, 0.5, 2.0)])
 def test_crop_is_pad_and_cut(key, padding, fill):
-    x = jax.random.normal(key, (9, 6, 5, 3))
-    offsets = augment.draw_crop(key, 9, padding)
+    x = np.random.default_rng(0).normal(size=(9, 6, 5, 3)).astype(np.float32)
+    offsets = np.asarray(augment.draw_crop(key, 9, padding))
     got = jax.jit(lambda x, o: augment.crop(x, o, padding, fill))(x, offsets)
-    np.testing.assert_array_equal(
-        got, by_hand(np.asarray(x), np.asarray(offsets), padding, np.asarray(fill, np.float32))
-    )
+    np.testing.assert_array_equal(got, by_hand(x, offsets, padding, np.asarray(fill, np.float32)))
 
 
-def test_centred_crop_and_no_padding_change_nothing(key):
-    x = jax.random.normal(key, (4, 8, 8, 1))
-    np.testing.assert_array_equal(augment.crop(x, jnp.full((4, 2), 3), 3, -1.0), x)
-    np.testing.assert_array_equal(augment.crop(x, jnp.zeros((4, 2), jnp.int32), 0), x)
+def test_centred_crop_and_no_padding_change_nothing():
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    centred = jax.jit(lambda x: augment.crop(x, jnp.full((4, 2), 3), 3, -1.0))
+    np.testing.assert_array_equal(centred(x), x)
+    assert augment.crop(x, np.zeros((4, 2), np.int32), 0) is x
 
 
-def test_crop_keeps_bytes(key):
-    x = jax.random.randint(key, (3, 4, 4, 3), 0, 255).astype(jnp.uint8)
-    offsets = augment.draw_crop(key, 3, 2)
-    got = augment.crop(x, offsets, 2, jnp.array([7, 8, 9]))
+def test_crop_keeps_bytes():
+    x = np.random.default_rng(0).integers(0, 255, (3, 4, 4, 3), np.uint8)
+    offsets = np.array([(0, 0), (4, 1), (2, 3)], np.int32)
+    got = jax.jit(lambda x, o: augment.crop(x, o, 2, jnp.array([7, 8, 9])))(x, offsets)
     assert got.dtype == jnp.uint8
-    np.testing.assert_array_equal(
-        got, by_hand(np.asarray(x), np.asarray(offsets), 2, np.array([7, 8, 9]))
-    )
+    np.testing.assert_array_equal(got, by_hand(x, offsets, 2, np.array([7, 8, 9])))
 
 
 def test_crop_gradient_is_the_transpose(key):
     """<crop(x), y> is linear in x: its gradient puts every pixel of y back where it came from."""
-    x, y = jax.random.normal(key, (2, 7, 6, 5, 2))
-    offsets = augment.draw_crop(key, 7, 3)
+    x, y = np.random.default_rng(0).normal(size=(2, 7, 6, 5, 2)).astype(np.float32)
+    offsets = np.asarray(augment.draw_crop(key, 7, 3))
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(augment.crop(x, offsets, 3, 1.0) * y)))(x)
     expected = np.zeros((7, 12, 11, 2), np.float32)
-    for image, (i, j), row in zip(expected, np.asarray(offsets), np.asarray(y)):
+    for image, (i, j), row in zip(expected, offsets, y):
         image[i : i + 6, j : j + 5] += row
     np.testing.assert_array_equal(gradient, expected[:, 3:-3, 3:-3])
 
 
-def test_crop_has_second_derivatives(key):
-    x = jax.random.normal(key, (2, 4, 4, 1))
-    offsets = augment.draw_crop(key, 2, 1)
+def test_crop_has_second_derivatives():
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    offsets = np.array([(0, 2), (1, 1)], np.int32)
 
     def slope(x):
         return jnp.sum(jax.grad(lambda x: jnp.sum(augment.crop(x, offsets, 1) ** 3))(x))
 
-    kept = augment.crop(jnp.ones_like(x), 2 - offsets, 1)  # pixels that the crop shows
-    np.testing.assert_allclose(jax.grad(slope)(x), 6 * x * kept, rtol=1e-6)
+    shown = np.ones_like(x)  # pixels that the crop shows
+    shown[0, -1] = shown[0, :, 0] = 0
+    np.testing.assert_allclose(jax.jit(jax.grad(slope))(x), 6 * x * shown, rtol=1e-6)
 
 
-def test_flip_mirrors_marked_images(key):
-    x = jax.random.normal(key, (3, 4, 5, 2))
-    got = np.asarray(augment.flip(x, jnp.array([True, False, True])))
-    np.testing.assert_array_equal(got[0], x[0, :, ::-1])
-    np.testing.assert_array_equal(got[1], x[1])
-    np.testing.assert_array_equal(got[2], x[2, :, ::-1])
+def test_flip_mirrors_marked_images():
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
+    got = np.asarray(jax.jit(augment.flip)(x, np.array([True, False, True])))
+    np.testing.assert_array_equal(got, np.stack([x[0, :, ::-1], x[1], x[2, :, ::-1]]))
 
 
 def test_draws_are_uniform_and_in_range(key):
@@ -88,23 +84,22 @@ def test_draws_are_uniform_and_in_range(key):
 
 def test_shares_make_the_whole(key):
     """Drawn for the batch and applied to shares, images are those of one device."""
-    x = jax.random.normal(key, (8, 6, 6, 3))
-    offsets, flips = augment.draw_crop(key, 8, 2), augment.draw_flip(key, 8)
+    x = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype(np.float32)
+    draws = jax.jit(lambda key: (augment.draw_crop(key, 8, 2), augment.draw_flip(key, 8)))(key)
 
     def apply(x, offsets, flips):
         return augment.flip(augment.crop(x, offsets, 2, (0.0, 1.0, 2.0)), flips)
 
-    shares = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), (x, offsets, flips))
-    np.testing.assert_array_equal(
-        jax.vmap(apply)(*shares).reshape(x.shape), apply(x, offsets, flips)
-    )
+    shares = jax.tree.map(lambda a: np.asarray(a).reshape(4, 2, *a.shape[1:]), (x, *draws))
+    got = np.asarray(jax.jit(jax.vmap(apply))(*shares)).reshape(x.shape)
+    np.testing.assert_array_equal(got, jax.jit(apply)(x, *draws))
 
 
 def test_crop_has_one_gradient_in_shard_map(key):
     """Under the strict check of replicated values too, as the loop compiles it."""
     count = jax.device_count()
     mesh = jax.make_mesh((count,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-    x = jax.random.normal(key, (2 * count, 6, 6, 3))
+    x = np.random.default_rng(0).normal(size=(2 * count, 6, 6, 3)).astype(np.float32)
     offsets = augment.draw_crop(key, 2 * count, 2)
 
     def loss(scale, x, offsets):
@@ -118,17 +113,21 @@ def test_crop_has_one_gradient_in_shard_map(key):
     sharded = jax.jit(
         jax.shard_map(share, mesh=mesh, in_specs=(p(), p('data'), p('data')), out_specs=p())
     )
-    np.testing.assert_allclose(sharded(2.0, x, offsets), jax.grad(loss)(2.0, x, offsets), rtol=1e-5)
+    np.testing.assert_allclose(
+        sharded(2.0, x, offsets), jax.jit(jax.grad(loss))(2.0, x, offsets), rtol=1e-5
+    )
 
 
-def test_flip_and_crop(key):
-    x = jax.random.normal(key, (64, 6, 6, 3))
-    one = augment.flip_and_crop(key, x, 2, -1.0)
-    np.testing.assert_array_equal(
-        one, jax.jit(augment.flip_and_crop, static_argnums=2)(key, x, 2, -1.0)
-    )
-    assert one.shape == x.shape and not np.array_equal(
-        one, augment.flip_and_crop(jax.random.key(1), x, 2)
-    )
-    # Without flips and padding nothing is left to do.
-    np.testing.assert_array_equal(augment.flip_and_crop(key, x, 0, flips=False), x)
+def test_flip_and_crop_is_a_crop_then_a_flip(key):
+    x = np.random.default_rng(0).normal(size=(64, 6, 6, 3)).astype(np.float32)
+
+    @jax.jit
+    def both(key, x):
+        key_crop, key_flip = jax.random.split(key)
+        y = augment.crop(x, augment.draw_crop(key_crop, 64, 2), 2, -1.0)
+        return augment.flip_and_crop(key, x, 2, -1.0), y, augment.draw_flip(key_flip, 64)
+
+    got, cropped, mask = (np.asarray(a) for a in both(key, x))
+    np.testing.assert_array_equal(got[mask], cropped[mask][:, :, ::-1])
+    np.testing.assert_array_equal(got[~mask], cropped[~mask])
+    assert augment.flip_and_crop(key, x, 0, flips=False) is x  # nothing to do

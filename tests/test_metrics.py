@@ -144,13 +144,21 @@ def test_speed_needs_two_measurements_and_a_resumed_run_its_own() -> None:
     clock, stream = Clock(), io.StringIO()
     line = metrics.Progress(100, start=50, stream=stream, clock=clock, every=0.0)
     clock.now = 30.0
-    line.update(52, {}, {'last': None, 'images_synthesised': 52_000})
+    line.update(52, {}, {'last': 0.0, 'best': 0.0, 'images_synthesised': 52_000})
     clock.now = 32.0
     line.update(54, {}, {'images_synthesised': 54_000})
     line.close()
     first, second = stream.getvalue().splitlines()
     assert first == 'round  52/100  ETA 12:00'
     assert second == 'round  54/100  1,000 images/s  ETA 0:46'
+
+
+def test_other_trainings_have_other_words() -> None:
+    stream = io.StringIO()
+    line = metrics.Progress(3, unit='epoch', subject='teacher', stream=stream)
+    line.update(1, {'loss': 0.5, 'seconds': 2.0}, {'last': 91.0, 'best': 91.0})
+    line.close()
+    assert stream.getvalue() == 'epoch 1/3  teacher 91.00 % (best 91.00)  loss 0.5\n'
 
 
 def test_close_without_a_round_is_silent() -> None:

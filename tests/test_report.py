@@ -74,16 +74,18 @@ def columns(rounds: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize('rounds', [0, 1, 2, 40])
-@pytest.mark.parametrize('teacher', [None, 91.5])
-def test_curves_of_any_length(tmp_path: Path, rounds: int, teacher: float | None) -> None:
-    report.curves(columns(rounds), tmp_path / 'curves.png', teacher)
+@pytest.mark.parametrize('references', [None, {'teacher': 91.5, 'real data': 90.25}])
+def test_curves_of_any_length(
+    tmp_path: Path, rounds: int, references: dict[str, float] | None
+) -> None:
+    report.curves(columns(rounds), tmp_path / 'curves.png', references)
     picture = pixels(tmp_path / 'curves.png')
     assert picture.shape == (420, 1560, 3)
     assert picture.std() > 0
 
 
 def test_curves_without_losses(tmp_path: Path) -> None:
-    report.curves({'round': np.zeros(0)}, tmp_path / 'curves.png', 50.0)
+    report.curves({'round': np.zeros(0)}, tmp_path / 'curves.png', {'teacher': 50.0})
     assert pixels(tmp_path / 'curves.png').shape == (420, 520, 3)
 
 
@@ -101,7 +103,7 @@ SUMMARY = {
 
 
 def test_page_holds_everything(tmp_path: Path) -> None:
-    report.curves(columns(10), tmp_path / report.CURVES, 91.5)
+    report.curves(columns(10), tmp_path / report.CURVES)
     report.image_grid(np.zeros((1, 8, 8, 1)), np.zeros(1, int), ['a'], tmp_path / report.IMAGES)
     path = report.page(tmp_path, SUMMARY)
     text = path.read_text()

@@ -149,7 +149,10 @@ def _official(name: str, root: Path, manual: Path | None = None) -> Path:
 
     builder = tfds.builder(spec.tfds_name, data_dir=str(root), file_format='array_record')
     options = tfds.download.DownloadConfig(manual_dir=str(manual) if manual else None)
-    builder.download_and_prepare(download_config=options)
+    try:
+        builder.download_and_prepare(download_config=options)
+    except Exception as error:
+        raise DataError(f'TFDS could not prepare {name} ({error}). The ways to:\n{how}') from error
     return Path(builder.data_dir)
 
 
@@ -330,13 +333,15 @@ def _class_folders(
 
     grey, shape = _formats(path for part in files.values() for path, _ in part)
     metadata: dict[str, Any] = {}
+    # Finds broken files now rather than in a run; a million photographs would take hours.
+    decode = spec is not DATASETS['imagenet']
 
     def examples(key: str) -> Split:
         def make() -> Examples:
             moments = np.zeros((3, 1 if grey else 3))  # count, sum, sum of squares
             for path, label in files[key]:
-                image, pixels = _image(path, grey, decode=key == 'train' and not spec)
-                if pixels is not None:
+                image, pixels = _image(path, grey, decode)
+                if pixels is not None and key == 'train':
                     x = pixels.reshape(-1, moments.shape[1]) / 255
                     moments += (np.full(x.shape[1], len(x)), x.sum(0), np.square(x).sum(0))
                 file = path.relative_to(folder).as_posix()

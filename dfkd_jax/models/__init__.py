@@ -59,14 +59,15 @@ MODELS: dict[str, Any] = {
 
 
 def make(name: str, **sizes: Any) -> nn.Module:
-    """The module called `name`; `sizes` are its fields (classifiers: num_classes, axis_name, dtype).
+    """The module called `name`; `sizes` are its fields (of all: num_classes, axis_name, dtype).
 
     Raises ValueError for an unknown name, listing near and known ones.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3)
         hint = f' Did you mean {" or ".join(near)}?' if near else ''
-        raise ValueError(f'unknown model {name!r}.{hint} Known models: {", ".join(sorted(MODELS))}.')
+        known = ', '.join(sorted(MODELS))
+        raise ValueError(f'unknown model {name!r}.{hint} Known models: {known}.')
     return MODELS[name](**sizes)
 
 

@@ -30,7 +30,7 @@ LiteNorm = partial(BatchNorm, momentum=0.99, epsilon=1e-3)
 
 
 class MBConv(nn.Module):
-    """1x1 to `expand` times the channels, depthwise, 1x1 to `features`; a sum where they fit."""
+    """1x1 to `expand` times the channels, depthwise, 1x1 to `features`; a sum if that fits."""
 
     features: int
     stride: int
@@ -42,7 +42,8 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict]:
         def norm(x: Array, name: str) -> Array:
-            y, taps[name] = LiteNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
+            batch_norm = LiteNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
+            y, taps[name] = batch_norm(x, train)
             return y
 
         taps: dict = {}
@@ -72,15 +73,19 @@ class EfficientNetLite0(nn.Module):
         """Classifies images [B, H, W, channels], published for (pixel - 127) / 128."""
 
         def norm(x: Array, name: str) -> Array:
-            y, taps[name] = LiteNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
+            batch_norm = LiteNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
+            y, taps[name] = batch_norm(x, train)
             return nn.relu6(y)
 
         taps: dict = {}
         x = layers.conv(images.astype(self.dtype), 32, 3, stride=2, padding='SAME',
                         name='conv_stem', dtype=self.dtype)  # fmt: skip
         x = norm(x, 'bn0')
-        blocks = [(width, stride if i == 0 else 1, expand, size)
-                  for expand, size, width, depth, stride in STAGES for i in range(depth)]  # fmt: skip
+        blocks = [
+            (width, stride if i == 0 else 1, expand, size)
+            for expand, size, width, depth, stride in STAGES
+            for i in range(depth)
+        ]
         for n, sizes in enumerate(blocks):
             name = f'blocks_{n}'
             x, taps[name] = MBConv(*sizes, self.axis_name, self.dtype, name=name)(x, train)

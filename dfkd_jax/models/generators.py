@@ -69,14 +69,15 @@ class CPSCGenerator(nn.Module):
             return ConditionalBatchNorm(self.num_classes, self.spread, axis_name=self.axis_name,
                                         dtype=self.dtype, name=name)(x, label, train)  # fmt: skip
 
-        def conv(x: Array, features: int, name: str) -> Array:
-            return layers.conv(x, features, 3, bias=True, name=name, dtype=self.dtype)
+        def upsample_conv(x: Array, features: int, name: str) -> Array:
+            return layers.UpsampleConv(features, bias=True, dtype=self.dtype, name=name)(x)
 
         x = _project(z, 2 * self.width, self.image_size // 4, self.dtype)
         x = norm(x, 'norm0')
-        x = nn.leaky_relu(norm(conv(layers.upsample2(x), 2 * self.width, 'conv1'), 'norm1'), 0.2)
-        x = nn.leaky_relu(norm(conv(layers.upsample2(x), self.width, 'conv2'), 'norm2'), 0.2)
-        x = norm(jnp.tanh(conv(x, self.channels, 'conv3')), 'norm3')
+        x = nn.leaky_relu(norm(upsample_conv(x, 2 * self.width, 'conv1'), 'norm1'), 0.2)
+        x = nn.leaky_relu(norm(upsample_conv(x, self.width, 'conv2'), 'norm2'), 0.2)
+        x = layers.conv(x, self.channels, 3, bias=True, name='conv3', dtype=self.dtype)
+        x = norm(jnp.tanh(x), 'norm3')
         return x.astype(jnp.float32)
 
 
@@ -184,10 +185,11 @@ def _dcgan_trunk(
     def norm(x: Array, name: str) -> Array:
         return BatchNorm(axis_name=axis_name, dtype=dtype, name=name)(x, train)[0]
 
-    def conv(x: Array, features: int, name: str, bias: bool = False) -> Array:
-        return layers.conv(x, features, 3, bias=bias, name=name, dtype=dtype)
+    def upsample_conv(x: Array, features: int, name: str) -> Array:
+        return layers.UpsampleConv(features, dtype=dtype, name=name)(x)
 
     x = norm(x, 'norm0')
-    x = nn.leaky_relu(norm(conv(layers.upsample2(x), 2 * width, 'conv1'), 'norm1'), 0.2)
-    x = nn.leaky_relu(norm(conv(layers.upsample2(x), width, 'conv2'), 'norm2'), 0.2)
-    return nn.sigmoid(conv(x, channels, 'conv3', bias=True)).astype(jnp.float32)
+    x = nn.leaky_relu(norm(upsample_conv(x, 2 * width, 'conv1'), 'norm1'), 0.2)
+    x = nn.leaky_relu(norm(upsample_conv(x, width, 'conv2'), 'norm2'), 0.2)
+    x = layers.conv(x, channels, 3, bias=True, name='conv3', dtype=dtype)
+    return nn.sigmoid(x).astype(jnp.float32)

@@ -33,7 +33,7 @@ class LeNet5(nn.Module):
         del train  # the same in both modes
         height, width = images.shape[1:3]
         if not (32 <= height <= 35 and 32 <= width <= 35):
-            raise ValueError(f'LeNet-5 reads images of 32 px, not {height}x{width}: pad 28 px ones '
+            raise ValueError(f'LeNet-5 needs images of 32 px, not {height}x{width}: pad 28 px ones '
                              'by 2 on each side, resize others')  # fmt: skip
 
         x = images.astype(self.dtype)

@@ -6,6 +6,8 @@ left out: every classifier of this zoo is a function of its weights and images a
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -25,7 +27,7 @@ STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to `expand` times the channels, depthwise 3x3, 1x1 to `features`; a sum where they fit."""
+    """1x1 to `expand` times the channels, depthwise 3x3, 1x1 to `features`; a sum if that fits."""
 
     features: int
     stride: int
@@ -35,22 +37,21 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict]:
-        def conv_norm(
-            x: Array, features: int, size: int, conv: str, norm: str, stride: int = 1, groups: int = 1
-        ) -> Array:
-            x = layers.conv(x, features, size, stride=stride, groups=groups, name=conv,
-                            kernel_init=layers.he_normal, dtype=self.dtype)  # fmt: skip
-            x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train)
+        def norm(x: Array, name: str) -> Array:
+            batch_norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
+            x, taps[name] = batch_norm(x, train)
             return x
 
         taps: dict = {}
+        conv = partial(layers.conv, kernel_init=layers.he_normal, dtype=self.dtype)
         hidden = self.expand * x.shape[-1]
         y, n = x, 0  # n: torchvision numbers the convolutions that are there
         if self.expand != 1:
-            y = nn.relu6(conv_norm(y, hidden, 1, 'conv_0_0', 'conv_0_1'))
+            y = nn.relu6(norm(conv(y, hidden, 1, name='conv_0_0'), 'conv_0_1'))
             n = 1
-        y = conv_norm(y, hidden, 3, f'conv_{n}_0', f'conv_{n}_1', self.stride, groups=hidden)
-        y = conv_norm(nn.relu6(y), self.features, 1, f'conv_{n + 1}', f'conv_{n + 2}')
+        y = conv(y, hidden, 3, stride=self.stride, groups=hidden, name=f'conv_{n}_0')
+        y = nn.relu6(norm(y, f'conv_{n}_1'))
+        y = norm(conv(y, self.features, 1, name=f'conv_{n + 1}'), f'conv_{n + 2}')
         if self.stride == 1 and x.shape[-1] == self.features:
             y = x + y
         return y, taps
@@ -71,13 +72,17 @@ class MobileNetV2(nn.Module):
             conv, norm = f'{name}_0', f'{name}_1'
             x = layers.conv(x, features, size, stride=stride, name=conv,
                             kernel_init=layers.he_normal, dtype=self.dtype)  # fmt: skip
-            x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train)
+            batch_norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)
+            x, taps[norm] = batch_norm(x, train)
             return nn.relu6(x)
 
         taps: dict = {}
         x = conv_norm(images.astype(self.dtype), 32, 3, 2, 'features_0')
-        blocks = [(width, stride if i == 0 else 1, expand)
-                  for expand, width, depth, stride in STAGES for i in range(depth)]  # fmt: skip
+        blocks = [
+            (width, stride if i == 0 else 1, expand)
+            for expand, width, depth, stride in STAGES
+            for i in range(depth)
+        ]
         for n, sizes in enumerate(blocks, start=1):
             name = f'features_{n}'
             block = InvertedResidual(*sizes, self.axis_name, self.dtype, name=name)

@@ -41,7 +41,8 @@ class Block(nn.Module):
         ) -> Array:
             x = layers.conv(x, features, size, stride=stride, name=conv,
                             kernel_init=self.kernel_init, dtype=self.dtype)  # fmt: skip
-            x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train)
+            batch_norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)
+            x, taps[norm] = batch_norm(x, train)
             return x
 
         taps: dict = {}
@@ -95,7 +96,9 @@ class ResNet(nn.Module):
         if self.stem == '7x7':
             x = layers.max_pool(x, 3, 2, padding=1)
 
-        for stage, (depth, width) in enumerate(zip(self.depths, self.widths[1:]), start=1):
+        for stage, (depth, width) in enumerate(
+            zip(self.depths, self.widths[1:], strict=True), start=1
+        ):
             for i in range(depth):
                 name = f'layer{stage}_{i}'
                 stride = 2 if stage > 1 and i == 0 else 1

@@ -16,7 +16,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five blocks of 3x3 convolutions of widths 64, 128, 256, 512, 512, for images of 8 px and more.
+    """Five blocks of 3x3 convolutions, 64 to 512 channels wide, for images of 8 px and more.
 
     A max-pool follows blocks 0, 1 and 2, and block 3 only where images are 64 px high; the last
     block is averaged over space whatever its size.
@@ -34,13 +34,15 @@ class VGG(nn.Module):
         """Classifies images [B, H, W, channels].  Raises ValueError where they pool to nothing."""
         height, width = images.shape[1:3]
         if min(height, width) < 8:
-            raise ValueError(f'VGG reads images of 8 px and more, not {height}x{width}: resize them')
+            raise ValueError(
+                f'VGG needs images of 8 px and more, not {height}x{width}: resize them'
+            )
         taps: dict = {}
         x = images.astype(self.dtype)
-        for block, (depth, features) in enumerate(zip(self.depths, WIDTHS)):
+        for block, (depth, channels) in enumerate(zip(self.depths, WIDTHS, strict=True)):
             for i in range(depth):
                 conv, norm = f'block{block}_{3 * i}', f'block{block}_{3 * i + 1}'
-                x = layers.conv(x, features, 3, bias=True, name=conv, kernel_init=layers.he_normal,
+                x = layers.conv(x, channels, 3, bias=True, name=conv, kernel_init=layers.he_normal,
                                 bias_init=nn.initializers.zeros, dtype=self.dtype)  # fmt: skip
                 x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype,
                                           name=norm)(x, train)  # fmt: skip

@@ -1,6 +1,6 @@
 """Ports a PyTorch checkpoint to a model folder that runs take as their teacher.
 
-    python -m dfkd_jax.port --model=resnet34 --num_classes=10 --source=t.pth --output=teachers/r34
+python -m dfkd_jax.port --model=resnet34 --num_classes=10 --source=t.pth --output=teachers/r34
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dfkd_jax.port.torch_flax import classifier_sizes, from_torch, to_torch
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the flags, ports, writes, and says what it did; exits with a message if it cannot."""
     parser = argparse.ArgumentParser(prog='python -m dfkd_jax.port', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument('--model', required=True, help='a name of the model zoo, such as resnet34')
     parser.add_argument('--num_classes', type=int, default=10)
     parser.add_argument('--source', type=Path, required=True,
@@ -71,8 +71,9 @@ def _same(output: Path, variables: dict, facts: dict) -> bool:
         return False
     if {key: old_facts.get(key) for key in facts} != facts:
         return False
-    return jax.tree.structure(old) == jax.tree.structure(variables) and all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(variables))
+    arrays, old_arrays = checkpoint.flatten(variables), checkpoint.flatten(old)
+    return arrays.keys() == old_arrays.keys() and all(
+        np.array_equal(array, old_arrays[path]) for path, array in arrays.items()
     )
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -38,7 +37,7 @@ class Slot(NamedTuple):
     """Where one PyTorch array lives in Flax."""
 
     path: str  # of the leaf: 'params/layer1_0/conv1/kernel'
-    index: int | None  # its place along the leaf's first axis, where the leaf stacks several
+    place: int | None  # where it is along the leaf's first axis, where the leaf stacks several
     axes: Shape | None  # the PyTorch array's axes in Flax's order
     shape: Shape  # in PyTorch
 
@@ -75,17 +74,18 @@ def from_torch(
     found = _state_dict(source)
     table = TABLES[_known(name)]
     channels = sizes.pop('channels', None)
+    shapes = {key: _shape(value) for key, value in found.items()}
     if channels is None:
-        channels = _channels(table, found) or 3
+        channels = _sizes(table, shapes)[1] or 3
     plan = _plan(table, _structure(name, num_classes, channels, **sizes))
     arrays = {key: _float32(found[key]) for key in plan.slots if key in found}
 
     mistakes = {
         'missing': [key for key in plan.slots if key not in found],
         'unexpected': [key for key in found if key not in plan.slots and key not in plan.counters],
-        'mis-shaped': [f'{key} {_shape(found[key])}, expected {slot.shape}'
+        'mis-shaped': [f'{key} {shapes[key]}, expected {slot.shape}'
                        for key, slot in plan.slots.items()
-                       if key in found and _shape(found[key]) != slot.shape],
+                       if shapes.get(key, slot.shape) != slot.shape],
         'not floating-point': [f'{key} {getattr(found[key], "dtype", type(found[key]))}'
                                for key, array in arrays.items() if array is None],
         'not finite': [key for key, array in arrays.items()
@@ -94,14 +94,14 @@ def from_torch(
     if any(mistakes.values()):
         what = f'{name!r} with num_classes={num_classes}, channels={channels}'
         names = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
-        _fail(what, _origin(source), mistakes, _hint(found) if names else '')
+        _fail(what, _origin(source), mistakes, _hint(shapes) if names else '')
 
     leaves: dict[str, Any] = {}
     for key, slot in plan.slots.items():
         array = arrays[key]
         assert array is not None
         array = np.array(array if slot.axes is None else array.transpose(slot.axes), order='C')
-        if slot.index is None:
+        if slot.place is None:
             leaves[slot.path] = array
         else:
             leaves.setdefault(slot.path, []).append(array)  # plans list a stack in its order
@@ -123,19 +123,18 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     plan = _plan(table, shapes, strict=False)
     ported = {slot.path for slot in plan.slots.values()}
-    missing: list[str] = []
-    wrong: list[str] = []
-    if table.last:  # a generator's sizes are not to be read from its leaves
-        classes, channels = 10, 3
-        if table.last in plan.slots and table.first in plan.slots:
-            classes = plan.slots[table.last].shape[0]
-            channels = plan.slots[table.first].shape[1] // table.block**2
-        expected = _structure(name, classes, channels)
-        missing = [path for path in expected if path not in shapes]
-        wrong = [f'{path} {shapes[path]}, expected {shape}'
-                 for path, shape in expected.items() if shapes.get(path, shape) != shape]  # fmt: skip
-        ported &= set(expected)
+    classes, channels = _sizes(table, {key: slot.shape for key, slot in plan.slots.items()})
+    expected = _structure(name, classes or 10, channels or 3)
+    ported &= set(expected)
+    missing = [path for path in expected if path not in shapes]
     unexpected = [path for path in shapes if path not in ported]
+    wrong = []
+    for path, shape in expected.items():
+        given = shapes.get(path, shape)
+        if table.last and given != shape:
+            wrong.append(f'{path} {given}, expected {shape}')
+        elif len(given) != len(shape):  # a generator's own sizes are not known here
+            wrong.append(f'{path} {given}, expected {len(shape)} axes')
     mistakes = {'missing': missing, 'unexpected': unexpected, 'mis-shaped': wrong}
     if any(mistakes.values()):
         _fail(f'{name!r}', 'the given variables', mistakes)
@@ -143,7 +142,7 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     state_dict: dict[str, np.ndarray] = {}
     for key, slot in plan.slots.items():
         leaf = np.asarray(leaves[slot.path])
-        leaf = leaf if slot.index is None else leaf[slot.index]
+        leaf = leaf if slot.place is None else leaf[slot.place]
         leaf = leaf if slot.axes is None else leaf.transpose(np.argsort(slot.axes))
         state_dict[key] = np.array(leaf, order='C')
     return state_dict | {key: np.zeros((), np.int64) for key in plan.counters}
@@ -152,15 +151,18 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def classifier_sizes(name: str, variables: Mapping[str, Any]) -> tuple[int, int]:
     """The number of classes and of input channels of a classifier, read from its variables."""
     table = TABLES[_known(name)]
-    state_dict = to_torch(name, variables)
-    return state_dict[table.last].shape[0], state_dict[table.first].shape[1] // table.block**2
+    shapes = {key: array.shape for key, array in to_torch(name, variables).items()}
+    classes, channels = _sizes(table, shapes)
+    if classes is None or channels is None:
+        raise PortError(f'{name!r} is no classifier')
+    return classes, channels
 
 
 def _known(name: str) -> str:
     """Returns `name`.  Raises ValueError, with near names, if no table has it."""
     if name not in TABLES:
         models.make(name)
-        raise PortError(f'no table of PyTorch names for {name!r}: add one to dfkd_jax/port/rules.py')
+        raise PortError(f'no PyTorch names for {name!r}: add a table to dfkd_jax/port/rules.py')
     return name
 
 
@@ -174,8 +176,10 @@ def _structure(name: str, num_classes: int, channels: int, **sizes: Any) -> dict
     given = {'num_classes': num_classes, 'channels': channels}
     unknown = [size for size in sizes if size not in fields]
     if unknown:
-        takes = sorted((fields | {'channels'}) - {'parent', 'name', 'axis_name', 'dtype'})
-        raise ValueError(f'{name!r} has no {" or ".join(unknown)}; its sizes are {", ".join(takes)}')
+        takes = ', '.join(
+            sorted((fields | {'channels'}) - {'parent', 'name', 'axis_name', 'dtype'})
+        )
+        raise ValueError(f'{name!r} has no {" or ".join(unknown)}; its sizes are {takes}')
     module = models.make(name, **{k: v for k, v in given.items() if k in fields}, **sizes)
     inputs = TABLES[name].inputs(module, channels)
 
@@ -197,7 +201,7 @@ def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Pla
             continue
         # A placeholder of the PyTorch side alone runs over the leaf's first axis.
         runs = set(re.findall(r'{(\w+)}', row.torch)) - set(numbers)
-        for index in range(shape[0]) if runs else (None,):
+        for index in range(shape[0] if shape else 0) if runs else (None,):
             module = row.torch.format(**numbers, **dict.fromkeys(runs, index))
             each = shape[1:] if runs else shape
             if leaf.axes is not None and len(leaf.axes) == len(each):
@@ -240,8 +244,9 @@ def _state_dict(source: Any) -> dict[str, Any]:
                         "state dict, such as a PyTorch module's `state_dict()`")  # fmt: skip
     found = {str(key): value for key, value in source.items()}
     if not any(hasattr(value, 'shape') for value in found.values()):
-        raise PortError(f'{where} holds no arrays, but {_listing(list(found)) or "nothing"}: expected '
-                        f'a state dict, or one under {" or ".join(NESTED_UNDER)}')  # fmt: skip
+        held, under = _listing(list(found)) or 'nothing', ' or '.join(NESTED_UNDER)
+        raise PortError(f'{where} holds no arrays, but {held}: expected a state dict, or one under '
+                        f'{under}')  # fmt: skip
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in found):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
@@ -268,10 +273,10 @@ def _read(path: Path) -> Any:
     except PortError:
         raise
     except Exception as error:  # these libraries raise of every kind on damaged files
-        raise PortError(f'cannot read {path} as {path.suffix} weights ({_first_line(error)}): it is '
-                        'damaged, cut short, or of another format') from error  # fmt: skip
-    raise PortError(f'cannot tell the format of {path} by its ending {path.suffix!r}: expected .pth, '
-                    '.pt, .safetensors or .npz')  # fmt: skip
+        raise PortError(f'cannot read {path} as {path.suffix} weights ({_first_line(error)}): '
+                        'it is damaged, cut short, or of another format') from error  # fmt: skip
+    raise PortError(f'cannot tell the format of {path} by its ending {path.suffix!r}: '
+                    'expected .pth, .pt, .safetensors or .npz')  # fmt: skip
 
 
 def _read_torch(path: Path) -> Any:
@@ -287,9 +292,11 @@ def _read_torch(path: Path) -> Any:
         foreign = re.search(r'GLOBAL (\S+)', str(error))
         if foreign is None:
             raise
-        raise PortError(f'{path} holds a pickled {foreign[1]} beside weights, and only weights are '
-                        'ever unpickled here: save them alone where you trust the file, with '
-                        "torch.save(checkpoint['state_dict'], 'weights.pth')") from error  # fmt: skip
+        raise PortError(
+            f'{path} holds a pickled {foreign[1]} beside weights, and only weights are ever '
+            'unpickled here: save them alone where you trust the file, with '
+            "torch.save(checkpoint['state_dict'], 'weights.pth')"
+        ) from error
 
 
 def _float32(value: Any) -> np.ndarray | None:
@@ -327,18 +334,18 @@ def _listing(names: list[str]) -> str:
     return ', '.join(names[:LISTED]) + more
 
 
-def _hint(found: Mapping[str, Any]) -> str:
+def _hint(shapes: Mapping[str, Shape]) -> str:
     """Says which architectures have just these names and shapes."""
-    if any(key.startswith('params/') for key in found):
-        return ('These are Flax names, as dfkd_jax saves them: load them with '
-                'dfkd_jax.checkpoint.load_model.')  # fmt: skip
-    shapes = {key: _shape(value) for key, value in found.items()}
+    if any(key.startswith('params/') for key in shapes):
+        return (
+            'These are Flax names, as dfkd_jax saves them: load them with '
+            'dfkd_jax.checkpoint.load_model.'
+        )
     fitting = []
     for name, table in TABLES.items():
-        channels = _channels(table, found)
-        if channels is None or not shapes.get(table.last):
+        classes, channels = _sizes(table, shapes)
+        if classes is None or channels is None:
             continue
-        classes = shapes[table.last][0]
         plan = _plan(table, _structure(name, classes, channels))
         expected = {key: slot.shape for key, slot in plan.slots.items()}
         if expected == {key: shape for key, shape in shapes.items() if key not in plan.counters}:
@@ -348,12 +355,15 @@ def _hint(found: Mapping[str, Any]) -> str:
     return f'These are the names and shapes of {" or of ".join(fitting)}.'
 
 
-def _channels(table: Table, found: Mapping[str, Any]) -> int | None:
-    """The images' channels according to the first layer, if it is there and makes sense."""
-    shape = _shape(found.get(table.first))
-    if len(shape) != 4 or shape[1] == 0 or shape[1] % table.block**2:
-        return None
-    return shape[1] // table.block**2
+def _sizes(table: Table, shapes: Mapping[str, Shape]) -> tuple[int | None, int | None]:
+    """A classifier's classes and input channels by its PyTorch arrays, where those are there."""
+    last, first = shapes.get(table.last, ()), shapes.get(table.first, ())
+    classes, channels = None, None
+    if len(last) == 2 and last[0] > 0:
+        classes = last[0]
+    if len(first) == 4 and first[1] > 0 and first[1] % table.block**2 == 0:
+        channels = first[1] // table.block**2
+    return classes, channels
 
 
 def _first_line(error: Exception) -> str:

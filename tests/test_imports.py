@@ -1,0 +1,202 @@
+"""Who may import whom, and who may say what, read from the source files."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = 'dfkd_jax'
+FILES = sorted(ROOT.glob(f'{PACKAGE}/**/*.py'))
+CONFIGS = sorted(ROOT.glob('configs/*.py'))
+
+# What each part may import of this package; a part is a module or a folder.
+RUN = {'augment', 'build', 'checkpoint', 'contract', 'data', 'evaluate', 'losses', 'methods'}
+RUN |= {'metrics', 'models', 'parallel', 'port', 'report', 'workdir', ''}
+INTERNAL = {
+    '': set(),  # dfkd_jax/__init__.py
+    'contract': set(),
+    'parallel': set(),
+    'losses': set(),
+    'augment': set(),
+    'bank': {'parallel'},
+    'models': {'models'},
+    'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'parallel'},
+    'data': {'data'},
+    'checkpoint': set(),
+    'metrics': {'checkpoint'},
+    'report': {'checkpoint', 'metrics'},
+    'workdir': {'', 'checkpoint', 'contract'},
+    'evaluate': {'contract', 'data', 'parallel'},
+    'port': {'port', 'models'},
+    'build': {'checkpoint', 'contract', 'data', 'methods', 'models', 'parallel', 'port'},
+    'teach': RUN,
+    'train': RUN | {'teach'},
+    'main': {'train'},
+}
+# What the pure parts may import of others' packages, beside the standard library's types.
+EXTERNAL = {
+    'contract': {'jax', 'flax', 'optax'},
+    'parallel': {'jax', 'numpy'},
+    'losses': {'jax', 'optax'},
+    'augment': {'jax'},
+    'bank': {'jax', 'flax'},
+    'models': {'jax', 'flax'},
+    'methods': {'jax', 'flax', 'optax'},
+    'port': {'jax', 'flax', 'numpy', 'safetensors', 'torch'},
+}
+PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'models', 'methods'}
+PURE_STANDARD = {
+    '__future__',
+    'collections',
+    'dataclasses',
+    'difflib',
+    'functools',
+    'math',
+    'typing',
+}
+
+# Slow to import, or heavy, or absent: only inside functions.
+LAZY = {
+    'torch',
+    'tensorflow',
+    'tensorflow_datasets',
+    'matplotlib',
+    'sklearn',
+    'PIL',
+    'tensorboardX',
+}
+
+SHARDING = {'pmap', 'shard_map', 'Mesh', 'make_mesh', 'NamedSharding', 'PartitionSpec'}
+
+
+def part(path: Path) -> str:
+    """`models/wrn.py` -> 'models', `losses.py` -> 'losses', `__init__.py` -> ''."""
+    first = path.relative_to(ROOT / PACKAGE).parts[0]
+    return first.removesuffix('.py').removesuffix('__init__')
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The full names that a tree imports: `from a import b` gives 'a.b'."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'imports are absolute'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def at_import(tree: ast.Module) -> Iterator[str]:
+    """The names imported when the module is, and not only when a function is called."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield from imports(node)
+
+
+def said(tree: ast.AST) -> set[str]:
+    """The identifiers that code uses (words in docstrings and comments do not count)."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.alias):
+            names |= set(node.name.split('.'))
+    return names
+
+
+def modules(names: Iterator[str]) -> set[str]:
+    """The parts of this package among imported names."""
+    parts = set()
+    for name in names:
+        top, _, rest = name.partition('.')
+        if top == PACKAGE:
+            second = rest.partition('.')[0]
+            known = (ROOT / PACKAGE / second).is_dir() or (ROOT / PACKAGE / f'{second}.py').exists()
+            parts.add(second if known else '')  # a name of dfkd_jax/__init__.py
+    return parts
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids)
+def test_parts_import_what_the_layout_allows(path: Path) -> None:
+    where, names = part(path), list(imports(parse(path)))
+    assert where in INTERNAL, f'{ids(path)} is new: give it a row in this file and in CONTRIBUTING'
+    found = modules(iter(names))
+    if path.name == '__main__.py':  # a folder's command may use what the folder may not
+        found -= {'checkpoint'}
+    assert found <= INTERNAL[where], f'{ids(path)} imports {found - INTERNAL[where]}'
+    others = {name.partition('.')[0] for name in names} - {PACKAGE}
+    assert 'experiments' not in others and 'configs' not in others
+    if where in EXTERNAL:
+        third_party = others - set(sys.stdlib_module_names)
+        assert third_party <= EXTERNAL[where], third_party - EXTERNAL[where]
+    if where in PURE:
+        standard = others & set(sys.stdlib_module_names)
+        assert standard <= PURE_STANDARD, f'{ids(path)} imports {standard - PURE_STANDARD}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids)
+def test_heavy_packages_are_imported_in_functions(path: Path) -> None:
+    found = {name.partition('.')[0] for name in at_import(parse(path))}
+    assert not found & LAZY
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids)
+def test_one_file_says_how_programs_are_compiled_and_sharded(path: Path) -> None:
+    names = said(parse(path))
+    if part(path) == 'parallel':
+        assert {'jit', 'pmap', 'shard_map'} <= names
+    else:
+        assert not names & (SHARDING | {'jit'})
+    assert not names & {'jax_utils', 'tree_map', 'PRNGKey'}, 'deprecated'
+
+
+@pytest.mark.parametrize(
+    'path', [p for p in FILES if part(p) == 'methods' and p.name != '__init__.py'], ids=ids
+)
+def test_a_method_knows_no_other_and_nothing_of_its_surroundings(path: Path) -> None:
+    tree = parse(path)
+    for name in imports(tree):
+        assert not name.startswith(f'{PACKAGE}.methods'), f'{ids(path)} imports {name}'
+        if name.startswith(f'{PACKAGE}.parallel'):
+            assert name == f'{PACKAGE}.parallel.Shards', 'only for the type of an argument'
+    assert not said(tree) & {'open', 'print', 'devices', 'device_count', 'flags', 'logging'}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=ids)
+def test_configs_are_self_contained(path: Path) -> None:
+    found = {name.partition('.')[0] for name in imports(parse(path))}
+    assert found <= {'__future__', 'ml_collections', 'configs'}
+
+
+def test_the_entry_point_has_no_ideas() -> None:
+    path = ROOT / PACKAGE / 'main.py'
+    assert len(path.read_text().splitlines()) <= 50
+
+
+def test_main_starts_light() -> None:
+    """A mistake in a config should not wait for matplotlib, nor anything need PyTorch."""
+    if not (ROOT / PACKAGE / 'train.py').exists():
+        pytest.skip('there is no loop yet')
+    heavy = sorted(LAZY)
+    code = f'import sys, {PACKAGE}.main; print([m for m in {heavy} if m in sys.modules])'
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-W', 'error', '-c', code]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '[]'

@@ -1,0 +1,149 @@
+"""Networks, methods and configs of a few thousand weights, for tests of the loop and of methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from configs import common
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from dfkd_jax import models, parallel
+from dfkd_jax.contract import Frozen, Method, Models
+from dfkd_jax.methods import METHODS
+from dfkd_jax.models import generators, layers
+from dfkd_jax.models.layers import BatchNorm, Output
+
+CLASSES, SIZE, CHANNELS, BATCH = 4, 8, 3, 16
+
+
+class Classifier(nn.Module):
+    """Two convolutions with batch norms.
+
+    smooth: without kinks.  Two runs that differ in their last bits meet a ReLU's kink on either
+    side sooner or later, and part there by more than any tolerance.
+    """
+
+    width: int = 8
+    smooth: bool = False
+    num_classes: int = CLASSES
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> Output:
+        taps = {}
+        act = nn.softplus if self.smooth else nn.relu
+        x = layers.conv(images, self.width, 3, stride=2, name='conv1')
+        x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, name='bn1')(x, train)
+        x = layers.conv(act(x), self.width, 3, stride=2, name='conv2')
+        x, taps['bn2'] = BatchNorm(axis_name=self.axis_name, name='bn2')(x, train)
+        features = jnp.mean(act(x), (1, 2))
+        return Output(layers.linear(features, self.num_classes, name='fc'), features, taps)
+
+
+class SmoothGenerator(nn.Module):
+    """A conditional generator without kinks, and without biases that a batch norm takes out again.
+
+    (The gradient of such a bias is rounding error, which Adam makes a step of full length.)
+    """
+
+    latent: int
+    spread: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array, label: jax.Array, train: bool = True) -> jax.Array:
+        def norm(x: jax.Array, name: str) -> jax.Array:
+            return generators.ConditionalBatchNorm(
+                CLASSES, self.spread, axis_name=self.axis_name, name=name
+            )(x, label, train)
+
+        x = nn.Dense(SIZE * SIZE, use_bias=False, name='project')(z)
+        x = nn.softplus(norm(x.reshape(-1, SIZE // 2, SIZE // 2, 4), 'norm0'))
+        x = layers.conv(layers.upsample2(x), CHANNELS, 3, name='conv1')
+        return norm(jnp.tanh(x), 'norm1')
+
+
+def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
+    """A run of a method on `nets`; changes are given as `group__field=value`."""
+    config = common.run(method)
+    config.data = common.data('digits', num_classes=CLASSES, image_size=SIZE, channels=CHANNELS)
+    getattr(common, method)(config, student='tiny', as_published=False)
+    config.generator.update(latent=8, width=4, spread=0.5)
+    config.synthesis.update(batch_size=BATCH, student_batch_size=BATCH)
+    config.student.warmup_steps = 2
+    config.phases = (common.phase(rounds=20, g_steps=2, s_steps=2),)
+    for name, value in changes.items():
+        group, _, field = name.partition('__')
+        config[group][field] = value
+    return config
+
+
+def nets(
+    config: ConfigDict, axis_name: str | None = None, smooth: bool = False, student_width: int = 8
+) -> Models:
+    """The tiny teacher and student, and the method's generator or a smooth one."""
+    generator = config.generator
+    return Models(
+        teacher=Classifier(smooth=smooth, axis_name=axis_name),
+        student=Classifier(student_width, smooth, axis_name=axis_name),
+        generator=SmoothGenerator(generator.latent, generator.spread, axis_name)
+        if smooth
+        else models.make(
+            generator.model,
+            num_classes=CLASSES,
+            image_size=SIZE,
+            channels=CHANNELS,
+            latent=generator.latent,
+            width=generator.width,
+            spread=generator.spread,
+            axis_name=axis_name,
+        ),
+        num_classes=CLASSES,
+        image_shape=(SIZE, SIZE, CHANNELS),
+        mean=(0.5,) * CHANNELS,
+        std=(0.25,) * CHANNELS,
+    )
+
+
+def method(config: ConfigDict, shards: parallel.Shards, **nets_changes: Any) -> Method:
+    """The method of a config on `nets`."""
+    return METHODS[config.method](config, nets(config, shards.axis, **nets_changes), shards)
+
+
+def frozen(smooth: bool = False) -> Frozen:
+    """A teacher with an opinion: logits far apart, and statistics that are no starting values."""
+    shape = (SIZE, SIZE, CHANNELS)
+    module = Classifier(smooth=smooth)
+
+    @jax.jit
+    def make(key: jax.Array) -> dict[str, Any]:
+        variables = module.init(key, jnp.zeros((1, *shape)))
+        images = jax.random.normal(key, (32, *shape))
+        out, mutated = module.apply(variables, images, train=True, mutable=['batch_stats'])
+        variables['params']['fc']['kernel'] *= 3 / jnp.std(out.logits)
+        return variables | mutated
+
+    return Frozen(teacher=make(jax.random.key(1)))
+
+
+def close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Asserts that trees agree, leaf by leaf, relative to each leaf's largest value."""
+    difference = distance(actual, expected)
+    assert difference <= tolerance, f'they differ by {difference:.2e}, more than {tolerance:.0e}'
+
+
+def distance(actual: Any, expected: Any) -> float:
+    """The largest difference between two trees, relative to each leaf's largest value."""
+    actual, expected = jax.device_get((actual, expected))
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+
+    def of(a: Any, b: Any) -> float:
+        assert a.shape == b.shape
+        scale = abs(b).max(initial=0.0)
+        gap = abs(a - b).max(initial=0.0)
+        return float(gap / scale if scale else gap)
+
+    return max(jax.tree.leaves(jax.tree.map(of, actual, expected)), default=0.0)
