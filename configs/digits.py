@@ -9,16 +9,13 @@ def get_config(arg: str | None = None):
     config = common.run(method)
     config.data = common.data('digits', num_classes=10, image_size=16, channels=1)
     config.teacher = common.teacher('resnet8', train=True)
-    config.teach = common.teach(epochs=30, batch_size=64, lr=0.1, crop_padding=1, flip=False)
+    config.teach = common.teach(epochs=15, batch_size=64, lr=0.1, crop_padding=1, flip=False)
     common.cpsc(config, student='resnet8_half', as_published='as_published' in flags)
-    config.generator.latent = 64
-    config.generator.width = 16
-    config.generator.spread = 0.0 if 'as_published' in flags else 0.5
-    config.synthesis.batch_size = config.synthesis.student_batch_size = 128
-    config.synthesis.crop_padding = 1
-    config.student.lr = 0.2
-    config.student.warmup_steps = 50
-    config.phases = (common.phase(rounds=80, g_steps=6, s_steps=20),)
+    if 'as_published' not in flags:
+        common.small_cpsc(config)
+        config.synthesis.crop_padding = 1
+        config.student.warmup_steps = 50
+        config.phases = (common.phase(rounds=80, g_steps=6, s_steps=20),)
     config.log_every_rounds = config.eval_every_rounds = 10
     config.save_every_rounds = 20
     config.eval_batch_size = 360

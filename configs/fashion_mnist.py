@@ -7,17 +7,16 @@ def get_config(arg: str | None = None):
     """`[cpsc][,smoke][,as_published][,untrained]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
-    config.data = common.data('fashion_mnist', num_classes=10, image_size=32, channels=1, resize='pad')
+    config.data = common.data(
+        'fashion_mnist', num_classes=10, image_size=32, channels=1, resize='pad'
+    )
     config.teacher = common.teacher('resnet8_s2d', train=True)
     config.teach = common.teach(epochs=15, batch_size=128, lr=0.1, crop_padding=2)
     common.cpsc(config, student='resnet8_s2d_half', as_published='as_published' in flags)
-    config.generator.latent = 64
-    config.generator.width = 16
-    config.generator.spread = 0.0 if 'as_published' in flags else 0.5
-    config.synthesis.batch_size = config.synthesis.student_batch_size = 128
-    config.synthesis.crop_padding = 2
-    config.student.lr = 0.2
-    config.student.warmup_steps = 100
-    config.phases = (common.phase(rounds=488, g_steps=6, s_steps=20),)
+    if 'as_published' not in flags:
+        common.small_cpsc(config)
+        config.synthesis.crop_padding = 2
+        config.student.warmup_steps = 100
+        config.phases = (common.phase(rounds=350, g_steps=6, s_steps=20),)
     config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 20
     return common.finish(config, flags)

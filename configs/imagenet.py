@@ -13,7 +13,9 @@ def get_config(arg: str | None = None):
     config = common.run(method)
     config.data = common.data('imagenet', num_classes=1000, image_size=224, resize='crop')
     config.teacher = common.teacher('resnet50_imagenet')
-    config.teach = common.teach(epochs=90, batch_size=256, lr=0.1, weight_decay=1e-4, crop_padding=28)
+    config.teach = common.teach(
+        epochs=90, batch_size=256, lr=0.1, weight_decay=1e-4, crop_padding=28
+    )
     common.cpsc(config, student='resnet18_imagenet', as_published='as_published' in flags)
     config.dtype = 'bfloat16'
     config.generator.model = 'cpsc_deep_generator'

@@ -94,8 +94,8 @@ def make_classifier(config: Any, name: str, axis_name: str | None = None) -> Any
         jax.eval_shape(module.clone(axis_name=None).init, jax.random.key(0), jnp.zeros(shape))
     except Exception as error:  # whatever the layers make of an impossible shape
         raise ConfigError(
-            f'{name} cannot take images of shape {shape[1:]}: {error}. Change config.data.image_size '
-            'or the model.'
+            f'{name} cannot take images of shape {shape[1:]}: {error}. Change '
+            'config.data.image_size or the model.'
         ) from error
     return module
 

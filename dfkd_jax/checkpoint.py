@@ -59,7 +59,7 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
         logging.get_absl_logger().addFilter(_orbax_warnings_only)
         self.directory = Path(directory).absolute()
-        self._options = ocp.CheckpointManagerOptions(
+        options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             cleanup_tmp_directories=True,  # what a process killed while saving left behind
             # Synchronous: after `save` returns the state may be donated, and is on disk.
@@ -67,7 +67,7 @@ class Checkpoints:
             # Otherwise one unreadable step would fail the opening of the whole directory.
             lightweight_initialize=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -113,8 +113,10 @@ class Checkpoints:
         device arrays of exactly this structure, these shapes and dtypes, with the bits saved.
 
         A checkpoint that cannot be read back is reported, set aside (``<round>.broken``) and the
-        one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout.
+        one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout,
+        and where there are checkpoints but none can be read.
         """
+        broken = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 # First, since a read that fails inside orbax floods the terminal with tracebacks.
@@ -126,9 +128,15 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # whatever the damage provokes in orbax or tensorstore
-                self._set_aside(step, error)
+                broken.append(self._set_aside(step, error))
             else:
                 return Restored(step, state, record['progress'])
+        if broken:
+            raise CheckpointError(
+                f'no checkpoint in {self.directory} can be read; they are kept there as '
+                f'{", ".join(broken)}. Put back a whole copy of one to continue from it, or start '
+                'again with the same command to begin anew.'
+            )
         return None
 
     def _state(self, step: int, like: T) -> T:
@@ -159,7 +167,7 @@ class Checkpoints:
             + '\nRun it with the config it was made with, or choose another --workdir.'
         )
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, error: Exception) -> str:
         source = self.directory / str(step)
         names = (f'{step}.broken{number or ""}' for number in itertools.count())
         target = next(path for path in map(source.with_name, names) if not path.exists())
@@ -168,12 +176,13 @@ class Checkpoints:
         self._manager.reload()
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         logging.warning(
-            'the checkpoint of round %d cannot be read (%s); it is set aside as %s and the last '
+            'the checkpoint of round %d cannot be read (%s); it is set aside as %s, and the last '
             'whole one before it is used.',
             step,
             reason,
             target,
         )
+        return target.name
 
 
 def _orbax_warnings_only(record: Any) -> bool:

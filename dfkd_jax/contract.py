@@ -20,11 +20,12 @@ from flax import struct
 Array = jax.Array
 Key = jax.Array  # a typed PRNG key, `jax.random.key`; a function that takes one consumes it
 Params = Any  # a nested dict of arrays
-Metrics = dict[str, Array]  # flat, scalars, averaged over shards; `g/...` synthesis, `s/...` student
+Metrics = dict[
+    str, Array
+]  # flat, scalars, averaged over shards; `g/...` synthesis, `s/...` student
 
 
-@struct.dataclass
-class Net:
+class Net(struct.PyTreeNode):
     """A network in training: what its optimiser and its batch norms need."""
 
     params: Params
@@ -37,8 +38,7 @@ class Net:
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """All that changes in a run, and all that a checkpoint holds.
 
     generator: a `Net`, or ``()`` for a method that trains none.
@@ -47,12 +47,11 @@ class State:
 
     round: Array  # [] int32
     student: Net
-    generator: Net | tuple[()]
+    generator: Any
     extra: Any = ()
 
 
-@struct.dataclass
-class Frozen:
+class Frozen(struct.PyTreeNode):
     """What a run reads and never changes: an argument of every step, neither donated nor saved.
 
     teacher: the teacher's variables, ``{'params': ..., 'batch_stats': ...}``.

@@ -27,7 +27,7 @@ def classifier(
     def classify(
         variables: Any, dataset: data.Dataset, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        batch_size += -batch_size % plan.shards.count  # rows divide over the devices
+        batch_size += -batch_size % plan.shards.size  # rows divide over the devices
         # Every batch is under way before the first answer is waited for.
         pending = [
             (compiled(variables, batch.image), batch.label, batch.valid)

@@ -62,7 +62,7 @@ def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
 
 
 def supervised_contrastive(views: Array, label: Array, temperature: float) -> Array:
-    """Supervised contrastive loss over several views of a batch (Khosla et al. 2020, eq. 2), [V, B].
+    """Supervised contrast over several views of a batch (Khosla et al. 2020, eq. 2), [V, B].
 
     For each anchor, minus the mean over its positives of the log probability of the positive among
     all other entries; positives are all other entries, of any view, with the anchor's label.

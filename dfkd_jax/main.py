@@ -15,7 +15,9 @@ from ml_collections import config_flags
 
 from dfkd_jax import train
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/.', lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The run: a file of configs/.', lock_config=True
+)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where it goes; default runs/<config>-<time>.')
 flags.mark_flag_as_required('config')
 

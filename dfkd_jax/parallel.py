@@ -24,32 +24,33 @@ class Shards(NamedTuple):
     """How a step sees the batch: the name of its mapped axis (None: it sees all) and its size."""
 
     axis: str | None = None
-    count: int = 1
+    size: int = 1
 
     def check(self, name: str, batch_size: int) -> None:
         """Raises ValueError unless a batch divides over the shards."""
-        if batch_size % self.count:
-            low = batch_size - batch_size % self.count
+        if batch_size % self.size:
+            low = batch_size - batch_size % self.size
             raise ValueError(
-                f'{name}={batch_size} does not divide over {self.count} devices: use a multiple of '
-                f'{self.count} such as {low or self.count} or {low + self.count}.'
+                f'{name}={batch_size} does not divide over {self.size} devices: use a multiple of '
+                f'{self.size} such as {low or self.size} or {low + self.size}.'
             )
 
     def share(self, x: Array) -> Array:
-        """This instance's rows of a whole batch: [B * count, ...] -> [B, ...]."""
+        """This instance's rows of a whole batch: [B * size, ...] -> [B, ...]."""
         if self.axis is None:
             return x
-        rows = x.shape[0] // self.count
+        rows = x.shape[0] // self.size
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.axis) * rows, rows)
 
     def gather(self, x: Array) -> Array:
-        """The whole batch from the shares, the same everywhere: [B, ...] -> [B * count, ...].
+        """The whole batch from the shares, the same everywhere: [B, ...] -> [B * size, ...].
 
-        Placed into zeros and summed: unlike all_gather, shard_map can tell the result is replicated.
+        Placed into zeros and summed: unlike of an all_gather, shard_map can tell that the result is
+        replicated.
         """
         if self.axis is None:
             return x
-        whole = jnp.zeros((self.count, *x.shape), x.dtype)
+        whole = jnp.zeros((self.size, *x.shape), x.dtype)
         whole = jax.lax.dynamic_update_index_in_dim(whole, x, jax.lax.axis_index(self.axis), 0)
         return jax.lax.psum(whole, self.axis).reshape(-1, *x.shape[1:])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ PAGE = 'report.html'
 MAX_CLASSES = 20  # rows of the grid; more classes are sampled evenly
 MAX_COLUMNS = 10
 DPI = 100
+BACKGROUND = (0.85, 0.88, 0.93)  # neither black nor white, where images often end
 
 
 def _figure(width: float, height: float) -> Any:
@@ -73,7 +75,8 @@ def image_grid(
         raise ValueError('there are no images to show.')
 
     cell, gap = _cell_size(*images.shape[1:3]), 4
-    canvas = np.ones((len(rows) * (cell[0] + gap) - gap, columns * (cell[1] + gap) - gap, 3))
+    canvas = np.empty((len(rows) * (cell[0] + gap) - gap, columns * (cell[1] + gap) - gap, 3))
+    canvas[:] = BACKGROUND
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             y, x = i * (cell[0] + gap), j * (cell[1] + gap)
@@ -98,7 +101,7 @@ def _draw_grid(
     """The canvas at one screen pixel per pixel, with names on its left and a title above."""
     height, width = canvas.shape[:2]
     left, top, margin = 24 + 8 * max(map(len, names)), 44, 12
-    full_width = max(left + width + margin, 9 * len(title) + 2 * margin)
+    full_width = max(left + width + margin, 11 * len(title) + 2 * margin)
     full_height = top + height + margin
     figure = _figure(full_width / DPI, full_height / DPI)
     figure.set_layout_engine('none')
@@ -140,37 +143,34 @@ def curves(
     path: str | os.PathLike[str],
     references: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes a PNG of a run's curves: accuracy, terms of the synthesis, terms of the student.
+    """Writes a PNG of a run's curves: accuracy, then what synthesis and student measured.
 
     metrics: what `dfkd_jax.metrics.read` returns; ``student_accuracy`` and
       ``agreement_with_teacher`` in per cent, ``g/...`` and ``s/...``.
     references: name -> accuracy in per cent, drawn as a line; ``{'teacher': 91.5}``.
     """
     panels = [
-        ('Synthesis', [name for name in metrics if name.startswith('g/')]),
-        ('Student', [name for name in metrics if name.startswith('s/')]),
+        ('Synthesis: its losses and measures', [name for name in metrics if name.startswith('g/')]),
+        ('Student: its losses and measures', [name for name in metrics if name.startswith('s/')]),
     ]
     panels = [(title, names) for title, names in panels if names]
-    figure = _figure(5.2 * (1 + len(panels)), 4.2)
+    figure = _figure(5.2 * (1 + len(panels)), 4.5)
     axes, *others = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
     _draw_accuracy(axes, metrics, references or {})
     for axes, (title, names) in zip(others, panels):
         for name in names:
             _line(axes, metrics['round'], metrics[name], label=name[2:])
-        values = np.concatenate([metrics[name] for name in names])
-        values = values[np.isfinite(values)]
-        if len(values) and values.min() > 0 and values.max() > 30 * values.min():
-            axes.set_yscale('log')
-        axes.set_title(f'{title}: terms of the loss')
+        _scale(axes, np.concatenate([metrics[name] for name in names]))
+        axes.set_title(title)
         axes.set_ylabel('mean since the last row, unweighted')
-        _dress(axes, metrics['round'])
+        _dress(axes, metrics['round'], columns=4)
     _save(figure, path)
 
 
 def _draw_accuracy(
     axes: Any, metrics: Mapping[str, np.ndarray], references: Mapping[str, float]
 ) -> None:
-    for (name, value), style in zip(references.items(), ('--', '-.', ':')):
+    for (name, value), style in zip(references.items(), itertools.cycle(('--', '-.', ':'))):
         axes.axhline(value, color='0.35', ls=style, lw=1.2, label=f'{name} {value:.2f}')
     rounds = metrics['round']
     agreement = metrics.get('agreement_with_teacher')
@@ -185,7 +185,7 @@ def _draw_accuracy(
         axes.plot(rounds[best], student[best], 'o', color='C0', ms=6)
     axes.set_title('Accuracy on the real test set')
     axes.set_ylabel('per cent')
-    _dress(axes, rounds)
+    _dress(axes, rounds, columns=2)
 
 
 def _line(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
@@ -196,7 +196,17 @@ def _line(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
     axes.plot(x[known], y[known], **{'lw': 1.4, 'marker': '.' if few else None} | style)
 
 
-def _dress(axes: Any, rounds: np.ndarray) -> None:
+def _scale(axes: Any, values: np.ndarray) -> None:
+    """Logarithmic, if the curves are too far apart to be read on one linear axis."""
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if sizes.size and sizes.max() > 30 * np.median(sizes):
+        if np.nanmin(values) > 0:
+            axes.set_yscale('log')
+        else:
+            axes.set_yscale('symlog', linthresh=10 ** math.floor(math.log10(np.median(sizes))))
+
+
+def _dress(axes: Any, rounds: np.ndarray, columns: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel('rounds')
@@ -205,7 +215,8 @@ def _dress(axes: Any, rounds: np.ndarray) -> None:
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
+        below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.13)}
+        axes.legend(fontsize=9, ncols=columns, frameon=False, **below)
 
 
 # The page

@@ -28,13 +28,12 @@ from ml_collections import config_flags
 from dfkd_jax import augment, build, checkpoint, contract, data, evaluate, losses, metrics
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import Array, Net, Params
-from dfkd_jax.parallel import Plan, Shards
+from dfkd_jax.parallel import Shards
 
 ROLES = ('teacher', 'student', 'kd')
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """A classifier in training."""
 
     step: Array  # [] int32
@@ -59,9 +58,7 @@ def run(
     facts = data.check(config.data)
     plan = build.make_plan(config)
     name = config.teacher.model if role == 'teacher' else config.student.model
-    module, whole = (
-        build.make_classifier(config, name, axis) for axis in (plan.shards.axis, None)
-    )
+    module, whole = (build.make_classifier(config, name, axis) for axis in (plan.shards.axis, None))
     teacher_module, teacher = None, {}
     if role == 'kd':
         if config.teacher.checkpoint is None:
@@ -96,9 +93,7 @@ def run(
         state = plan.replicate(state)
         started = time.monotonic() - progress['seconds']
         batches = train.shuffled(recipe.batch_size, config.seed, start=epoch * epoch_steps)
-        print(
-            f'training {name} on {train.size} images of {config.data.name} ({role})', flush=True
-        )
+        print(f'training {name} on {train.size} images of {config.data.name} ({role})', flush=True)
         line = metrics.Progress(recipe.epochs, epoch)
         with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
             while epoch < recipe.epochs and not stop:
@@ -196,7 +191,7 @@ def main(argv: list[str]) -> None:
 
     if argv[1:]:
         sys.exit(f'error: unexpected arguments {argv[1:]}; fields are set as --config.field=value.')
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    config, workdir = CONFIG.value, Path(str(WORKDIR.value))
     try:
         data.check(config.data)
         folder.claim(workdir, config)
@@ -209,7 +204,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=True)
+    CONFIG = config_flags.DEFINE_config_file(
+        'config', None, 'A file of configs/.', lock_config=True
+    )
     WORKDIR = flags.DEFINE_string('workdir', None, 'The model folder to make or continue.')
     ROLE = flags.DEFINE_enum('role', 'teacher', ROLES, 'What to train, and how.')
     flags.mark_flags_as_required(['config', 'workdir'])

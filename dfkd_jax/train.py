@@ -125,9 +125,16 @@ def _distil(
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one for each round
     total = len(phases)
     round_of = cache(lambda index: make_round(run.method, config.phases[index], run.plan))
-    progress = {'best': 0.0, 'best_round': 0, 'last': 0.0, 'agreement': 0.0, 'seconds': 0.0}
+    progress: dict[str, Any] = {
+        'best': 0.0,
+        'best_round': 0,
+        'last': 0.0,
+        'agreement': 0.0,
+        'seconds': 0.0,
+    }
     # Rounds finished, and the metrics of those since the last row of metrics.csv.
-    done, pending, stop = 0, [], False
+    done, stop = 0, False
+    pending: list[Any] = []
 
     with checkpoint.Checkpoints(workdir / 'checkpoints', config.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(run.whole.init, frozen, key_init))

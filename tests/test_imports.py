@@ -20,7 +20,7 @@ CONFIGS = sorted(ROOT.glob('configs/*.py'))
 RUN = {'augment', 'build', 'checkpoint', 'contract', 'data', 'evaluate', 'losses', 'methods'}
 RUN |= {'metrics', 'models', 'parallel', 'port', 'report', 'workdir', ''}
 INTERNAL = {
-    '': set(),  # dfkd_jax/__init__.py
+    '': {'models', 'port'},  # dfkd_jax/__init__.py: the public API
     'contract': set(),
     'parallel': set(),
     'losses': set(),

@@ -34,7 +34,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Output:
         taps = {}
-        act = nn.softplus if self.smooth else nn.relu
+        act = jnp.tanh if self.smooth else nn.relu
         x = layers.conv(images, self.width, 3, stride=2, name='conv1')
         x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, name='bn1')(x, train)
         x = layers.conv(act(x), self.width, 3, stride=2, name='conv2')
@@ -61,7 +61,7 @@ class SmoothGenerator(nn.Module):
             )(x, label, train)
 
         x = nn.Dense(SIZE * SIZE, use_bias=False, name='project')(z)
-        x = nn.softplus(norm(x.reshape(-1, SIZE // 2, SIZE // 2, 4), 'norm0'))
+        x = jnp.tanh(norm(x.reshape(-1, SIZE // 2, SIZE // 2, 4), 'norm0'))
         x = layers.conv(layers.upsample2(x), CHANNELS, 3, name='conv1')
         return norm(jnp.tanh(x), 'norm1')
 

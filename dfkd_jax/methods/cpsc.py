@@ -56,8 +56,7 @@ from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models
 from dfkd_jax.parallel import Shards
 
 
-@struct.dataclass
-class Extra:
+class Extra(struct.PyTreeNode):
     """CPSC's own state: the adapter's weights, never trained; ``{}`` where widths agree."""
 
     adapter: Params
@@ -93,7 +92,7 @@ def generator_terms(
         terms['ikd'] = -jnp.log(shards.mean(error)) if loss.ikd_form == 'log' else -error
     if loss.bn:
         terms['bn'] = losses.bn_statistics(teacher.statistics, running)
-    if loss.scl:
+    if loss.scl and views is not None:
         # The contrast compares every image with every other, on whichever device it is.
         views = jnp.stack([shards.gather(view) for view in views])
         whole_label = shards.gather(label)
@@ -116,7 +115,7 @@ def student_terms(
         error = jnp.mean(losses.squared_error(student_logits, teacher_logits))
         if loss.ikd_form == 'log':
             # log of the Frobenius norm over the whole batch: sqrt of the sum, not of the mean.
-            count = student_logits.size * shards.count
+            count = student_logits.size * shards.size
             terms['ikd'] = 0.5 * jnp.log(shards.mean(error) * count)
         else:
             terms['ikd'] = error
@@ -185,8 +184,8 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """The two views of the contrast, [2, B, F], of unit length."""
         view = losses.normalise(student.features)
         if adapter is not None:
-            view = adapter.apply({'params': adapter_params}, view)
-            view = losses.normalise(view) if loss.adapter_normalise else view
+            adapted: Any = adapter.apply({'params': adapter_params}, view)
+            view = losses.normalise(adapted) if loss.adapter_normalise else adapted
         return jnp.stack([view, losses.normalise(teacher.features)])
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
@@ -253,7 +252,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         student = contract.update(state.student, grads, student_tx, batch_stats)
         return state.replace(student=student), _named('s/', terms, shards)
 
-    return Method(init=init, generator_step=generator_step, student_step=student_step, sample=sample)
+    return Method(
+        init=init, generator_step=generator_step, student_step=student_step, sample=sample
+    )
 
 
 def _check(config: Any, models: Models, shards: Shards) -> None:
@@ -317,5 +318,9 @@ def _generator_optimiser(config: Any) -> optax.GradientTransformation:
     """Adam, at a constant rate or annealed to zero over the run."""
     generator = config.generator
     total = max(_total_steps(config, 'g_steps'), 1)
-    rate = optax.schedules.cosine_decay_schedule(generator.lr, total) if generator.decay else generator.lr
+    rate = (
+        optax.schedules.cosine_decay_schedule(generator.lr, total)
+        if generator.decay
+        else generator.lr
+    )
     return optax.adam(rate, b1=generator.beta1, b2=generator.beta2)

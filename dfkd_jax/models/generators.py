@@ -65,8 +65,8 @@ class CPSCGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, label: Array, train: bool = True) -> Array:
-        def norm(x: Array, name: str) -> Array:
-            return ConditionalBatchNorm(self.num_classes, self.spread, axis_name=self.axis_name,
+        def norm(x: Array, name: str, spread: float = self.spread) -> Array:
+            return ConditionalBatchNorm(self.num_classes, spread, axis_name=self.axis_name,
                                         dtype=self.dtype, name=name)(x, label, train)  # fmt: skip
 
         def upsample_conv(x: Array, features: int, name: str) -> Array:
@@ -77,7 +77,8 @@ class CPSCGenerator(nn.Module):
         x = nn.leaky_relu(norm(upsample_conv(x, 2 * self.width, 'conv1'), 'norm1'), 0.2)
         x = nn.leaky_relu(norm(upsample_conv(x, self.width, 'conv2'), 'norm2'), 0.2)
         x = layers.conv(x, self.channels, 3, bias=True, name='conv3', dtype=self.dtype)
-        x = norm(jnp.tanh(x), 'norm3')
+        # No spread here: it would give whole classes another brightness and contrast.
+        x = norm(jnp.tanh(x), 'norm3', 0.0)
         return x.astype(jnp.float32)
 
 

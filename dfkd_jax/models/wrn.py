@@ -25,7 +25,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict]:
         def norm(x: Array, name: str) -> Array:
-            y, taps[name] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
+            y, taps[name] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(
+                x, train
+            )
             return nn.relu(y)
 
         def conv(x: Array, size: int, name: str, stride: int = 1) -> Array:

@@ -64,7 +64,9 @@ def arguments() -> argparse.Namespace:
     add('--width', type=int, default=64, help="the generator's")
     add('--seconds', type=float, default=20.0, help='timed, for each step of each side')
     add('--block-seconds', type=float, default=1.0, help='of one turn, about')
-    add('--part-seconds', type=float, default=2.0, help='timed, for each part of each side; 0: none')
+    add(
+        '--part-seconds', type=float, default=2.0, help='timed, for each part of each side; 0: none'
+    )
     add('--threads', type=int, help='CPU cores to use; all if not given')
     add('--parallel', choices=('jit', 'shard_map'), default='shard_map', help='config.parallel')
     add('--compile', action='store_true', help='torch.compile as well, as a third side')
@@ -118,7 +120,9 @@ class JaxSteps:
     def __init__(self, config: Any):
         self.config = config
         self.plan = parallel.make(config.parallel, jax.devices()[:1])
-        facts = SimpleNamespace(mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels)
+        facts = SimpleNamespace(
+            mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels
+        )
         make = METHODS[config.method]
         self.models = build.make_models(config, facts)
         whole = make(config, self.models, parallel.Shards())
@@ -154,7 +158,9 @@ class JaxSteps:
         def init(key: Any) -> dict[str, Any]:
             noise = jax.random.normal(key, (64, *self.models.image_shape))
             variables = self.models.teacher.init(key, noise)
-            out, _ = self.models.teacher.apply(variables, noise, train=True, mutable=['batch_stats'])
+            out, _ = self.models.teacher.apply(
+                variables, noise, train=True, mutable=['batch_stats']
+            )
             return {'params': variables['params'], 'batch_stats': out.statistics}
 
         return init(key)
@@ -237,7 +243,9 @@ def check(ours: JaxSteps, theirs: plain_torch.Steps) -> dict[str, float]:
         for kind in ('generator', 'student'):
             z, label = (torch.tensor(x, device=theirs.device) for x in ours.draws(kind, index))
             found = ours.step(kind, index)
-            wanted = {k: float(v) for k, v in getattr(theirs, f'{kind}_step')((z, label.long())).items()}
+            wanted = {
+                k: float(v) for k, v in getattr(theirs, f'{kind}_step')((z, label.long())).items()
+            }
             error = {
                 name: abs(found[name] - wanted[name]) / max(abs(wanted[name]), 1e-2)
                 for name in wanted.keys() - {'hit', 'agreement'}

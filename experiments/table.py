@@ -1,0 +1,107 @@
+"""The rows of a results table: teacher, real-data students, the method, its control.
+
+    python experiments/table.py --config=FILE --output=DIR
+        [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,untrained] [--data_dir=DIR] [--runs=DIR]
+
+Every run is a process of its own, in its own folder under --runs, one after the other; finished
+ones are skipped and interrupted ones continue.  The output folder gets ``rows.csv`` (one line a
+run: accuracies, seconds, the command, versions, device) and ``table.md`` (mean and standard
+deviation over seeds).  One teacher (seed 0) serves all rows, except with --own_teachers, where
+each run of the method trains its own as the plain command does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+COLUMNS = ('row', 'seed', 'last', 'best', 'teacher', 'agreement', 'seconds', 'device', 'versions',
+           'command')  # fmt: skip
+NAMES = {
+    'teacher': 'teacher',
+    'student': 'student on real data',
+    'kd': 'student, ordinary KD on real data',
+    'untrained': 'control: generator never trained',
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--config', required=True)
+    parser.add_argument('--output', type=Path, required=True)
+    parser.add_argument('--seeds', default='0,1,2')
+    parser.add_argument('--rows', default='teacher,student,kd,cpsc,untrained')
+    parser.add_argument('--data_dir')
+    parser.add_argument('--runs', type=Path, default=Path('runs'))
+    parser.add_argument('--own_teachers', action='store_true')
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in args.seeds.split(',')]
+    root = args.runs / Path(args.config).stem
+    data = [f'--config.data.data_dir={args.data_dir}'] if args.data_dir else []
+
+    results = []
+    for row in args.rows.split(','):
+        for seed in seeds[:1] if row == 'teacher' else seeds:
+            workdir = root / row / f'seed{seed}'
+            module, config, extra = 'main', args.config, []
+            if row in ('teacher', 'student', 'kd'):
+                module, extra = 'teach', [f'--role={row}']
+            elif row == 'untrained':
+                config += ':cpsc,untrained'
+            else:
+                config += f':{row}'
+            if row in ('kd', 'untrained') or (module == 'main' and not args.own_teachers):
+                extra += [f'--config.teacher.checkpoint={root / "teacher" / f"seed{seeds[0]}"}']
+            command = ['python', '-m', f'dfkd_jax.{module}', f'--config={config}',
+                       f'--workdir={workdir}', f'--config.seed={seed}', *extra, *data]  # fmt: skip
+            print(shlex.join(command), flush=True)
+            subprocess.run([sys.executable, *command[1:]], check=True)
+            results.append(read(row, seed, workdir, shlex.join(command)))
+            write(args.output, results)
+
+
+def read(row: str, seed: int, workdir: Path, command: str) -> dict:
+    """One finished run as a line of ``rows.csv``."""
+    if row in ('teacher', 'student', 'kd'):
+        facts = json.loads((workdir / 'model.json').read_text())
+        last, best, teacher, agreement = facts['accuracy'], facts['best_accuracy'], None, None
+    else:
+        facts = json.loads((workdir / 'summary.json').read_text())
+        last, best = facts['student_accuracy_last'], facts['student_accuracy_best']
+        teacher, agreement = facts['teacher_accuracy'], facts['agreement_with_teacher']
+    versions = ' '.join(f'{name} {version}' for name, version in facts['versions'].items())
+    values = (row, seed, last, best, teacher, agreement, facts['seconds'], facts['device'],
+              versions, command)  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def write(output: Path, results: list[dict]) -> None:
+    with open(output / 'rows.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(results)
+    lines = ['| | last, % | best, % | seconds | seeds |', '|---|---|---|---|---|']
+    for row in dict.fromkeys(result['row'] for result in results):
+        group = [result for result in results if result['row'] == row]
+        cells = [spread([r[name] for r in group]) for name in ('last', 'best')]
+        cells.append(f'{statistics.mean(r["seconds"] for r in group):.0f}')
+        lines.append(f'| {NAMES.get(row, row)} | {" | ".join(cells)} | {len(group)} |')
+    (output / 'table.md').write_text('\n'.join(lines) + '\n')
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation (of the sample) over seeds."""
+    if len(values) == 1:
+        return f'{values[0]:.2f}'
+    return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
+
+
+if __name__ == '__main__':
+    main()
