@@ -73,7 +73,7 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     getattr(common, method)(config, student='tiny', as_published=False)
     config.generator.update(latent=8, width=4, spread=0.5)
     config.synthesis.update(batch_size=BATCH, student_batch_size=BATCH)
-    config.student.warmup_steps = 2
+    config.student.warmup_steps = 0
     config.phases = (common.phase(rounds=20, g_steps=2, s_steps=2),)
     for name, value in changes.items():
         group, _, field = name.partition('__')

@@ -35,7 +35,9 @@ acts there on an optimiser that is never stepped).
 Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
 `ConditionalBatchNorm`), `generator.decay` anneals the generator's rate to zero over the run,
 `synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
-softens the student's distillation, `student.nesterov`.
+softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early on
+the generator misses the class it was asked for, and the label would contradict the teacher),
+`student.nesterov`.
 
 A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) meets the contrast
 through an adapter, a random and never trained two-layer projection, as in the code.
@@ -119,7 +121,7 @@ def student_terms(
             terms['ikd'] = 0.5 * jnp.log(shards.mean(error) * count)
         else:
             terms['ikd'] = error
-    if loss.ce:
+    if loss.ce and loss.student_pseudo_labels:
         terms['ce'] = jnp.mean(_cross_entropy(loss)(student_logits, label))
     return terms
 
