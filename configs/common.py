@@ -45,7 +45,7 @@ def run(method: str) -> ConfigDict:
 
 
 def data(name: str, num_classes: int, image_size: int, channels: int = 3, resize: str = 'resize'):
-    """The real data: its test split measures, its training split makes teachers and upper bounds."""
+    """The real data: its test split measures, its training split makes teachers, upper bounds."""
     return ConfigDict(
         dict(
             name=name,

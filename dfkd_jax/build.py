@@ -14,9 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfkd_jax import checkpoint, data, models, parallel, port
-from dfkd_jax.contract import ConfigError, Method, Models
+from dfkd_jax.contract import ConfigError, Method, Models, NonFiniteError
 from dfkd_jax.methods import METHODS
 
+# What a user can put right: shown as one line, without a traceback.
+EXPECTED_ERRORS = (
+    ConfigError,
+    NonFiniteError,
+    data.DataError,
+    port.PortError,
+    checkpoint.CheckpointError,
+)
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -65,16 +73,14 @@ def make_models(config: Any, facts: Any, axis_name: str | None = None) -> Models
     size, channels = config.data.image_size, config.data.channels
     generator = None
     if 'generator' in config:
-        # Fields of the generator's module that the config names, beside its optimiser's.
-        sizes = {
-            name: value
-            for name, value in config.generator.items()
-            if name in models.fields(config.generator.model)
-        }
-        generator = make_model(
-            config, config.generator.model, axis_name,
-            image_size=size, channels=channels, **sizes,
-        )  # fmt: skip
+        try:
+            fields = models.fields(config.generator.model)
+        except ValueError as error:
+            raise ConfigError(f'config.generator.model: {error}') from error
+        # The module's fields among the group's; the others are its optimiser's.
+        sizes = dict(config.generator.items()) | {'image_size': size, 'channels': channels}
+        sizes = {name: value for name, value in sizes.items() if name in fields}
+        generator = make_model(config, config.generator.model, axis_name, **sizes)
     return Models(
         teacher=make_classifier(config, config.teacher.model, axis_name),
         student=make_classifier(config, config.student.model, axis_name),

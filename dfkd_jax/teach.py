@@ -11,7 +11,6 @@ the real images, what data-free distillation is measured against.  DIR is a mode
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from flax import struct
-from ml_collections import config_flags
 
-from dfkd_jax import augment, build, checkpoint, contract, data, evaluate, losses, metrics
+from dfkd_jax import augment, build, checkpoint, cli, contract, data, evaluate, losses, metrics
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import Array, Net, Params
 from dfkd_jax.parallel import Shards
@@ -94,7 +92,7 @@ def run(
         started = time.monotonic() - progress['seconds']
         batches = train.shuffled(recipe.batch_size, config.seed, start=epoch * epoch_steps)
         print(f'training {name} on {train.size} images of {config.data.name} ({role})', flush=True)
-        line = metrics.Progress(recipe.epochs, epoch)
+        line = metrics.Progress(recipe.epochs, epoch, unit='epoch', subject=role)
         with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
             while epoch < recipe.epochs and not stop:
                 rows = []
@@ -127,7 +125,7 @@ def run(
         workdir, name, jax.device_get(state.net.variables), config,
         role=role, accuracy=progress['last'], best_accuracy=progress['best'],
         epochs=epoch, seed=config.seed, seconds=round(progress['seconds'], 2),
-        device=folder.device(), versions=folder.versions(), recipe=folder.plain(recipe),
+        device=folder.device(), versions=folder.versions(), recipe=checkpoint.plain(recipe),
     )  # fmt: skip
     return checkpoint.load_model(workdir)[0]
 
@@ -186,28 +184,17 @@ def make_step(
     return step
 
 
-def main(argv: list[str]) -> None:
-    from dfkd_jax import train  # here, since train imports this module
-
-    if argv[1:]:
-        sys.exit(f'error: unexpected arguments {argv[1:]}; fields are set as --config.field=value.')
-    config, workdir = CONFIG.value, Path(str(WORKDIR.value))
-    try:
-        data.check(config.data)
-        folder.claim(workdir, config)
-        with folder.Interruption() as interrupted:
-            facts = run(config, workdir, ROLE.value, interrupted)
-    except train.EXPECTED_ERRORS as error:
-        sys.exit(f'error: {error}')
-    if facts:
-        print(f'{facts["model"]}: {facts["accuracy"]:.2f} % on the test images; {workdir}')
-
-
 if __name__ == '__main__':
-    CONFIG = config_flags.DEFINE_config_file(
-        'config', None, 'A file of configs/.', lock_config=True
-    )
-    WORKDIR = flags.DEFINE_string('workdir', None, 'The model folder to make or continue.')
     ROLE = flags.DEFINE_enum('role', 'teacher', ROLES, 'What to train, and how.')
-    flags.mark_flags_as_required(['config', 'workdir'])
-    app.run(main)
+    flags.mark_flag_as_required('workdir')
+
+    def job(config: Any, workdir: str | None) -> None:
+        path = Path(str(workdir))
+        data.check(config.data)
+        folder.claim(path, config)
+        with folder.Interruption() as interrupted:
+            facts = run(config, path, ROLE.value, interrupted)
+        if facts:
+            print(f'{facts["model"]}: {facts["accuracy"]:.2f} % on the test images; see {path}')
+
+    cli.launch(job)

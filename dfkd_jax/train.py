@@ -17,21 +17,12 @@ from dfkd_jax import build, checkpoint, data, evaluate, metrics, parallel, port,
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError, Frozen, Method, NonFiniteError, State, unchanged
 
-# What a user can put right: `main` shows these as one line, without a traceback.
-EXPECTED_ERRORS = (
-    ConfigError,
-    NonFiniteError,
-    data.DataError,
-    port.PortError,
-    checkpoint.CheckpointError,
-)
-
 
 def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     """Distils as `config` says, in `workdir`, from wherever the last run there stopped.
 
     Returns the summary, also written to ``summary.json``; ``{}`` for a run that was asked to stop
-    (SIGTERM, Ctrl-C) and saved.  Raises one of `EXPECTED_ERRORS`: before anything is compiled
+    (SIGTERM, Ctrl-C) and saved.  Raises one of `build.EXPECTED_ERRORS`: before anything is compiled
     where config, data or teacher do not fit, and when a loss stops being finite.
     """
     run = build.build(config)
@@ -206,7 +197,7 @@ def _distil(
         'images_distilled': distilled,
         'device': folder.device(),
         'versions': folder.versions(),
-        'config': folder.plain(config),
+        'config': checkpoint.plain(config),
     }
     _leave(workdir, config, run, jax.device_get(state.student.variables), samples, summary)
     print(

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dfkd_jax import __version__, checkpoint
 from dfkd_jax.contract import ConfigError
@@ -32,7 +31,7 @@ def claim(workdir: Path, config: Any) -> None:
     Raises ConfigError where another config ran there, naming the fields that differ, or where the
     folder holds something that is not a run.
     """
-    path, wanted = workdir / 'config.json', plain(config)
+    path, wanted = workdir / 'config.json', checkpoint.plain(config)
     if not path.exists():
         if workdir.exists() and any(workdir.iterdir()):
             raise ConfigError(
@@ -54,15 +53,6 @@ def claim(workdir: Path, config: Any) -> None:
             f'{workdir} belongs to another config: {"; ".join(differ)}. Use the config that '
             'started it, or choose another --workdir.'
         )
-
-
-def plain(config: Any) -> Any:
-    """A config as nested dicts, lists and numbers."""
-    if isinstance(config, ConfigDict):
-        return {name: plain(value) for name, value in config.items()}
-    if isinstance(config, (tuple, list)):
-        return [plain(value) for value in config]
-    return config
 
 
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:

@@ -36,9 +36,10 @@ INTERNAL = {
     'evaluate': {'contract', 'data', 'parallel'},
     'port': {'port', 'models'},
     'build': {'checkpoint', 'contract', 'data', 'methods', 'models', 'parallel', 'port'},
-    'teach': RUN,
+    'cli': {'build'},
+    'teach': RUN | {'cli'},
     'train': RUN | {'teach'},
-    'main': {'train'},
+    'main': {'cli', 'train'},
 }
 # What the pure parts may import of others' packages, beside the standard library's types.
 EXTERNAL = {

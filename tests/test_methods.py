@@ -18,9 +18,9 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from configs import cifar100
 from flax import struct
 
+from configs import cifar100
 from dfkd_jax import contract, losses, models, parallel, port, train
 from dfkd_jax.contract import Batch, Method, State
 from dfkd_jax.methods import METHODS, cpsc

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from configs import common
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from configs import common
 from dfkd_jax import models, parallel
 from dfkd_jax.contract import Frozen, Method, Models
 from dfkd_jax.methods import METHODS

@@ -35,8 +35,8 @@ acts there on an optimiser that is never stepped).
 Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
 `ConditionalBatchNorm`), `generator.decay` anneals the generator's rate to zero over the run,
 `synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
-softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early on
-the generator misses the class it was asked for, and the label would contradict the teacher),
+softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
+on the generator misses the class it was asked for, and the label contradicts the teacher), and
 `student.nesterov`.
 
 A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) meets the contrast

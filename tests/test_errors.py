@@ -1,0 +1,144 @@
+"""Mistakes of a user: told in one line, before anything is compiled, with what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from dfkd_jax import build, checkpoint, contract, parallel, port, teach, train
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiles(monkeypatch):
+    """A mistake must be found before the first program is made."""
+
+    def compiled(*_, **__):
+        raise AssertionError('something was compiled before the mistake was reported')
+
+    monkeypatch.setattr(jax._src.compiler, 'compile_or_get_cached', compiled)
+
+
+def config(**changes):
+    """The digits run with fields changed, as `group__field=value`."""
+    result = digits.get_config('cpsc,smoke')
+    for name, value in changes.items():
+        *groups, field = name.split('__')
+        target = result
+        for group in groups:
+            target = target[group]
+        target[field] = value
+    return result
+
+
+MISTAKES = {
+    'method': (dict(method='cpsk'), 'unknown method .cpsk.*expected one of cpsc'),
+    'teacher': (dict(teacher__model='resnet9'), 'unknown model .resnet9.*Did you mean'),
+    'student': (dict(student__model='wrn16'), 'unknown model .wrn16.*Known models'),
+    'generator': (dict(generator__model='cpsc_gen'), 'unknown model .cpsc_gen'),
+    'wrong generator': (dict(generator__model='resnet8'), 'needs a conditional generator'),
+    'data set': (dict(data__name='digitz'), 'unknown data set .digitz.*Did you mean digits'),
+    'missing data': (dict(data__name='cifar10', data__data_dir='/nowhere', data__channels=3),
+                     'no data set .cifar10.*dfkd_jax.data prepare cifar10'),
+    'classes': (dict(data__num_classes=9), 'num_classes is 9, but digits has 10'),
+    'channels': (dict(data__channels=2), 'channels is 2'),
+    'image size': (dict(data__image_size=0), 'image_size is 0'),
+    'size of the network': (dict(teacher__model='lenet5'), 'lenet5 cannot take images'),
+    'parallel': (dict(parallel='pmapp'), 'unknown config.parallel .pmapp.*jit, pmap, shard_map'),
+    'dtype': (dict(dtype='float16'), 'config.dtype=.float16.*bfloat16'),
+    'batch': (dict(synthesis__batch_size=18), 'batch_size=18 does not divide over 4 devices'),
+    'student batch': (dict(synthesis__student_batch_size=6), 'student_batch_size=6 does not'),
+    'form': (dict(loss__ikd_form='l1'), "loss.ikd_form='l1'.*expected one of"),
+    'schedule': (dict(student__schedule='step'), 'student.schedule=.step'),
+    'no teacher': (dict(teacher__train=False), 'no teacher: set --config.teacher.checkpoint'),
+    'no such checkpoint': (dict(teacher__checkpoint='/nowhere/t.pth'), '/nowhere/t.pth'),
+    'no folder': (dict(teacher__checkpoint='/'), 'not a model folder'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('changes, message', MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake_is_told_before_compiling(tmp_path, changes, message):
+    with pytest.raises(build.EXPECTED_ERRORS, match=f'(?s){message}'):
+        train.run(config(**changes), tmp_path / 'run')
+
+
+def test_corrupt_checkpoint(tmp_path):
+    path = tmp_path / 'teacher.safetensors'
+    path.write_bytes(b'not weights at all')
+    with pytest.raises(port.PortError, match='teacher.safetensors'):
+        train.run(config(teacher__checkpoint=str(path)), tmp_path / 'run')
+
+
+def test_checkpoint_of_another_network(tmp_path):
+    settings = config()
+    shapes = jax.eval_shape(
+        build.make_classifier(settings, 'resnet8').init,
+        jax.random.key(0),
+        np.zeros((1, 16, 16, 1), np.float32),
+    )
+    weights = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    build.save_network(tmp_path / 'teacher', 'resnet8', weights, settings)
+    wrong = config(teacher__model='resnet20', teacher__checkpoint=str(tmp_path / 'teacher'))
+    with pytest.raises(contract.ConfigError, match='resnet8.*the config says resnet20'):
+        train.run(wrong, tmp_path / 'run')
+    arrays = port.to_torch('resnet8', weights)
+    checkpoint.save_arrays(tmp_path / 'teacher.safetensors', arrays)
+    wrong.teacher.checkpoint = str(tmp_path / 'teacher.safetensors')
+    with pytest.raises(port.PortError, match='(?s)missing.*resnet8'):
+        train.run(wrong, tmp_path / 'run2')
+
+
+def test_workdir_of_another_config(tmp_path):
+    train.folder.claim(tmp_path / 'run', config())
+    with pytest.raises(contract.ConfigError, match='config.student.lr was 0.1, now 0.3'):
+        train.run(config(student__lr=0.3), tmp_path / 'run')
+
+
+def test_folder_that_is_no_run(tmp_path):
+    (tmp_path / 'thesis.tex').write_text('years of work')
+    with pytest.raises(contract.ConfigError, match='not empty and not a run'):
+        train.run(config(), tmp_path)
+    assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
+
+
+def test_batch_of_real_images_divides(tmp_path):
+    with pytest.raises(contract.ConfigError, match='teach.batch_size=30 does not divide'):
+        teach.run(config(teach__batch_size=30), tmp_path / 'teacher')
+
+
+def test_non_finite_loss_names_metric_and_round(tmp_path):
+    rows = [{'g/loss': 1.0, 'g/bn': 2.0}, {'g/loss': 1.0, 'g/bn': float('nan')}]
+    with pytest.raises(contract.NonFiniteError, match='g/bn is nan at round 8'):
+        train._finite(rows, 8, tmp_path)
+
+
+def test_shares_are_named_after_their_field():
+    with pytest.raises(ValueError, match='batch=10 does not divide over 4 devices.*8 or 12'):
+        parallel.Shards('shards', 4).check('batch', 10)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--config=configs/digits.py:cpsc', '--config.method=cpsk'], 'unknown method'),
+        (['--config=configs/digits.py:cpsc', '--config.student.lrr=1'], 'lrr'),
+        (['--config=configs/digits.py:nonsense'], 'nonsense'),
+        (['--config=configs/digits.py', 'stray'], 'stray'),
+    ],
+)
+def test_at_the_shell(tmp_path, arguments, message):
+    """One line that starts with `error:`, and no traceback."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'dfkd_jax.main', f'--workdir={tmp_path / "run"}', *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert 'Traceback' not in done.stderr, done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / 'run').exists()
