@@ -113,5 +113,5 @@ def test_fields_are_overridden_and_locked(monkeypatch):
 
     config = parse('--config.student.lr=0.05', '--config.phases[0].rounds=7')
     assert (config.student.lr, config.phases[0].rounds) == (0.05, 7)
-    with pytest.raises(AttributeError, match='student.learning_rate'):
+    with pytest.raises(AttributeError, match='learning_rate'):
         parse('--config.student.learning_rate=0.05')
