@@ -161,8 +161,8 @@ def small_cpsc(config: ConfigDict) -> None:
     imitation term (the squared one diverges at these rates), a softened distillation without the
     pseudo-labels, and random crops.
     """
-    config.generator.update(latent=64, width=16, spread=0.5, lr=5e-3)
-    config.loss.update(ikd=1.0, ikd_form='log', bn=0.5, scl=0.1, ce=1.0)
+    config.generator.update(latent=64, width=16, spread=0.5, lr=3e-3)
+    config.loss.update(ikd=1.0, ikd_form='log', scl=0.1, ce=1.0)
     config.loss.update(temperature=4.0, student_pseudo_labels=False)
     config.synthesis.update(batch_size=128, student_batch_size=128)
 
