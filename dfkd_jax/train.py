@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,7 @@ def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:
     program where the plan fuses, else compiled steps called one by one, with the same keys.
     """
 
-    def prepare(step: Callable) -> Callable:
-        numbered = parallel.numbered(step)
-        return numbered if plan.fused else plan.compile(numbered)
-
-    begin, generator_step, finish, student_step = (
-        unchanged if step is unchanged else prepare(step)
-        for step in (method.begin, method.generator_step, method.finish, method.student_step)
-    )
+    begin, generator_step, finish, student_step = _steps(method, plan)
 
     def repeat(step: Callable, frozen: Any, state: State, key: Any, times: int) -> Any:
         times = 0 if step is unchanged else times
@@ -90,6 +83,18 @@ def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:
         return state.replace(round=state.round + 1), made | learnt
 
     return plan.compile(round_fn) if plan.fused else round_fn
+
+
+@lru_cache(maxsize=1)  # the phases of a run share their steps: compiled once for all of them
+def _steps(method: Method, plan: parallel.Plan) -> tuple[Callable, ...]:
+    """The steps of a batch in their order, numbered; compiled where a round is no program."""
+
+    def prepare(step: Callable) -> Callable:
+        numbered = parallel.numbered(step)
+        return numbered if plan.fused else plan.compile(numbered)
+
+    steps = (method.begin, method.generator_step, method.finish, method.student_step)
+    return tuple(unchanged if step is unchanged else prepare(step) for step in steps)
 
 
 def _distil(

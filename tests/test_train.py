@@ -46,17 +46,24 @@ def small() -> ConfigDict:
     return config
 
 
+# Programs that compile in a third of the time: what is asked here does not depend on their speed.
+FAST_TO_COMPILE = {
+    'jax_disable_most_optimizations': True,
+    'jax_persistent_cache_min_compile_time_secs': 0.0,  # every run compiles the same small programs
+}
+
+
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once() -> Iterator[None]:
-    """Every run here compiles the same programs: keep even the small ones."""
-    name = 'jax_persistent_cache_min_compile_time_secs'
-    before = getattr(jax.config, name)
-    jax.config.update(name, 0)
+def fast_to_compile() -> Iterator[None]:
+    before = {name: jax.config.values[name] for name in FAST_TO_COMPILE}
+    for name, value in FAST_TO_COMPILE.items():
+        jax.config.update(name, value)
     yield
-    jax.config.update(name, before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of an uninterrupted run, its teacher in ``teacher/``."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
@@ -311,10 +318,8 @@ TIMEOUT = 180.0  # seconds; a run takes a tenth where nothing else does
 @contextlib.contextmanager
 def process(workdir: Path) -> Iterator[subprocess.Popen]:
     """A run in a process of its own, which never outlives the block."""
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
+    fast = {name.upper(): str(value) for name, value in FAST_TO_COMPILE.items()}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | fast
     with open(workdir.with_suffix('.log'), 'ab') as log:
         running = subprocess.Popen(
             [*COMMAND, f'--workdir={workdir}'],
@@ -361,7 +366,7 @@ def at_row(folder: Path, number: int) -> Callable[[], bool]:
     return reached
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a process that nobody disturbed."""
     workdir = tmp_path_factory.mktemp('unkilled') / 'run'

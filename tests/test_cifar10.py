@@ -1,0 +1,113 @@
+"""The official CIFAR-10 and a teacher in a `.pth` file: from the shell to the summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import standins
+
+from dfkd_jax import checkpoint, data, models, port
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = 'wrn16_1'
+TIMEOUT = 240.0  # seconds; a run takes a tenth where nothing else does
+
+
+def main(*arguments: str, config: str = 'configs/cifar10.py:cpsc,smoke') -> Any:
+    """Runs the entry point in a process of its own."""
+    fast = {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',  # of a minute, they would take the most part
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    return subprocess.run(
+        [sys.executable, '-m', 'dfkd_jax.main', f'--config={config}', *arguments],
+        cwd=ROOT,
+        env=os.environ | fast,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WRN-16-1 as users of the field have theirs: a dict with its state dict and the epoch.
+
+    Its weights are random; its batch norms have seen noise, and its logits are far apart.
+    """
+    torch = pytest.importorskip('torch', reason='PyTorch writes the .pth file of the teacher')
+    module = models.make(MODEL, num_classes=10)
+
+    @jax.jit
+    def make(key: jax.Array) -> Any:
+        images = jax.random.normal(key, (64, 32, 32, 3))
+        variables = module.init(key, images[:1])
+        for _ in range(30):  # the running statistics forget where they started
+            out, mutated = module.apply(variables, images, train=True, mutable=['batch_stats'])
+            variables = variables | mutated
+        variables['params']['fc']['kernel'] *= 3 / jnp.std(out.logits)
+        return variables
+
+    arrays = port.to_torch(MODEL, jax.device_get(make(jax.random.key(0))))
+    state = {name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}
+    path = tmp_path_factory.mktemp('teacher') / 'tiny.pth'
+    torch.save({'state_dict': state, 'epoch': 240, 'best_acc1': 12.5}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_from_a_pth_teacher_to_a_summary(teacher: Path, tmp_path: Path) -> None:
+    standins.cifar(tmp_path / 'data')
+    workdir = tmp_path / 'run'
+    done = main(
+        f'--config.data.data_dir={tmp_path / "data"}',
+        f'--config.teacher.checkpoint={teacher}',
+        f'--config.teacher.model={MODEL}',
+        f'--config.student.model={MODEL}',
+        f'--workdir={workdir}',
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((workdir / 'summary.json').read_text())
+    assert (summary['dataset'], summary['method'], summary['rounds']) == ('cifar10', 'cpsc', 2)
+    assert (summary['teacher'], summary['student']) == (MODEL, MODEL)
+
+    # Measured again, with nothing of the run's: plain pixels, constants and one call.
+    test = data.load(standins.config('cifar10', tmp_path / 'data'), 'test')
+    mean, std = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.2023, 0.1994, 0.2010])
+    x = (test.images / np.float32(255) - mean) / std
+    module = models.make(MODEL, num_classes=10)
+
+    def accuracy(variables: Any) -> float:
+        logits = np.asarray(module.apply(variables, x).logits)
+        return 100 * float(np.mean(logits.argmax(-1) == test.labels))
+
+    ported = port.from_torch(MODEL, teacher)
+    assert summary['teacher_accuracy'] == pytest.approx(accuracy(ported))
+    assert f'teacher {MODEL}: {accuracy(ported):.2f} % of the {test.size} test' in done.stdout
+    student = checkpoint.unflatten(checkpoint.load_arrays(workdir / 'student.safetensors'))
+    assert summary['student_accuracy_last'] == pytest.approx(accuracy(student))
+    agree = module.apply(ported, x).logits.argmax(-1) == module.apply(student, x).logits.argmax(-1)
+    assert summary['agreement_with_teacher'] == pytest.approx(100 * float(np.mean(agree)))
+
+
+def test_without_the_data_set_it_tells_how_to_get_it(tmp_path: Path) -> None:
+    done = main(
+        f'--config.data.data_dir={tmp_path}',
+        f'--config.teacher.checkpoint={tmp_path / "teacher.pth"}',
+        f'--workdir={tmp_path / "run"}',
+    )
+    assert done.returncode != 0
+    assert 'Traceback' not in done.stderr
+    assert f"no data set 'cifar10' in {tmp_path}" in done.stderr
+    assert f'python -m dfkd_jax.data prepare cifar10 --data_dir={tmp_path}' in done.stderr
+    assert not (tmp_path / 'run').exists()
