@@ -30,8 +30,8 @@ def fast_compilation():
 def run(mode: str, fused: bool) -> dict[int, Any]:
     """CPSC-DFKD on smooth networks: the state after rounds 1 and 20, on the host."""
     config = tiny.config(synthesis__crop_padding=1, synthesis__flip=True)
-    # Training amplifies rounding: at rates of 0.1 and 1e-3, and with the imitation term's logarithm,
-    # the modes are 4e-6 apart in the end.
+    # Training amplifies rounding: at rates of 0.1 and 1e-3 or with the log form of the
+    # imitation term, the modes are 4e-6 apart in the end.
     config.student.lr, config.generator.lr = 0.02, 2e-4
     plan = parallel.make(mode, fused=fused)
     method = tiny.method(config, plan.shards, smooth=True)
