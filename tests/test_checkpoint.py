@@ -237,6 +237,9 @@ def test_what_a_killed_save_left_is_removed(folder: Path) -> None:
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
     assert restored is not None and restored.round == 2
+    deadline = time.monotonic() + 20  # orbax removes it in the background
+    while sorted(os.listdir(folder)) != ['2'] and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert sorted(os.listdir(folder)) == ['2']
 
 

@@ -3,7 +3,8 @@
 Eager, float32, contiguous (NCHW) tensors, one device; modules, losses and optimisers as a PyTorch
 user would write them from the method's equations (`dfkd_jax/methods/cpsc.py` states them), taking
 no gradient that the step does not need: none of the teacher's weights, and in the generator step
-none of the student's.  Parameters have the names of the common PyTorch files, so that
+none of the student's.  (There the student's running statistics move, as PyTorch's train mode has
+it; no loss reads them.)  Parameters have the names of the common PyTorch files, so that
 `dfkd_jax.port.to_torch` fills them.
 """
 
@@ -216,11 +217,10 @@ def supervised_contrast(views: Tensor, label: Tensor, temperature: float) -> Ten
     return -(total / positive.sum(1).clamp(min=1)).mean()
 
 
-def distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean KL(softmax(teacher) || softmax(student)) of logits [B, C]."""
-    return F.kl_div(
-        F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction='batchmean', log_target=True
-    )
+def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 mean KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C]."""
+    student, teacher = (F.log_softmax(x / temperature, 1) for x in (student, teacher))
+    return temperature**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
 
 
 class Steps:
@@ -232,8 +232,18 @@ class Steps:
 
     def __init__(self, config: Any, weights: dict[str, Any], device: str, compiled: bool = False):
         data, loss, generator = config.data, config.loss, config.generator
-        if config.synthesis.crop_padding or config.synthesis.flip or loss.temperature != 1:
-            raise ValueError('the plain PyTorch steps have no augmentation and no temperature.')
+        unlike = {
+            'loss.double_softmax': loss.double_softmax,
+            'loss.adapter_normalise': not loss.adapter_normalise,
+            'loss, a weight of 0': not all(loss[k] for k in ('kd', 'ikd', 'bn', 'scl', 'ce')),
+            'generator.reset_adam': generator.reset_adam,
+            'generator.decay': generator.decay,
+            'student.nesterov': config.student.nesterov,
+            'synthesis, augmentation': config.synthesis.crop_padding or config.synthesis.flip,
+        }
+        if any(unlike.values()):
+            names = ', '.join(name for name, value in unlike.items() if value)
+            raise ValueError(f'the plain PyTorch steps are not written for this config: {names}.')
         self.loss, self.device, self.classes = loss, device, data.num_classes
         self.latent, self.batch = generator.latent, config.synthesis.batch_size
         sizes = (data.num_classes, data.channels)
@@ -308,9 +318,9 @@ class Steps:
         else:
             imitation = F.mse_loss(student, teacher)
         return {
-            'kd': distillation(student, teacher),
+            'kd': distillation(student, teacher, self.loss.temperature),
             'ikd': imitation,
-            'ce': F.cross_entropy(student, label),
+            **({'ce': F.cross_entropy(student, label)} if self.loss.student_pseudo_labels else {}),
             'agreement': (student.argmax(1) == teacher.argmax(1)).float().mean(),
         }
 

@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     add('--teacher', help='instead of the one of --pair')
     add('--student', help='instead of the one of --pair')
     add('--batch', type=int, default=128, help='images in a step of either kind')
-    add('--width', type=int, default=64, help="the generator's")
+    add('--width', type=int, help="the generator's, if not the config's")
     add('--seconds', type=float, default=20.0, help='timed, for each step of each side')
     add('--block-seconds', type=float, default=1.0, help='of one turn, about')
     add(
@@ -82,7 +82,9 @@ def make_config(args: argparse.Namespace) -> Any:
     config = CONFIGS[args.config].get_config('cpsc')
     config.parallel = args.parallel
     config.teacher.model, config.student.model = args.teacher, args.student
-    config.generator.width = args.width
+    if args.width:
+        config.generator.width = args.width
+    args.width = config.generator.width
     config.synthesis.batch_size = config.synthesis.student_batch_size = args.batch
     config.synthesis.crop_padding = 0
     return config
@@ -250,6 +252,7 @@ def check(ours: JaxSteps, theirs: plain_torch.Steps) -> dict[str, float]:
                 name: abs(found[name] - wanted[name]) / max(abs(wanted[name]), 1e-2)
                 for name in wanted.keys() - {'hit', 'agreement'}
             }
+            error = {name: math.inf if math.isnan(e) else e for name, e in error.items()}
             name = max(error, key=error.__getitem__)
             worst[f'{kind} step {index + 1}'] = error[name]
             if not error[name] < (TOLERANCE if index == 0 else math.inf):
@@ -464,17 +467,24 @@ def ceilings(device: str) -> dict[str, tuple[float, Callable[[], Any], Callable[
 
 def time_pair(ours: Callable, theirs: Callable, device: str, seconds: float) -> dict[str, Any]:
     """Median milliseconds of one call on each side."""
+    # A GPU works through its queue in order; XLA on the CPU would run calls side by side.
+    calls = 20 if device == 'cuda' else 1
 
-    def theirs_synced() -> None:
-        theirs()
+    def jax_block() -> None:
+        jax.block_until_ready([ours() for _ in range(calls)][-1])
+
+    def torch_block() -> None:
+        for _ in range(calls):
+            theirs()
         if device == 'cuda':
             torch.cuda.synchronize()
 
-    blocks = {'jax': lambda: jax.block_until_ready(ours()), 'torch': theirs_synced}
+    blocks = {'jax': jax_block, 'torch': torch_block}
     for block in blocks.values():
         block()
         block()
-    return {k: 1e3 * statistics.median(v) for k, v in interleave(blocks, seconds).items()}
+    taken = interleave(blocks, seconds)
+    return {side: 1e3 * statistics.median(values) / calls for side, values in taken.items()}
 
 
 def time_parts(
@@ -586,6 +596,9 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
 
     result = facts(args, device)
+    if device == 'cpu' and result['load_before'][0] > 0.5 * result['cores']:
+        print(f'warning: load average {result["load_before"][0]:.1f} on {result["cores"]} cores; '
+              'wait for an idle machine to report numbers.', file=sys.stderr)  # fmt: skip
     config = make_config(args)
     ours = JaxSteps(config)
     sides = {'PyTorch, eager': plain_torch.Steps(config, ours.weights, device)}
