@@ -1,21 +1,24 @@
-"""One device or four, fused or step by step: the same run."""
+"""The modes of `parallel` compute the same, and the sharded code says so where it does not."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from dfkd_jax import parallel, train
+from dfkd_jax import data, evaluate, parallel, train
+from dfkd_jax.parallel import Shards
 
 SHARDED = ('vmap', 'pmap', 'shard_map')
-ROUNDS = 20
+ALL = ('jit', *SHARDED)
+COUNT = 4  # virtual devices: see conftest.py
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -26,92 +29,189 @@ def fast_compilation():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
+# 1. CPSC-DFKD in every mode.  Smooth networks: rounding does not grow in them by itself.
+
+
+class Run(NamedTuple):
+    start: Any  # states, on the host
+    first: Any  # after one round
+    last: Any  # after twenty
+    metrics: list[dict]  # of each round
+
+
 @cache
-def run(mode: str, fused: bool) -> dict[int, Any]:
-    """CPSC-DFKD on smooth networks: the state after rounds 1 and 20, on the host."""
-    config = tiny.config(synthesis__crop_padding=1, synthesis__flip=True)
-    # Training amplifies rounding: at rates of 0.1 and 1e-3 or with the log form of the
-    # imitation term, the modes are 4e-6 apart in the end.
-    config.student.lr, config.generator.lr = 0.02, 2e-4
+def cpsc_run(mode: str, fused: bool = False) -> Run:
+    config = tiny.config(
+        synthesis__crop_padding=1,
+        synthesis__flip=True,
+        student__lr=0.05,
+        generator__lr=5e-4,
+    )
     plan = parallel.make(mode, fused=fused)
+    assert plan.shards.size == (1 if mode == 'jit' else COUNT)
     method = tiny.method(config, plan.shards, smooth=True)
-    whole = tiny.method(config, parallel.Shards(), smooth=True)
+    whole = tiny.method(config, Shards(), smooth=True)
     frozen = plan.replicate(tiny.frozen(smooth=True))
     state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
     round_fn = train.make_round(method, config.phases[0], plan)
-    states = {}
-    for number in range(1, ROUNDS + 1):
-        key = jax.random.fold_in(jax.random.key(5), number)
-        state, _ = round_fn(frozen, state, key)
+    states, metrics = [jax.device_get(state)], []
+    for i in range(20):
+        state, row = round_fn(frozen, state, jax.random.fold_in(jax.random.key(1), i))
         # Waited for at every round: virtual devices on few cores starve each other's collectives.
-        jax.block_until_ready(state)
-        if number in (1, ROUNDS):
-            states[number] = jax.device_get((state.student, state.generator, state.round))
-    return states
+        metrics.append(jax.device_get(row))
+        if i in (0, 19):
+            states.append(jax.device_get(state))
+    return Run(*states, metrics)
 
 
-@pytest.mark.parametrize('mode', ['pmap', 'shard_map'])
-def test_sharded_modes_agree_after_twenty_rounds(mode: str):
-    """Every number of both networks and optimisers: to 1e-6, and 1e-6 of its size."""
-    a, b = run(mode, False)[ROUNDS], run('vmap', False)[ROUNDS]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), a, b)
+def gap(a: Any, b: Any) -> float:
+    """The relative distance of two trees as vectors."""
+    difference = optax.tree_utils.tree_norm(jax.tree.map(lambda x, y: x - y, a, b))
+    return float(difference / optax.tree_utils.tree_norm(b))
 
 
-def test_four_shares_do_what_one_device_does():
-    """Draws are equal by design; sums over the batch are taken in another order."""
-    for number, tolerance in ((1, 1e-4), (ROUNDS, 1e-2)):
-        tiny.close(run('vmap', False)[number], run('jit', False)[number], tolerance)
+def assert_same(a: Run, b: Run) -> None:
+    assert gap(a.start.student.params, b.start.student.params) == 0
+    for name in ('student', 'generator'):
+        net, other = getattr(a.last, name), getattr(b.last, name)
+        assert gap(net.params, other.params) < 1e-6, name
+        assert gap(net.batch_stats, other.batch_stats) < 1e-6, name
+    assert gap(a.metrics, b.metrics) < 1e-6
+    assert a.last.round == b.last.round == 20
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'shard_map', 'jit'])
+def test_modes_agree_after_20_rounds(mode: str):
+    """With jit too, since every device draws for the whole batch."""
+    assert_same(cpsc_run(mode), cpsc_run('vmap'))
 
 
 @pytest.mark.parametrize('mode', ['jit', 'shard_map'])
-def test_a_round_as_one_program_equals_its_steps(mode: str):
-    tiny.close(run(mode, True)[1], run(mode, False)[1], 1e-4)
+def test_a_round_as_one_program_is_the_round_step_by_step(mode: str):
+    assert_same(cpsc_run(mode, fused=True), cpsc_run(mode))
 
 
-@pytest.mark.parametrize('mode', ('jit', *SHARDED))
-def test_gradients_have_the_scale_of_the_mean_loss(mode: str):
-    """d/dw mean((w x)^2) = 2 w mean(x^2), whatever the number of shares: SGD depends on it."""
+@pytest.mark.parametrize('mode', SHARDED)
+def test_sgd_moves_as_far_on_shares_as_on_the_whole_batch(mode: str):
+    """Adam would hide gradients four times too large."""
+
+    def moved(run: Run) -> Any:
+        before, after = run.start.student.params, run.first.student.params
+        return jax.tree.map(lambda x, y: y - x, before, after)
+
+    assert gap(moved(cpsc_run(mode)), moved(cpsc_run('jit'))) < 1e-5
+
+
+# 2. Shards.
+
+
+def compute(mode: str, fn: Any, *inputs: Any) -> Any:
+    """What `fn(shards, *inputs)` returns when compiled in a mode."""
     plan = parallel.make(mode)
-    x = np.arange(8, dtype=np.float32)
 
-    def step(frozen: Any, w: jax.Array, inputs: jax.Array) -> tuple[jax.Array, dict]:
-        def loss_fn(w: jax.Array) -> tuple[jax.Array, tuple]:
-            return jnp.mean((w * plan.shards.share(inputs)) ** 2), ()
+    def step(frozen: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        return state, fn(plan.shards, *inputs)
 
-        (loss, _), gradient = plan.shards.value_and_grad(loss_fn)(w)
-        return w - gradient, {'loss': loss}
-
-    w, metrics = plan.compile(step)({}, plan.replicate(jnp.float32(3.0)), x)
-    np.testing.assert_allclose(metrics['loss'], 9 * np.mean(x**2), rtol=1e-6)
-    np.testing.assert_allclose(w, 3 - 6 * np.mean(x**2), rtol=1e-6)
+    return jax.device_get(plan.compile(step)(None, plan.replicate(jnp.zeros(3)), inputs)[1])
 
 
-@pytest.mark.parametrize('mode', ('jit', *SHARDED))
-def test_sharing_and_gathering_are_inverse(mode: str):
-    plan = parallel.make(mode)
-    x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+BATCH = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
-    def step(frozen: Any, state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, dict]:
-        mine = plan.shards.share(inputs)
-        assert mine.shape == (8 // plan.shards.size, 3)
-        mean = plan.shards.mean(jnp.mean(mine))
-        return state + plan.shards.gather(mine), {'mean': mean}
 
-    state, metrics = plan.compile(step)({}, plan.replicate(jnp.zeros((8, 3))), x)
-    np.testing.assert_array_equal(state, x)
-    np.testing.assert_allclose(metrics['mean'], x.mean(), rtol=1e-5)
+@pytest.mark.parametrize('mode', ALL)
+def test_shares_gather_to_the_whole_batch(mode: str):
+    assert np.array_equal(compute(mode, lambda s, x: s.gather(s.share(x)), BATCH), BATCH)
+    label = np.arange(8) % 3
+    assert np.array_equal(compute(mode, lambda s, x: s.gather(s.share(x)), label), label)
+    rows = {'jit': 8}.get(mode, 2)
+    assert compute(mode, lambda s, x: jnp.asarray(s.share(x).shape[0]), BATCH) == rows
+
+
+@pytest.mark.parametrize('mode', ALL)
+def test_means_are_over_all_shares(mode: str):
+    out = compute(mode, lambda s, x: s.mean({'a': jnp.mean(s.share(x))}), BATCH)
+    np.testing.assert_allclose(out['a'], BATCH.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('mode', ALL)
+def test_gradients_are_those_of_the_mean_loss(mode: str):
+    """Through a gather too; with arguments and auxiliary outputs."""
+    target = np.arange(8, dtype=np.float32)
+
+    def fn(shards: Shards, x: Any, y: Any, scale: Any) -> Any:
+        def loss_fn(params: Any, scale: Any) -> tuple[Any, Any]:
+            out = shards.share(x) @ params['w']
+            whole = shards.gather(out)
+            loss = scale * jnp.mean((out - shards.share(y)) ** 2) + jnp.mean(jnp.sin(whole))
+            return loss, shards.mean(jnp.mean(out))
+
+        (loss, mean), grads = shards.value_and_grad(loss_fn)({'w': jnp.ones(3)}, scale)
+        return loss, mean, grads['w']
+
+    loss, mean, grads = compute(mode, fn, BATCH, target, np.float32(2.0))
+    out = BATCH @ np.ones(3)
+    expected = 2.0 * BATCH.T @ (2 * (out - target)) / 8 + BATCH.T @ np.cos(out) / 8
+    np.testing.assert_allclose(loss, 2 * np.mean((out - target) ** 2) + np.mean(np.sin(out)), 1e-5)
+    np.testing.assert_allclose(mean, out.mean(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grads, expected, rtol=1e-4)
+
+
+def test_batch_norm_sees_the_whole_batch():
+    image = jax.random.normal(jax.random.key(0), (8, tiny.SIZE, tiny.SIZE, tiny.CHANNELS))
+    variables = tiny.frozen().teacher
+
+    def fn(shards: Shards, variables: Any, x: Any) -> Any:
+        module = tiny.Classifier(axis_name=shards.axis)
+        out, new = module.apply(variables, shards.share(x), train=True, mutable=['batch_stats'])
+        return out.statistics, new['batch_stats'], shards.gather(out.logits)
+
+    whole, shares = (compute(mode, fn, variables, image) for mode in ('jit', 'vmap'))
+    tiny.close(shares, whole, 1e-5)
 
 
 @pytest.mark.parametrize('mode', ['vmap', 'shard_map'])
-def test_a_forgotten_mean_is_refused(mode: str):
-    """pmap would take the first share's value in silence."""
+@pytest.mark.parametrize('forgotten', ['gradients', 'metrics'])
+def test_a_forgotten_mean_is_an_error(mode: str, forgotten: str):
+    """(pmap alone would take the first share's value in silence.)"""
     plan = parallel.make(mode)
 
-    def step(frozen: Any, state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, dict]:
-        return state, {'loss': jnp.mean(plan.shards.share(inputs))}
+    def step(frozen: Any, state: Any, x: Any) -> tuple[Any, Any]:
+        mine = jnp.mean(plan.shards.share(x))
+        if forgotten == 'gradients':
+            return state - mine, {}
+        return state, {'g/loss': mine}
 
-    with pytest.raises(ValueError, match='out_axes is None|out_specs'):
-        plan.compile(step)({}, plan.replicate(jnp.zeros(())), np.arange(8.0, dtype=np.float32))
+    with pytest.raises(ValueError, match='out_axes|out_specs'):
+        plan.compile(step)(None, plan.replicate(jnp.zeros(())), BATCH)
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+    with pytest.raises(ValueError, match=r'size=10 does not divide over 4 .* such as 8 or 12'):
+        Shards('shards', 4).check('size', 10)
+    with pytest.raises(ValueError, match='such as 4 or 4|such as 4'):
+        Shards('shards', 4).check('size', 3)
+    Shards('shards', 4).check('size', 12)
+    Shards().check('size', 3)
+
+
+# 3. Plans.
+
+
+def test_an_unknown_mode_is_an_error():
+    with pytest.raises(ValueError, match="'tpu'; expected one of jit, pmap, shard_map"):
+        parallel.make('tpu')
+
+
+def test_a_plan_can_use_some_of_the_devices():
+    devices = jax.devices()[:2]
+    assert parallel.make('shard_map', devices).shards.size == 2
+    assert parallel.make('pmap', devices).shards.size == 2
+    assert parallel.make('jit').shards == Shards()
+
+
+def test_scans_are_left_to_accelerators():
+    assert not parallel.make('jit').fused  # the tests run on the CPU
+    assert parallel.make('jit', fused=True).fused
 
 
 def test_rows_of_a_prediction_are_spread_over_the_devices():
@@ -119,10 +219,37 @@ def test_rows_of_a_prediction_are_spread_over_the_devices():
     predict = plan.predict(lambda variables, batch: batch * variables)
     out = predict(plan.replicate(jnp.float32(2.0)), np.arange(8, dtype=np.float32))
     np.testing.assert_array_equal(out, 2 * np.arange(8))
-    assert len(out.sharding.device_set) == 4
+    assert len(out.sharding.device_set) == COUNT
     assert out.sharding.spec == PartitionSpec(parallel.AXIS)
 
 
-def test_indivisible_batches_are_refused():
-    with pytest.raises(ValueError, match='batch=10 does not divide over 4 devices.*8 or 12'):
-        parallel.Shards('shards', 4).check('batch', 10)
+@pytest.mark.parametrize('mode', ['jit', 'shard_map'])
+def test_evaluation_spreads_any_number_of_images_over_the_devices(mode: str):
+    plan = parallel.make(mode)
+    images = np.random.default_rng(0).integers(0, 255, (10, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    label = np.arange(10, dtype=np.int32) % tiny.CLASSES
+    facts = data.Facts('x', 4, (), images.shape[1:], (0.5,) * 3, (0.25,) * 3, 0, 10, False, 0)
+    test = data.Dataset(facts, 10, lambda i: (images[i], label[i]), images, label)
+    classify = evaluate.classifier(plan, tiny.Classifier(), facts)
+    variables = tiny.frozen().teacher
+    predicted, labels = classify(plan.replicate(variables), test, 7)  # 7 is raised to 8, twice
+    logits = tiny.Classifier().apply(variables, (images / 255.0 - 0.5) / 0.25).logits
+    assert np.array_equal(predicted, np.argmax(logits, -1))
+    assert np.array_equal(labels, label)
+    assert evaluate.accuracy(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 0])) == 75.0
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_repeat_counts_keys_and_averages_metrics(fused: bool):
+    def step(frozen: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        key, i = inputs
+        return state + 1, {'g/i': jnp.asarray(i, jnp.float32), 'g/key': jax.random.uniform(key)}
+
+    key = jax.random.key(0)
+    state, metrics = parallel.repeat(step, None, jnp.zeros(()), key, 5, fused)
+    assert state == 5 and metrics['g/i'] == 2.0
+    assert parallel.repeat(step, None, state, key, 0, fused) == (state, {}), 'not nan'
+    draw = parallel.numbered(lambda frozen, state, key: (state, {'g/x': jax.random.uniform(key)}))
+    _, metrics = parallel.repeat(draw, None, state, key, 3, fused)
+    each = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(3)]
+    np.testing.assert_allclose(metrics['g/x'], np.mean(each), rtol=1e-6)
