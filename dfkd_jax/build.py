@@ -96,8 +96,9 @@ def make_classifier(config: Any, name: str, axis_name: str | None = None) -> Any
     """A classifier of the config's classes, which takes its images."""
     module = make_model(config, name, axis_name)
     shape = (1, config.data.image_size, config.data.image_size, config.data.channels)
+    image, whole = jax.ShapeDtypeStruct(shape, jnp.float32), module.clone(axis_name=None)
     try:
-        jax.eval_shape(module.clone(axis_name=None).init, jax.random.key(0), jnp.zeros(shape))
+        jax.eval_shape(lambda x: whole.init(jax.random.key(0), x), image)
     except Exception as error:  # whatever the layers make of an impossible shape
         raise ConfigError(
             f'{name} cannot take images of shape {shape[1:]}: {error}. Change '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from dfkd_jax import build, checkpoint, data, evaluate, metrics, parallel, port,
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError, Frozen, Method, NonFiniteError, State, unchanged
 
+SUMMARY = 'summary.json'
+
 
 def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     """Distils as `config` says, in `workdir`, from wherever the last run there stopped.
@@ -30,6 +33,9 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     test = data.load(config.data, 'test')
     folder.claim(workdir, config)
     print(f'workdir {workdir}', flush=True)
+    if (workdir / SUMMARY).exists():
+        print('the run there is finished; for another, choose another --workdir', flush=True)
+        return json.loads((workdir / SUMMARY).read_text())
     with folder.Interruption() as interrupted:
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
@@ -174,6 +180,7 @@ def _distil(
                     line.update(done, row, progress | {'images_synthesised': sum(images)})
                     pending = []
                 if save:
+                    _check_weights(state, done, workdir)
                     checkpoints.save(done, state, progress | {'pending': pending})
     if done < total:
         print(
@@ -228,8 +235,8 @@ def _leave(
     report.curves(
         metrics.read(workdir), workdir / 'curves.png', {'teacher': summary['teacher_accuracy']}
     )
-    checkpoint.write_json(workdir / 'summary.json', summary)
     report.page(workdir, summary)
+    checkpoint.write_json(workdir / SUMMARY, summary)  # last: with it, a run is finished
 
 
 def _images(config: Any, rounds: list[Any]) -> tuple[int, int]:
@@ -250,9 +257,23 @@ def _finite(rows: list[Any], done: int, workdir: Path) -> list[dict[str, float]]
     for number, row in enumerate(rows, start=done - len(rows) + 1):
         for name, value in row.items():
             if not math.isfinite(value):
-                raise NonFiniteError(
-                    f'{name} is {value} at round {number}. The last good checkpoint is kept in '
-                    f'{workdir / "checkpoints"}. Lower config.student.lr or config.generator.lr, '
-                    'or the weight of the term, in a new --workdir.'
-                )
+                raise _diverged(f'{name} is {value} at round {number}', workdir)
     return [{name: float(value) for name, value in row.items()} for row in rows]
+
+
+def _check_weights(state: State, done: int, workdir: Path) -> None:
+    """Raises NonFiniteError naming the first array of a state that is not finite.
+
+    A round's last update can spoil the weights after its losses were still finite.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        if not np.all(np.isfinite(x)):
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise _diverged(f'{name} is not finite after round {done}', workdir)
+
+
+def _diverged(what: str, workdir: Path) -> NonFiniteError:
+    return NonFiniteError(
+        f'{what}. The last good checkpoint is kept in {workdir / "checkpoints"}. Lower '
+        'config.student.lr or config.generator.lr, or the weight of the term, in a new --workdir.'
+    )

@@ -29,18 +29,22 @@ def claim(workdir: Path, config: Any) -> None:
     """Makes the folder this config's, or checks that it is.
 
     Raises ConfigError where another config ran there, naming the fields that differ, or where the
-    folder holds something that is not a run.
+    folder holds something that is not a run.  A folder where nothing ran yet is taken over: a run
+    that ended with a mistake in its config may be started again with another.
     """
     path, wanted = workdir / 'config.json', checkpoint.plain(config)
-    if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
-            raise ConfigError(
-                f'{workdir} is not empty and not a run (it has no config.json). Nothing there was '
-                'touched; choose another --workdir.'
-            )
-        workdir.mkdir(parents=True, exist_ok=True)
+    # `.tmp`: a file that a killed process was writing.
+    contents = (
+        {p.name for p in workdir.iterdir() if p.suffix != '.tmp'} if workdir.exists() else set()
+    )
+    if not contents - {path.name}:
         checkpoint.write_json(path, wanted)
         return
+    if not path.exists():
+        raise ConfigError(
+            f'{workdir} is not empty and not a run (it has no config.json). Nothing there was '
+            'touched; choose another --workdir.'
+        )
     # Through JSON, so that tuples and lists compare.
     found, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(wanted)))
     differ = [

@@ -75,11 +75,9 @@ def test_corrupt_checkpoint(tmp_path):
 
 def test_checkpoint_of_another_network(tmp_path):
     settings = config()
-    shapes = jax.eval_shape(
-        build.make_classifier(settings, 'resnet8').init,
-        jax.random.key(0),
-        np.zeros((1, 16, 16, 1), np.float32),
-    )
+    module = build.make_classifier(settings, 'resnet8')
+    image = jax.ShapeDtypeStruct((1, 16, 16, 1), np.float32)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     weights = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     build.save_network(tmp_path / 'teacher', 'resnet8', weights, settings)
     wrong = config(teacher__model='resnet20', teacher__checkpoint=str(tmp_path / 'teacher'))
@@ -94,8 +92,22 @@ def test_checkpoint_of_another_network(tmp_path):
 
 def test_workdir_of_another_config(tmp_path):
     train.folder.claim(tmp_path / 'run', config())
+    (tmp_path / 'run' / 'checkpoints').mkdir()
     with pytest.raises(contract.ConfigError, match='config.student.lr was 0.1, now 0.3'):
         train.run(config(student__lr=0.3), tmp_path / 'run')
+
+
+def test_workdir_where_nothing_ran_yet_takes_the_mended_config(tmp_path):
+    """Even where the process was killed while it wrote the first file."""
+    workdir = tmp_path / 'run'
+    train.folder.claim(workdir, config())
+    (workdir / '.config.json.12.34.tmp').write_text('{')
+    mended = config(student__lr=0.3)
+    train.folder.claim(workdir, mended)
+    (workdir / 'checkpoints').mkdir()
+    train.folder.claim(workdir, mended)
+    with pytest.raises(contract.ConfigError, match='config.student.lr was 0.3, now 0.1'):
+        train.folder.claim(workdir, config())
 
 
 def test_folder_that_is_no_run(tmp_path):
@@ -114,6 +126,16 @@ def test_non_finite_loss_names_metric_and_round(tmp_path):
     rows = [{'g/loss': 1.0, 'g/bn': 2.0}, {'g/loss': 1.0, 'g/bn': float('nan')}]
     with pytest.raises(contract.NonFiniteError, match='g/bn is nan at round 8'):
         train._finite(rows, 8, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """The last update of a round may spoil them after every loss was finite."""
+    good = contract.Net({'fc': {'kernel': np.ones(3)}}, {}, ())
+    bad = good.replace(params={'fc': {'kernel': np.array([1.0, np.inf, 1.0])}})
+    state = contract.State(round=np.int32(8), student=good, generator=())
+    train._check_weights(state, 8, tmp_path)
+    with pytest.raises(contract.NonFiniteError, match='student/params/fc/kernel .* after round 8'):
+        train._check_weights(state.replace(student=bad), 8, tmp_path)
 
 
 def test_shares_are_named_after_their_field():

@@ -568,6 +568,12 @@ def test_a_term_of_weight_zero_is_left_out(term: str):
     assert set(metrics) == {'s/kd', 's/ikd', 's/ce', 's/loss', 's/agreement'} - {f's/{term}'}
 
 
+def test_pseudo_labels_can_be_kept_from_the_student():
+    config = tiny.config(loss__student_pseudo_labels=False)
+    assert 'g/ce' in shape_of(config)[1]
+    assert 's/ce' not in shape_of(config, 'student_step')[1]
+
+
 class Step(NamedTuple):
     """A method's compiled generator step, and its start."""
 
@@ -701,6 +707,7 @@ def test_as_published_sets_every_documented_choice():
         'synthesis.update_student_statistics': True, 'student.schedule': 'published',
         'generator.spread': 0.0, 'generator.decay': False, 'synthesis.crop_padding': 0,
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
+        'loss.student_pseudo_labels': True,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field

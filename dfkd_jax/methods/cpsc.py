@@ -136,20 +136,20 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     shape, classes = models.image_shape, models.num_classes
     student_tx = _student_optimiser(config)
     generator_tx = _generator_optimiser(config)
-    blank = jnp.zeros((1, *shape))
+    blank = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     widths = [
-        jax.eval_shape(lambda key, m=module: m.init_with_output(key, blank)[0], jax.random.key(0))
+        jax.eval_shape(lambda x, m=module: m.init_with_output(jax.random.key(0), x)[0], blank)
         .features.shape[-1]
         for module in (models.teacher, models.student)
     ]  # fmt: skip
     adapter = Adapter(widths[0]) if widths[0] != widths[1] else None
     # Padding is black, which is zero before the images are normalised and -mean / std after.
-    black = -jnp.asarray(models.mean) / jnp.asarray(models.std)
+    black = [-mean / std for mean, std in zip(models.mean, models.std)]
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
         key_student, key_generator, key_adapter = jax.random.split(key, 3)
-        student = models.student.init(key_student, blank)
+        student = models.student.init(key_student, jnp.zeros(blank.shape))
         generator = models.generator.init(
             key_generator, jnp.zeros((1, models.generator.latent)), jnp.zeros((1,), jnp.int32)
         )
