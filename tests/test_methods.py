@@ -574,6 +574,30 @@ def test_pseudo_labels_can_be_kept_from_the_student():
     assert 's/ce' not in shape_of(config, 'student_step')[1]
 
 
+def test_bounded_images_stay_within_the_range_of_pixels():
+    mean, std = np.float32([0.5, 0.286, 0.1]), np.float32([0.25, 0.353, 0.3])
+    x = np.linspace(-30, 30, 601, dtype=np.float32)[:, None, None, None] * np.ones(3, np.float32)
+    pixel = np.asarray(cpsc.bound(x, mean, std)) * std + mean
+    np.testing.assert_allclose(pixel[0], 0, atol=1e-6)
+    np.testing.assert_allclose(pixel[-1], 1, atol=1e-6)
+    assert np.all(np.diff(pixel, axis=0) >= -1e-6)
+    value, slope = jax.jvp(lambda x: cpsc.bound(x, mean, std), (0 * x[0:1],), (x[0:1] ** 0,))
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    np.testing.assert_allclose(slope, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('bounded', [False, True])
+def test_bounded_samples(bounded: bool):
+    """The networks of `tiny` normalise by mean 0.5 and deviation 0.25: pixels are in [-2, 2]."""
+    method = tiny.method(tiny.config(generator__bounded=bounded), parallel.Shards())
+    key = jax.random.key(0)
+    state = jax.jit(method.init)(None, key)
+    bias = state.generator.params['norm3']['bias']
+    state.generator.params['norm3']['bias'] = bias + 9.0
+    image = method.sample(None, state, key).image
+    assert bool(jnp.max(image) <= 2) == bounded
+
+
 class Step(NamedTuple):
     """A method's compiled generator step, and its start."""
 
@@ -707,7 +731,7 @@ def test_as_published_sets_every_documented_choice():
         'synthesis.update_student_statistics': True, 'student.schedule': 'published',
         'generator.spread': 0.0, 'generator.decay': False, 'synthesis.crop_padding': 0,
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
-        'loss.student_pseudo_labels': True,
+        'loss.student_pseudo_labels': True, 'generator.bounded': False,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field

@@ -33,11 +33,12 @@ Not reproduced: float16 without loss scaling (we run float32 or bfloat16), the o
 acts there on an optimiser that is never stepped).
 
 Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
-`ConditionalBatchNorm`), `generator.decay` anneals the generator's rate to zero over the run,
-`synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
-softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
-on the generator misses the class it was asked for, and the label contradicts the teacher), and
-`student.nesterov`.
+`ConditionalBatchNorm`), `generator.bounded` keeps images within the range of pixels (see `bound`;
+the published generator ends in a norm and can paint blacker than black), `generator.decay` anneals
+the generator's rate to zero over the run, `synthesis.crop_padding` and `synthesis.flip` augment
+what the student sees, `loss.temperature` softens the student's distillation,
+`loss.student_pseudo_labels=False` leaves L_CE out of L_S (early on the generator misses the class
+it was asked for, and the label contradicts the teacher), and `student.nesterov`.
 
 A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) meets the contrast
 through an adapter, a random and never trained two-layer projection, as in the code.
@@ -45,6 +46,7 @@ through an adapter, a random and never trained two-layer projection, as in the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -73,6 +75,17 @@ class Adapter(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = nn.relu(nn.Dense(x.shape[-1], name='hidden')(x))
         return nn.Dense(self.features, name='out')(x)
+
+
+def bound(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Brings normalised images [B, H, W, channels] softly into the range of pixels.
+
+    A sigmoid that at the mean has the value and the slope of ``mean + std * image``, normalised
+    again; so an image of zero mean and unit variance keeps about that.
+    """
+    m, s = (jnp.asarray(x).reshape(1, 1, 1, -1) for x in (mean, std))
+    pixel = nn.sigmoid(jnp.log(m / (1 - m)) + image * s / (m * (1 - m)))
+    return (pixel - m) / s
 
 
 def generator_terms(
@@ -175,6 +188,8 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         image, mutated = models.generator.apply(
             variables, z, label, train=True, mutable=['batch_stats']
         )
+        if config.generator.bounded:
+            image = bound(image, models.mean, models.std)
         return image, mutated['batch_stats']
 
     def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
