@@ -147,6 +147,7 @@ def cpsc(config: ConfigDict, student: str, as_published: bool) -> None:
             batch_size=512,
             student_batch_size=512,
             update_student_statistics=as_published,
+            bank=0,  # images kept for the student; 0: fresh ones at every step; ours
             crop_padding=0,  # augmentation of what the student sees; ours
             flip=False,
         )

@@ -117,7 +117,13 @@ def make_toy(config: Any, nets: contract.Models, shards: parallel.Shards) -> Met
     return Method(init, generator_step, student_step, sample, begin, finish)
 
 
-CASES = {name: make for name, make in METHODS.items()} | {'toy': make_toy}
+def make_cpsc_with_a_bank(config: Any, nets: contract.Models, shards: parallel.Shards) -> Method:
+    config = config.copy_and_resolve_references()
+    config.generator.bounded, config.synthesis.bank = True, 2 * config.synthesis.batch_size
+    return cpsc.make(config, nets, shards)
+
+
+CASES = METHODS | {'cpsc with a bank': make_cpsc_with_a_bank, 'toy': make_toy}
 
 
 class Program(NamedTuple):
@@ -575,7 +581,7 @@ def test_pseudo_labels_can_be_kept_from_the_student():
 
 
 def test_bounded_images_stay_within_the_range_of_pixels():
-    mean, std = np.float32([0.5, 0.286, 0.1]), np.float32([0.25, 0.353, 0.3])
+    mean, std = np.float32([[[[0.5, 0.286, 0.1]]]]), np.float32([[[[0.25, 0.353, 0.3]]]])
     x = np.linspace(-30, 30, 601, dtype=np.float32)[:, None, None, None] * np.ones(3, np.float32)
     pixel = np.asarray(cpsc.bound(x, mean, std)) * std + mean
     np.testing.assert_allclose(pixel[0], 0, atol=1e-6)
@@ -596,6 +602,34 @@ def test_bounded_samples(bounded: bool):
     state.generator.params['norm3']['bias'] = bias + 9.0
     image = method.sample(None, state, key).image
     assert bool(jnp.max(image) <= 2) == bounded
+
+
+def test_the_student_sees_the_images_that_the_generator_trained_on():
+    p = program('cpsc with a bank', 'jit')
+    state = synthesised(p)
+    kept = state.extra.bank
+    assert int(kept.written) == tiny.BATCH
+    key = jax.random.split(jax.random.fold_in(key_of(0)[0], 0), 2)
+    label = jax.random.randint(key[1], (tiny.BATCH,), 0, tiny.CLASSES)
+    np.testing.assert_array_equal(kept.label[: tiny.BATCH], label)
+    assert np.ptp(kept.image[: tiny.BATCH]) > 100 and not np.any(kept.image[tiny.BATCH :])
+    # Nothing but the bank reaches the student: of another one it learns something else.
+    other = kept.replace(image=255 - kept.image)
+    ends = [
+        p.student_step(p.frozen, synthesised(p).replace(extra=state.extra.replace(bank=bank)),
+                       key_of(1))[1]['s/kd']
+        for bank in jax.tree.map(jnp.copy, (kept, other, kept))
+    ]  # fmt: skip
+    assert ends[0] != ends[1] and ends[0] == ends[2]
+
+
+def test_a_bank_needs_bounded_images_in_whole_batches():
+    for changes, match in (
+        (dict(synthesis__bank=tiny.BATCH), 'bounded=True'),
+        (dict(synthesis__bank=tiny.BATCH + 1, generator__bounded=True), 'a multiple of'),
+    ):
+        with pytest.raises(ValueError, match=match):
+            tiny.method(tiny.config(**changes), parallel.Shards())
 
 
 class Step(NamedTuple):
@@ -732,6 +766,7 @@ def test_as_published_sets_every_documented_choice():
         'generator.spread': 0.0, 'generator.decay': False, 'synthesis.crop_padding': 0,
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
         'loss.student_pseudo_labels': True, 'generator.bounded': False,
+        'synthesis.bank': 0,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field

@@ -11,8 +11,8 @@ cluster by class.  With t, s the teacher's and student's logits and D the mean K
 I is the mean squared difference of logits (`ikd_form='mse'`; CIFAR-100, Tiny-ImageNet) or its log
 (`'log'`; CIFAR-10, where the student's is the log of the batch's Frobenius norm, half the slope).
 L_SCL is the supervised contrast over the two views; gradients reach the generator through both
-networks.  Every step draws new latents z ~ N(0, I) and classes y ~ U{0..C-1}; there is no image
-bank and, in the authors' code, no augmentation.
+networks.  Every step draws new latents z ~ N(0, I) and classes y ~ U{0..C-1}; in the authors'
+code there is no image bank and no augmentation.
 
 The paper's text was not available to us: the losses are those of the authors' published code.
 Where the code does something its equations do not say, a config field chooses; `as_published` sets
@@ -35,10 +35,12 @@ acts there on an optimiser that is never stepped).
 Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
 `ConditionalBatchNorm`), `generator.bounded` keeps images within the range of pixels (see `bound`;
 the published generator ends in a norm and can paint blacker than black), `generator.decay` anneals
-the generator's rate to zero over the run, `synthesis.crop_padding` and `synthesis.flip` augment
-what the student sees, `loss.temperature` softens the student's distillation,
-`loss.student_pseudo_labels=False` leaves L_CE out of L_S (early on the generator misses the class
-it was asked for, and the label contradicts the teacher), and `student.nesterov`.
+the generator's rate to zero over the run, `synthesis.bank` is how many of the images that the
+generator last trained on are kept for the student (0: every batch of the student is drawn anew),
+`synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
+softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
+on the generator misses the class it was asked for, and the label contradicts the teacher), and
+`student.nesterov`.
 
 A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) meets the contrast
 through an adapter, a random and never trained two-layer projection, as in the code.
@@ -56,14 +58,20 @@ from flax import linen as nn
 from flax import struct
 
 from dfkd_jax import augment, contract, losses
+from dfkd_jax import bank as banks
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.parallel import Shards
 
 
 class Extra(struct.PyTreeNode):
-    """CPSC's own state: the adapter's weights, never trained; ``{}`` where widths agree."""
+    """CPSC's own state.
+
+    adapter: its weights, never trained; ``{}`` where widths agree.
+    bank: the last images the generator trained on; None where the student sees fresh ones.
+    """
 
     adapter: Params
+    bank: banks.Bank | None
 
 
 class Adapter(nn.Module):
@@ -77,15 +85,20 @@ class Adapter(nn.Module):
         return nn.Dense(self.features, name='out')(x)
 
 
-def bound(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+def bound(image: Array, mean: Array, std: Array) -> Array:
     """Brings normalised images [B, H, W, channels] softly into the range of pixels.
 
-    A sigmoid that at the mean has the value and the slope of ``mean + std * image``, normalised
-    again; so an image of zero mean and unit variance keeps about that.
+    mean, std: of pixels in [0, 1], [1, 1, 1, channels].  A sigmoid that at the mean has the value
+    and the slope of ``mean + std * image``, normalised again; so an image of zero mean and unit
+    variance keeps about that.
     """
-    m, s = (jnp.asarray(x).reshape(1, 1, 1, -1) for x in (mean, std))
-    pixel = nn.sigmoid(jnp.log(m / (1 - m)) + image * s / (m * (1 - m)))
-    return (pixel - m) / s
+    pixel = nn.sigmoid(jnp.log(mean / (1 - mean)) + image * std / (mean * (1 - mean)))
+    return (pixel - mean) / std
+
+
+def per_channel(values: Sequence[float]) -> Array:
+    """One value for each channel, as [1, 1, 1, channels]."""
+    return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
 
 
 def generator_terms(
@@ -157,7 +170,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     ]  # fmt: skip
     adapter = Adapter(widths[0]) if widths[0] != widths[1] else None
     # Padding is black, which is zero before the images are normalised and -mean / std after.
-    black = [-mean / std for mean, std in zip(models.mean, models.std)]
+    black = [-m / s for m, s in zip(models.mean, models.std)]
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
@@ -173,7 +186,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             round=contract.first_round(),
             student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
             generator=contract.start(generator['params'], generator['batch_stats'], generator_tx),
-            extra=Extra(adapter_params),
+            extra=Extra(
+                adapter=adapter_params,
+                bank=banks.empty(synthesis.bank, shape) if synthesis.bank else None,
+            ),
         )
 
     def draw(key: Key, batch_size: int) -> tuple[Array, Array]:
@@ -189,7 +205,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             variables, z, label, train=True, mutable=['batch_stats']
         )
         if config.generator.bounded:
-            image = bound(image, models.mean, models.std)
+            image = bound(image, per_channel(models.mean), per_channel(models.std))
         return image, mutated['batch_stats']
 
     def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
@@ -219,7 +235,12 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             )
             total = _weighted(loss, terms)
             hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
-            return total, (terms | {'loss': total, 'hit': hit}, generator_stats, student_stats)
+            return total, (
+                terms | {'loss': total, 'hit': hit},
+                generator_stats,
+                student_stats,
+                image,
+            )
 
         if config.generator.reset_adam:
             state = state.replace(
@@ -227,14 +248,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                     opt_state=generator_tx.init(state.generator.params)
                 )
             )
-        (_, (terms, generator_stats, student_stats)), grads = shards.value_and_grad(generator_loss)(
-            state.generator.params
-        )
+        (_, (terms, generator_stats, student_stats, image)), grads = shards.value_and_grad(
+            generator_loss
+        )(state.generator.params)
         student = state.student
         if synthesis.update_student_statistics:
             student = student.replace(batch_stats=student_stats)
         generator = contract.update(state.generator, grads, generator_tx, generator_stats)
-        return state.replace(generator=generator, student=student), _named('g/', terms, shards)
+        extra = state.extra
+        if synthesis.bank:
+            pixel = per_channel(models.mean) + per_channel(models.std) * shards.gather(image)
+            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(label)))
+        state = state.replace(generator=generator, student=student, extra=extra)
+        return state, _named('g/', terms, shards)
 
     def draw_batch(state: State, key: Key, batch_size: int) -> Batch:
         """A fresh batch in the student's eyes, before augmentation."""
@@ -247,7 +273,12 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_sample, key_crop, key_flip = jax.random.split(key, 3)
-        image, label = sample(frozen, state, key_sample)
+        if synthesis.bank:
+            rows = banks.draw(state.extra.bank, key_sample, synthesis.student_batch_size)
+            pixel, label = banks.take(state.extra.bank, shards.share(rows))
+            image = (pixel - per_channel(models.mean)) / per_channel(models.std)
+        else:
+            image, label = sample(frozen, state, key_sample)
         if synthesis.crop_padding:
             padding = synthesis.crop_padding
             offsets = augment.draw_crop(key_crop, synthesis.student_batch_size, padding)
@@ -277,6 +308,17 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 def _check(config: Any, models: Models, shards: Shards) -> None:
     shards.check('config.synthesis.batch_size', config.synthesis.batch_size)
     shards.check('config.synthesis.student_batch_size', config.synthesis.student_batch_size)
+    if config.synthesis.bank:
+        if config.synthesis.bank % config.synthesis.batch_size:
+            raise ValueError(
+                f'config.synthesis.bank={config.synthesis.bank} must be a multiple of '
+                f'config.synthesis.batch_size={config.synthesis.batch_size}.'
+            )
+        if not config.generator.bounded:
+            raise ValueError(
+                'config.synthesis.bank keeps pixels: set config.generator.bounded=True, or the '
+                'student would see other images than the generator made.'
+            )
     for name, choices in {'loss.ikd_form': ('mse', 'log'),
                           'student.schedule': ('cosine', 'published')}.items():  # fmt: skip
         group, field = name.split('.')
