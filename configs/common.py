@@ -176,6 +176,7 @@ def smoke(config: ConfigDict) -> None:
     )
     config.generator.width = min(config.generator.width, 16)
     config.synthesis.batch_size = config.synthesis.student_batch_size = 16
+    config.synthesis.bank = min(config.synthesis.bank, 64)
     config.teach.epochs = 1
     config.eval_batch_size = 100
     config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 1

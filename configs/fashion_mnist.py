@@ -15,10 +15,10 @@ def get_config(arg: str | None = None):
     common.cpsc(config, student='resnet8_s2d_half', as_published='as_published' in flags)
     if 'as_published' not in flags:
         common.small_cpsc(config)
-        config.generator.update(width=8, decay=True)
-        config.loss.bn = 5.0
-        config.synthesis.update(crop_padding=2, flip=True)
+        config.generator.decay = True
+        config.loss.bn = 10.0
+        config.synthesis.update(bank=160 * 128, crop_padding=2, flip=True)
         config.student.update(lr=0.2, warmup_steps=100)
-        config.phases = (common.phase(rounds=450, g_steps=3, s_steps=20),)
-    config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 25
+        config.phases = (common.phase(rounds=520, g_steps=3, s_steps=20),)
+    config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 20
     return common.finish(config, flags)
