@@ -13,10 +13,12 @@ def get_config(arg: str | None = None):
     common.cpsc(config, student='resnet8_half', as_published='as_published' in flags)
     if 'as_published' not in flags:
         common.small_cpsc(config)
-        config.synthesis.crop_padding = 1
-        config.student.warmup_steps = 50
-        config.phases = (common.phase(rounds=80, g_steps=6, s_steps=20),)
+        config.generator.decay = True
+        config.loss.bn = 5.0
+        config.synthesis.update(bank=80 * 128, crop_padding=1)
+        config.student.update(lr=0.2, warmup_steps=50)
+        config.phases = (common.phase(rounds=90, g_steps=3, s_steps=20),)
     config.log_every_rounds = config.eval_every_rounds = 10
-    config.save_every_rounds = 20
+    config.save_every_rounds = 30
     config.eval_batch_size = 360
     return common.finish(config, flags)
