@@ -17,7 +17,7 @@ def get_config(arg: str | None = None):
         config.loss.bn = 5.0
         config.synthesis.update(bank=80 * 128, crop_padding=1)
         config.student.update(lr=0.2, warmup_steps=50)
-        config.phases = (common.phase(rounds=90, g_steps=3, s_steps=20),)
+        config.phases = (common.phase(rounds=72, g_steps=3, s_steps=20),)
     config.log_every_rounds = config.eval_every_rounds = 10
     config.save_every_rounds = 30
     config.eval_batch_size = 360
