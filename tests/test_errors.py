@@ -50,7 +50,10 @@ MISTAKES = {
     'size of the network': (dict(teacher__model='lenet5'), 'lenet5 cannot take images'),
     'parallel': (dict(parallel='pmapp'), 'unknown config.parallel .pmapp.*jit, pmap, shard_map'),
     'dtype': (dict(dtype='float16'), 'config.dtype=.float16.*bfloat16'),
-    'batch': (dict(synthesis__batch_size=18), 'batch_size=18 does not divide over 4 devices'),
+    'batch': (dict(synthesis__batch_size=18, synthesis__bank=36),
+              'batch_size=18 does not divide over 4 devices'),
+    'bank': (dict(synthesis__bank=40), 'synthesis.bank=40 must be a multiple'),
+    'bank of unbounded images': (dict(generator__bounded=False), 'set config.generator.bounded'),
     'student batch': (dict(synthesis__student_batch_size=6), 'student_batch_size=6 does not'),
     'form': (dict(loss__ikd_form='l1'), "loss.ikd_form='l1'.*expected one of"),
     'schedule': (dict(student__schedule='step'), 'student.schedule=.step'),
@@ -93,7 +96,8 @@ def test_checkpoint_of_another_network(tmp_path):
 def test_workdir_of_another_config(tmp_path):
     train.folder.claim(tmp_path / 'run', config())
     (tmp_path / 'run' / 'checkpoints').mkdir()
-    with pytest.raises(contract.ConfigError, match='config.student.lr was 0.1, now 0.3'):
+    was = f'config.student.lr was {config().student.lr}, now 0.3'
+    with pytest.raises(contract.ConfigError, match=was):
         train.run(config(student__lr=0.3), tmp_path / 'run')
 
 
@@ -106,7 +110,8 @@ def test_workdir_where_nothing_ran_yet_takes_the_mended_config(tmp_path):
     train.folder.claim(workdir, mended)
     (workdir / 'checkpoints').mkdir()
     train.folder.claim(workdir, mended)
-    with pytest.raises(contract.ConfigError, match='config.student.lr was 0.3, now 0.1'):
+    was = f'config.student.lr was 0.3, now {config().student.lr}'
+    with pytest.raises(contract.ConfigError, match=was):
         train.folder.claim(workdir, config())
 
 
