@@ -187,6 +187,7 @@ def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
     if 'untrained' in flags:  # the control: a generator that never trains; the student's is chance
         for p in config.phases:
             p.g_steps = 0
+        config.synthesis.bank = 0  # it keeps what the generator trained on, here nothing
     if 'smoke' in flags:
         smoke(config)
     return config
