@@ -119,7 +119,9 @@ def cpsc(config: ConfigDict, student: str, as_published: bool) -> None:
             latent=256,
             width=64,
             spread=0.0,  # of the class tables at the start; ours
+            class_brightness=True,  # the last norm's scale and shift: by class, or one; ours
             bounded=False,  # images within the range of pixels; ours
+            darkest=1.0,  # images are dimmed by U(darkest, 1); ours
             lr=1e-3,
             beta1=0.5,
             beta2=0.999,

@@ -120,6 +120,7 @@ def make_toy(config: Any, nets: contract.Models, shards: parallel.Shards) -> Met
 def make_cpsc_with_a_bank(config: Any, nets: contract.Models, shards: parallel.Shards) -> Method:
     config = config.copy_and_resolve_references()
     config.generator.bounded, config.synthesis.bank = True, 2 * config.synthesis.batch_size
+    config.generator.darkest = 0.5
     return cpsc.make(config, nets, shards)
 
 
@@ -604,12 +605,32 @@ def test_bounded_samples(bounded: bool):
     assert bool(jnp.max(image) <= 2) == bounded
 
 
+def test_images_are_dimmed_each_by_its_own_factor():
+    key = jax.random.key(0)
+    full, dim = (
+        tiny.method(tiny.config(generator__darkest=darkest), parallel.Shards())
+        for darkest in (1.0, 0.25)
+    )
+    state = jax.jit(full.init)(None, key)
+    bright, dark = (0.5 + 0.25 * method.sample(None, state, key).image for method in (full, dim))
+    factor = np.asarray(dark / bright)
+    per_image = factor.mean((1, 2, 3))
+    np.testing.assert_allclose(factor / per_image[:, None, None, None], 1, rtol=1e-3)
+    assert 0.25 <= per_image.min() < 0.5 and 0.75 < per_image.max() <= 1
+
+
+@pytest.mark.parametrize('darkest', [0.0, 1.5])
+def test_exposure_out_of_range(darkest: float):
+    with pytest.raises(ValueError, match='darkest.*expected above 0'):
+        tiny.method(tiny.config(generator__darkest=darkest), parallel.Shards())
+
+
 def test_the_student_sees_the_images_that_the_generator_trained_on():
     p = program('cpsc with a bank', 'jit')
     state = synthesised(p)
     kept = state.extra.bank
     assert int(kept.written) == tiny.BATCH
-    key = jax.random.split(jax.random.fold_in(key_of(0)[0], 0), 2)
+    key = jax.random.split(jax.random.fold_in(key_of(0)[0], 0), 3)
     label = jax.random.randint(key[1], (tiny.BATCH,), 0, tiny.CLASSES)
     np.testing.assert_array_equal(kept.label[: tiny.BATCH], label)
     assert np.ptp(kept.image[: tiny.BATCH]) > 100 and not np.any(kept.image[tiny.BATCH :])
@@ -766,7 +787,7 @@ def test_as_published_sets_every_documented_choice():
         'generator.spread': 0.0, 'generator.decay': False, 'synthesis.crop_padding': 0,
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
         'loss.student_pseudo_labels': True, 'generator.bounded': False,
-        'synthesis.bank': 0,
+        'synthesis.bank': 0, 'generator.darkest': 1.0, 'generator.class_brightness': True,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field

@@ -287,3 +287,27 @@ def test_bfloat16_keeps_outputs_and_statistics_in_float32(name: str):
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     out = jax.eval_shape(module.apply, structure(name), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype('float32')}
+
+
+def test_one_brightness_for_all_classes():
+    """The published generator paints a class by its last norm alone; the other one cannot."""
+
+    def outputs(class_brightness: bool):
+        module = models.make('cpsc_generator', num_classes=3, image_size=8, channels=1, latent=4,
+                             width=2, class_brightness=class_brightness)  # fmt: skip
+        z = jax.random.normal(jax.random.key(1), (6, 4))
+        label = jnp.asarray([0, 1, 2, 0, 1, 2])
+        variables = module.init(jax.random.key(0), z, label)
+        last = variables['params']['norm3']
+        rows = last['bias'].shape[0]
+        moved = last | {'bias': last['bias'].at[rows - 1].add(1.0)}
+        moved = variables | {'params': variables['params'] | {'norm3': moved}}
+        before, after = (module.apply(v, z, label, train=False) for v in (variables, moved))
+        return rows, np.asarray(after - before).mean((1, 2, 3))
+
+    rows, change = outputs(True)
+    assert rows == 3
+    np.testing.assert_allclose(change, [0, 0, 1, 0, 0, 1], atol=1e-6)
+    rows, change = outputs(False)
+    assert rows == 1
+    np.testing.assert_allclose(change, 1, atol=1e-6)

@@ -34,9 +34,12 @@ acts there on an optimiser that is never stepped).
 
 Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
 `ConditionalBatchNorm`), `generator.bounded` keeps images within the range of pixels (see `bound`;
-the published generator ends in a norm and can paint blacker than black), `generator.decay` anneals
-the generator's rate to zero over the run, `synthesis.bank` is how many of the images that the
-generator last trained on are kept for the student (0: every batch of the student is drawn anew),
+the published generator ends in a norm and can paint blacker than black), `generator.darkest` dims
+every image by a factor drawn from U(darkest, 1) and `generator.class_brightness=False` shares the
+last norm's scale and shift among the classes (else the quickest way to a class is a brightness of
+its own, from which a student learns little about shapes), `generator.decay` anneals the
+generator's rate to zero over the run, `synthesis.bank` is how many of the images that the generator
+last trained on are kept for the student (0: every batch of the student is drawn anew),
 `synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
 softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
 on the generator misses the class it was asked for, and the label contradicts the teacher), and
@@ -72,6 +75,14 @@ class Extra(struct.PyTreeNode):
 
     adapter: Params
     bank: banks.Bank | None
+
+
+class Draw(struct.PyTreeNode):
+    """What a batch of images is made of: latents [B, latent], classes [B], exposures [B]."""
+
+    z: Array
+    label: Array
+    exposure: Array
 
 
 class Adapter(nn.Module):
@@ -171,6 +182,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     adapter = Adapter(widths[0]) if widths[0] != widths[1] else None
     # Padding is black, which is zero before the images are normalised and -mean / std after.
     black = [-m / s for m, s in zip(models.mean, models.std)]
+    mean, std = per_channel(models.mean), per_channel(models.std)
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
@@ -192,20 +204,28 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             ),
         )
 
-    def draw(key: Key, batch_size: int) -> tuple[Array, Array]:
-        """This instance's latents [B, latent] and classes [B]."""
-        key_z, key_label = jax.random.split(key)
-        z = jax.random.normal(key_z, (batch_size, models.generator.latent))
-        label = jax.random.randint(key_label, (batch_size,), 0, classes)
-        return shards.share(z), shards.share(label)
+    def draw(key: Key, batch_size: int) -> Draw:
+        """This instance's share of a batch."""
+        key_z, key_label, key_exposure = jax.random.split(key, 3)
+        whole = Draw(
+            z=jax.random.normal(key_z, (batch_size, models.generator.latent)),
+            label=jax.random.randint(key_label, (batch_size,), 0, classes),
+            exposure=jax.random.uniform(
+                key_exposure, (batch_size,), minval=config.generator.darkest
+            ),
+        )
+        return jax.tree.map(shards.share, whole)
 
-    def generate(variables: Any, z: Array, label: Array) -> tuple[Array, Params]:
+    def generate(variables: Any, drawn: Draw) -> tuple[Array, Params]:
         """Images [B, H, W, channels] and the generator's new running statistics."""
         image, mutated = models.generator.apply(
-            variables, z, label, train=True, mutable=['batch_stats']
+            variables, drawn.z, drawn.label, train=True, mutable=['batch_stats']
         )
         if config.generator.bounded:
-            image = bound(image, per_channel(models.mean), per_channel(models.std))
+            image = bound(image, mean, std)
+        if config.generator.darkest < 1:
+            pixel = drawn.exposure[:, None, None, None] * (mean + std * image)
+            image = (pixel - mean) / std
         return image, mutated['batch_stats']
 
     def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
@@ -222,19 +242,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return jnp.stack([view, losses.normalise(teacher.features)])
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        z, label = draw(key, synthesis.batch_size)
+        drawn = draw(key, synthesis.batch_size)
 
         def generator_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.generator.batch_stats}
-            image, generator_stats = generate(variables, z, label)
+            image, generator_stats = generate(variables, drawn)
             teacher = models.teacher.apply(frozen.teacher, image)
             student, student_stats = apply_student(state.student.variables, image)
             views = contrast_views(student, teacher, state.extra.adapter) if loss.scl else None
             terms = generator_terms(
-                loss, teacher, student, views, frozen.teacher['batch_stats'], label, shards
+                loss, teacher, student, views, frozen.teacher['batch_stats'], drawn.label, shards
             )
             total = _weighted(loss, terms)
-            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
+            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == drawn.label)
             return total, (
                 terms | {'loss': total, 'hit': hit},
                 generator_stats,
@@ -257,15 +277,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         generator = contract.update(state.generator, grads, generator_tx, generator_stats)
         extra = state.extra
         if synthesis.bank:
-            pixel = per_channel(models.mean) + per_channel(models.std) * shards.gather(image)
-            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(label)))
+            pixel = mean + std * shards.gather(image)
+            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(drawn.label)))
         state = state.replace(generator=generator, student=student, extra=extra)
         return state, _named('g/', terms, shards)
 
     def draw_batch(state: State, key: Key, batch_size: int) -> Batch:
         """A fresh batch in the student's eyes, before augmentation."""
-        z, label = draw(key, batch_size)
-        return Batch(generate(state.generator.variables, z, label)[0], label)
+        drawn = draw(key, batch_size)
+        return Batch(generate(state.generator.variables, drawn)[0], drawn.label)
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
         del frozen
@@ -276,7 +296,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         if synthesis.bank:
             rows = banks.draw(state.extra.bank, key_sample, synthesis.student_batch_size)
             pixel, label = banks.take(state.extra.bank, shards.share(rows))
-            image = (pixel - per_channel(models.mean)) / per_channel(models.std)
+            image = (pixel - mean) / std
         else:
             image, label = sample(frozen, state, key_sample)
         if synthesis.crop_padding:
@@ -319,6 +339,10 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
                 'config.synthesis.bank keeps pixels: set config.generator.bounded=True, or the '
                 'student would see other images than the generator made.'
             )
+    if not 0 < config.generator.darkest <= 1:
+        raise ValueError(
+            f'config.generator.darkest={config.generator.darkest}: expected above 0, up to 1.'
+        )
     for name, choices in {'loss.ikd_form': ('mse', 'log'),
                           'student.schedule': ('cosine', 'published')}.items():  # fmt: skip
         group, field = name.split('.')

@@ -52,6 +52,9 @@ class CPSCGenerator(nn.Module):
 
     Called with latents [B, latent] and labels [B]; returns images [B, H, W, channels] of about
     zero mean and unit variance per channel, read by the networks as already normalised.
+
+    class_brightness: whether the last norm's scale and shift, the brightness and contrast of an
+    image, are the class's as in the authors' code or all classes' (ours).
     """
 
     num_classes: int = 10
@@ -60,13 +63,14 @@ class CPSCGenerator(nn.Module):
     latent: int = 256
     width: int = 64
     spread: float = 0.0
+    class_brightness: bool = True
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, label: Array, train: bool = True) -> Array:
-        def norm(x: Array, name: str, spread: float = self.spread) -> Array:
-            return ConditionalBatchNorm(self.num_classes, spread, axis_name=self.axis_name,
+        def norm(x: Array, name: str) -> Array:
+            return ConditionalBatchNorm(self.num_classes, self.spread, axis_name=self.axis_name,
                                         dtype=self.dtype, name=name)(x, label, train)  # fmt: skip
 
         def upsample_conv(x: Array, features: int, name: str) -> Array:
@@ -78,7 +82,9 @@ class CPSCGenerator(nn.Module):
         x = nn.leaky_relu(norm(upsample_conv(x, self.width, 'conv2'), 'norm2'), 0.2)
         x = layers.conv(x, self.channels, 3, bias=True, name='conv3', dtype=self.dtype)
         # No spread here: it would give whole classes another brightness and contrast.
-        x = norm(jnp.tanh(x), 'norm3', 0.0)
+        rows, row = (self.num_classes, label) if self.class_brightness else (1, 0 * label)
+        x = ConditionalBatchNorm(rows, axis_name=self.axis_name, dtype=self.dtype,
+                                 name='norm3')(jnp.tanh(x), row, train)  # fmt: skip
         return x.astype(jnp.float32)
 
 
