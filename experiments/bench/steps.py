@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_config(args: argparse.Namespace) -> Any:
-    """The data set's configuration with the sizes asked for, without augmentation."""
+    """The data set's configuration with the sizes asked for: fresh images, as they are made."""
     config = CONFIGS[args.config].get_config('cpsc')
     config.parallel = args.parallel
     config.teacher.model, config.student.model = args.teacher, args.student
@@ -86,7 +86,8 @@ def make_config(args: argparse.Namespace) -> Any:
         config.generator.width = args.width
     args.width = config.generator.width
     config.synthesis.batch_size = config.synthesis.student_batch_size = args.batch
-    config.synthesis.crop_padding = 0
+    config.synthesis.update(bank=0, crop_padding=0, flip=False)
+    config.generator.update(bounded=False, darkest=1.0, class_brightness=True)
     return config
 
 
