@@ -15,10 +15,11 @@ def get_config(arg: str | None = None):
     common.cpsc(config, student='resnet8_s2d_half', as_published='as_published' in flags)
     if 'as_published' not in flags:
         common.small_cpsc(config)
-        config.generator.decay = True
-        config.loss.bn = 10.0
+        config.generator.update(lr=8e-3, decay=True, class_brightness=False, darkest=0.5)
+        config.loss.update(bn=10.0, ce=4.0)
         config.synthesis.update(bank=160 * 128, crop_padding=2, flip=True)
         config.student.update(lr=0.2, warmup_steps=100)
-        config.phases = (common.phase(rounds=520, g_steps=3, s_steps=20),)
-    config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 20
+        config.phases = (common.phase(rounds=500, g_steps=3, s_steps=20),)
+    config.log_every_rounds = 20
+    config.eval_every_rounds = config.save_every_rounds = 100
     return common.finish(config, flags)

@@ -87,7 +87,7 @@ def make_config(args: argparse.Namespace) -> Any:
     args.width = config.generator.width
     config.synthesis.batch_size = config.synthesis.student_batch_size = args.batch
     config.synthesis.update(bank=0, crop_padding=0, flip=False)
-    config.generator.update(bounded=False, darkest=1.0, class_brightness=True)
+    config.generator.update(bounded=False, darkest=1.0, class_brightness=True, decay=False)
     return config
 
 
