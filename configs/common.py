@@ -125,8 +125,7 @@ def cpsc(config: ConfigDict, student: str, as_published: bool) -> None:
             lr=1e-3,
             beta1=0.5,
             beta2=0.999,
-            lives=1,  # generators trained one after the other; ours
-            decay=False,  # cosine to zero in each life; ours
+            decay=False,  # cosine to zero; ours
             reset_adam=as_published,
         )
     )

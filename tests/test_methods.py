@@ -23,7 +23,7 @@ import tiny
 from flax import linen as nn
 from flax import struct
 
-from configs import cifar100, common
+from configs import cifar100
 from dfkd_jax import contract, losses, models, parallel, port, train
 from dfkd_jax.contract import Batch, Method, State
 from dfkd_jax.methods import METHODS, cpsc
@@ -120,7 +120,7 @@ def make_toy(config: Any, nets: contract.Models, shards: parallel.Shards) -> Met
 def make_cpsc_with_a_bank(config: Any, nets: contract.Models, shards: parallel.Shards) -> Method:
     config = config.copy_and_resolve_references()
     config.generator.bounded, config.synthesis.bank = True, 2 * config.synthesis.batch_size
-    config.generator.darkest, config.generator.lives = 0.5, 2
+    config.generator.darkest = 0.5
     return cpsc.make(config, nets, shards)
 
 
@@ -605,35 +605,6 @@ def test_bounded_samples(bounded: bool):
     assert bool(jnp.max(image) <= 2) == bounded
 
 
-def test_a_generator_begins_anew_with_each_life():
-    config = tiny.config(generator__lives=3, generator__decay=True)
-    config.phases = (common.phase(rounds=2, g_steps=2, s_steps=0),
-                     common.phase(rounds=6, g_steps=2, s_steps=1))  # fmt: skip
-    method = tiny.method(config, parallel.Shards())
-    state = jax.jit(method.init)(None, jax.random.key(0))
-    begin = jax.jit(method.begin)
-
-    def renewed(number: int) -> bool:
-        now = state.replace(round=jnp.asarray(number))
-        after = begin(None, now, jax.random.key(1))[0]
-        chex.assert_trees_all_equal(after.replace(generator=()), now.replace(generator=()))
-        changed = [bool(jnp.any(a != b)) for a, b in zip(
-            jax.tree.leaves(after.generator.params), jax.tree.leaves(state.generator.params))
-        ]  # fmt: skip
-        return any(changed)
-
-    assert [number for number in range(8) if renewed(number)] == [3, 6]
-    assert tiny.method(tiny.config(), parallel.Shards()).begin is contract.unchanged
-
-
-@pytest.mark.parametrize('lives, loops', [(0, 1), (2, 2)])
-def test_lives_out_of_range(lives: int, loops: int):
-    config = tiny.config(generator__lives=lives)
-    config.phases[0].loops = loops
-    with pytest.raises(ValueError, match=f'generator.lives={lives}: expected'):
-        tiny.method(config, parallel.Shards())
-
-
 def test_images_are_dimmed_each_by_its_own_factor():
     key = jax.random.key(0)
     full, dim = (
@@ -816,8 +787,7 @@ def test_as_published_sets_every_documented_choice():
         'generator.spread': 0.0, 'generator.decay': False, 'synthesis.crop_padding': 0,
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
         'loss.student_pseudo_labels': True, 'generator.bounded': False,
-        'synthesis.bank': 0, 'generator.darkest': 1.0, 'generator.lives': 1,
-        'generator.class_brightness': True,
+        'synthesis.bank': 0, 'generator.darkest': 1.0, 'generator.class_brightness': True,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field

@@ -37,10 +37,8 @@ Ours, for short budgets, all off in `as_published`: `generator.spread` starts th
 the published generator ends in a norm and can paint blacker than black), `generator.darkest` dims
 every image by a factor drawn from U(darkest, 1) and `generator.class_brightness=False` shares the
 last norm's scale and shift among the classes (else the quickest way to a class is a brightness of
-its own, from which a student learns little about shapes), `generator.lives` is how many
-generators are trained one after the other, each from its start (one settles on few images of a
-class; CMI and NAYER renew theirs, too), `generator.decay` anneals the generator's rate to zero over
-each life, `synthesis.bank` is how many of the images that the generator
+its own, from which a student learns little about shapes), `generator.decay` anneals the
+generator's rate to zero over the run, `synthesis.bank` is how many of the images that the generator
 last trained on are kept for the student (0: every batch of the student is drawn anew),
 `synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
 softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
@@ -54,7 +52,6 @@ through an adapter, a random and never trained two-layer projection, as in the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -174,7 +171,6 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     _check(config, models, shards)
     loss, synthesis = config.loss, config.synthesis
     shape, classes = models.image_shape, models.num_classes
-    rounds = sum(phase.rounds for phase in config.phases)
     student_tx = _student_optimiser(config)
     generator_tx = _generator_optimiser(config)
     blank = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -188,36 +184,25 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     black = [-m / s for m, s in zip(models.mean, models.std)]
     mean, std = per_channel(models.mean), per_channel(models.std)
 
-    def new_generator(key: Key) -> contract.Net:
-        z, label = jnp.zeros((1, models.generator.latent)), jnp.zeros((1,), jnp.int32)
-        variables = models.generator.init(key, z, label)
-        return contract.start(variables['params'], variables['batch_stats'], generator_tx)
-
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
         key_student, key_generator, key_adapter = jax.random.split(key, 3)
         student = models.student.init(key_student, jnp.zeros(blank.shape))
+        generator = models.generator.init(
+            key_generator, jnp.zeros((1, models.generator.latent)), jnp.zeros((1,), jnp.int32)
+        )
         adapter_params: Params = {}
         if adapter is not None:
             adapter_params = adapter.init(key_adapter, jnp.zeros((1, widths[1])))['params']
         return State(
             round=contract.first_round(),
             student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
-            generator=new_generator(key_generator),
+            generator=contract.start(generator['params'], generator['batch_stats'], generator_tx),
             extra=Extra(
                 adapter=adapter_params,
                 bank=banks.empty(synthesis.bank, shape) if synthesis.bank else None,
             ),
         )
-
-    def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        """A new generator where a life begins, after the first."""
-        del frozen
-        life = state.round * config.generator.lives // rounds
-        due = life > (state.round - 1) * config.generator.lives // rounds
-        due = due & (state.round > 0)
-        generator = jax.tree.map(partial(jnp.where, due), new_generator(key), state.generator)
-        return state.replace(generator=generator), {}
 
     def draw(key: Key, batch_size: int) -> Draw:
         """This instance's share of a batch."""
@@ -336,11 +321,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return state.replace(student=student), _named('s/', terms, shards)
 
     return Method(
-        init=init,
-        generator_step=generator_step,
-        student_step=student_step,
-        sample=sample,
-        begin=begin if config.generator.lives > 1 else contract.unchanged,
+        init=init, generator_step=generator_step, student_step=student_step, sample=sample
     )
 
 
@@ -361,13 +342,6 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
     if not 0 < config.generator.darkest <= 1:
         raise ValueError(
             f'config.generator.darkest={config.generator.darkest}: expected above 0, up to 1.'
-        )
-    if config.generator.lives < 1 or any(
-        config.generator.lives > 1 and phase.loops != 1 for phase in config.phases
-    ):
-        raise ValueError(
-            f'config.generator.lives={config.generator.lives}: expected at least 1, and with more '
-            'than one config.phases[i].loops=1.'
         )
     for name, choices in {'loss.ikd_form': ('mse', 'log'),
                           'student.schedule': ('cosine', 'published')}.items():  # fmt: skip
@@ -424,9 +398,9 @@ def _student_optimiser(config: Any) -> optax.GradientTransformation:
 
 
 def _generator_optimiser(config: Any) -> optax.GradientTransformation:
-    """Adam, at a constant rate or annealed to zero over each of the generator's lives."""
+    """Adam, at a constant rate or annealed to zero over the run."""
     generator = config.generator
-    total = max(_total_steps(config, 'g_steps') // generator.lives, 1)
+    total = max(_total_steps(config, 'g_steps'), 1)
     rate = (
         optax.schedules.cosine_decay_schedule(generator.lr, total)
         if generator.decay
