@@ -152,6 +152,8 @@ def cpsc(config: ConfigDict, student: str, as_published: bool) -> None:
             bank=0,  # images kept for the student; 0: fresh ones at every step; ours
             crop_padding=0,  # augmentation of what the student sees; ours
             flip=False,
+            shade=0.0,  # how deeply an image of the bank may be shaded by another
+            cutmix=0.0,  # the probability that a box of it shows another
         )
     )
     config.phases = (phase(rounds=30_000, g_steps=6, s_steps=5),)
@@ -189,7 +191,8 @@ def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
     if 'untrained' in flags:  # the control: a generator that never trains; the student's is chance
         for p in config.phases:
             p.g_steps = 0
-        config.synthesis.bank = 0  # it keeps what the generator trained on, here nothing
+        # The bank keeps what the generator trained on, here nothing.
+        config.synthesis.update(bank=0, shade=0.0, cutmix=0.0)
     if 'smoke' in flags:
         smoke(config)
     return config

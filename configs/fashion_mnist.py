@@ -17,7 +17,7 @@ def get_config(arg: str | None = None):
         common.small_cpsc(config)
         config.generator.update(lr=8e-3, decay=True, class_brightness=False, darkest=0.5)
         config.loss.update(bn=10.0, ce=4.0)
-        config.synthesis.update(bank=160 * 128, crop_padding=2, flip=True)
+        config.synthesis.update(bank=160 * 128, crop_padding=2, flip=True, shade=0.7, cutmix=0.5)
         config.student.update(lr=0.2, warmup_steps=100)
         config.phases = (common.phase(rounds=500, g_steps=3, s_steps=20),)
     config.log_every_rounds = 20

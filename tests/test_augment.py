@@ -131,3 +131,35 @@ def test_flip_and_crop_is_a_crop_then_a_flip(key):
     np.testing.assert_array_equal(got[mask], cropped[mask][:, :, ::-1])
     np.testing.assert_array_equal(got[~mask], cropped[~mask])
     assert augment.flip_and_crop(key, x, 0, flips=False) is x  # nothing to do
+
+
+def test_shading_is_a_product_with_another_image(key):
+    pixel, other = np.random.default_rng(0).random((2, 3, 4, 4, 1), np.float32)
+    depth = jnp.asarray([0.0, 0.5, 1.0])
+    got = augment.shade(pixel, other, depth)
+    np.testing.assert_allclose(got[0], pixel[0])
+    np.testing.assert_allclose(got[1], pixel[1] * (0.5 + 0.5 * other[1]), rtol=1e-6)
+    np.testing.assert_allclose(got[2], pixel[2] * other[2], rtol=1e-6)
+    drawn = augment.draw_shade(key, 1000, 0.7)
+    assert 0 <= drawn.min() < 0.05 and 0.65 < drawn.max() <= 0.7
+
+
+def test_boxes_are_pasted_from_another_image(key):
+    x, other = np.zeros((200, 12, 10, 3), np.float32), np.ones((200, 12, 10, 3), np.float32)
+    boxes = augment.draw_boxes(key, 200, 12, 10, p=0.5)
+    pasted = np.asarray(augment.paste(x, other, boxes))
+    by_hand = np.zeros_like(pasted)
+    for image, (row, column, half_height, half_width) in zip(by_hand, np.asarray(boxes)):
+        for i in range(12):
+            for j in range(10):
+                image[i, j] = abs(i - row) < half_height and abs(j - column) < half_width
+    np.testing.assert_array_equal(pasted, by_hand)
+    share = np.mean(pasted.any((1, 2, 3)))
+    assert 0.35 < share < 0.6  # half of them, less those whose box missed every pixel's centre
+    assert pasted.mean((1, 2, 3)).max() < 0.65
+
+
+@pytest.mark.parametrize('p, expected', [(0.0, 0), (1.0, 50)])
+def test_boxes_as_often_as_asked(key, p, expected):
+    boxes = augment.draw_boxes(key, 50, 8, 8, p)
+    assert int((boxes[:, 2] > 0).sum()) == expected

@@ -121,6 +121,7 @@ def make_cpsc_with_a_bank(config: Any, nets: contract.Models, shards: parallel.S
     config = config.copy_and_resolve_references()
     config.generator.bounded, config.synthesis.bank = True, 2 * config.synthesis.batch_size
     config.generator.darkest = 0.5
+    config.synthesis.shade = config.synthesis.cutmix = 0.5
     return cpsc.make(config, nets, shards)
 
 
@@ -648,6 +649,11 @@ def test_a_bank_needs_bounded_images_in_whole_batches():
     for changes, match in (
         (dict(synthesis__bank=tiny.BATCH), 'bounded=True'),
         (dict(synthesis__bank=tiny.BATCH + 1, generator__bounded=True), 'a multiple of'),
+        (dict(synthesis__shade=0.5), 'set config.synthesis.bank'),
+        (
+            dict(synthesis__cutmix=1.5, synthesis__bank=tiny.BATCH, generator__bounded=True),
+            'cutmix=1.5: expected 0 to 1',
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             tiny.method(tiny.config(**changes), parallel.Shards())
@@ -787,7 +793,8 @@ def test_as_published_sets_every_documented_choice():
         'generator.spread': 0.0, 'generator.decay': False, 'synthesis.crop_padding': 0,
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
         'loss.student_pseudo_labels': True, 'generator.bounded': False,
-        'synthesis.bank': 0, 'generator.darkest': 1.0, 'generator.class_brightness': True,
+        'synthesis.bank': 0, 'generator.darkest': 1.0, 'synthesis.shade': 0.0,
+        'synthesis.cutmix': 0.0, 'generator.class_brightness': True,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field

@@ -40,7 +40,9 @@ last norm's scale and shift among the classes (else the quickest way to a class 
 its own, from which a student learns little about shapes), `generator.decay` anneals the
 generator's rate to zero over the run, `synthesis.bank` is how many of the images that the generator
 last trained on are kept for the student (0: every batch of the student is drawn anew),
-`synthesis.crop_padding` and `synthesis.flip` augment what the student sees, `loss.temperature`
+`synthesis.crop_padding` and `synthesis.flip` augment what the student sees, as do
+`synthesis.shade` (how deeply an image of the bank may be shaded by another) and `synthesis.cutmix`
+(the probability that a box of it shows another; the teacher says what that is), `loss.temperature`
 softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
 on the generator misses the class it was asked for, and the label contradicts the teacher), and
 `student.nesterov`.
@@ -291,11 +293,25 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         del frozen
         return draw_batch(state, key, synthesis.student_batch_size)
 
+    def mix(pixel: Array, other: Array, key: Key) -> Array:
+        """The student's images after those of another draw lent them shades and parts."""
+        key_shade, key_boxes = jax.random.split(key)
+        depth = augment.draw_shade(key_shade, synthesis.student_batch_size, synthesis.shade)
+        pixel = augment.shade(pixel, other, shards.share(depth))
+        boxes = augment.draw_boxes(
+            key_boxes, synthesis.student_batch_size, *shape[:2], synthesis.cutmix
+        )
+        return augment.paste(pixel, other, shards.share(boxes))
+
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        key_sample, key_crop, key_flip = jax.random.split(key, 3)
+        key_sample, key_crop, key_flip, key_other, key_mix = jax.random.split(key, 5)
         if synthesis.bank:
             rows = banks.draw(state.extra.bank, key_sample, synthesis.student_batch_size)
             pixel, label = banks.take(state.extra.bank, shards.share(rows))
+            if synthesis.shade or synthesis.cutmix:
+                rows = banks.draw(state.extra.bank, key_other, synthesis.student_batch_size)
+                other, _ = banks.take(state.extra.bank, shards.share(rows))
+                pixel = mix(pixel, other, key_mix)
             image = (pixel - mean) / std
         else:
             image, label = sample(frozen, state, key_sample)
@@ -339,6 +355,13 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
                 'config.synthesis.bank keeps pixels: set config.generator.bounded=True, or the '
                 'student would see other images than the generator made.'
             )
+    elif config.synthesis.shade or config.synthesis.cutmix:
+        raise ValueError(
+            'config.synthesis.shade and cutmix mix images of a bank: set config.synthesis.bank.'
+        )
+    for name in ('shade', 'cutmix'):
+        if not 0 <= config.synthesis[name] <= 1:
+            raise ValueError(f'config.synthesis.{name}={config.synthesis[name]}: expected 0 to 1.')
     if not 0 < config.generator.darkest <= 1:
         raise ValueError(
             f'config.generator.darkest={config.generator.darkest}: expected above 0, up to 1.'
