@@ -152,8 +152,8 @@ def cpsc(config: ConfigDict, student: str, as_published: bool) -> None:
             bank=0,  # images kept for the student; 0: fresh ones at every step; ours
             crop_padding=0,  # augmentation of what the student sees; ours
             flip=False,
-            shade=0.0,  # how deeply an image of the bank may be shaded by another
-            cutmix=0.0,  # the probability that a box of it shows another
+            shade=0.0,  # how deeply an image of the bank may be shaded by another; ours
+            cutmix=0.0,  # the probability that a box of it shows another; ours
         )
     )
     config.phases = (phase(rounds=30_000, g_steps=6, s_steps=5),)

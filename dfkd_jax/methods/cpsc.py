@@ -284,14 +284,16 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         state = state.replace(generator=generator, student=student, extra=extra)
         return state, _named('g/', terms, shards)
 
-    def draw_batch(state: State, key: Key, batch_size: int) -> Batch:
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
         """A fresh batch in the student's eyes, before augmentation."""
-        drawn = draw(key, batch_size)
+        del frozen
+        drawn = draw(key, synthesis.student_batch_size)
         return Batch(generate(state.generator.variables, drawn)[0], drawn.label)
 
-    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        del frozen
-        return draw_batch(state, key, synthesis.student_batch_size)
+    def from_bank(state: State, key: Key) -> tuple[Array, Array]:
+        """This instance's share of a batch of the bank: pixels and labels."""
+        rows = banks.draw(state.extra.bank, key, synthesis.student_batch_size)
+        return banks.take(state.extra.bank, shards.share(rows))
 
     def mix(pixel: Array, other: Array, key: Key) -> Array:
         """The student's images after those of another draw lent them shades and parts."""
@@ -306,11 +308,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_sample, key_crop, key_flip, key_other, key_mix = jax.random.split(key, 5)
         if synthesis.bank:
-            rows = banks.draw(state.extra.bank, key_sample, synthesis.student_batch_size)
-            pixel, label = banks.take(state.extra.bank, shards.share(rows))
+            pixel, label = from_bank(state, key_sample)
             if synthesis.shade or synthesis.cutmix:
-                rows = banks.draw(state.extra.bank, key_other, synthesis.student_batch_size)
-                other, _ = banks.take(state.extra.bank, shards.share(rows))
+                other, _ = from_bank(state, key_other)
                 pixel = mix(pixel, other, key_mix)
             image = (pixel - mean) / std
         else:
