@@ -11,12 +11,13 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('cifar10', num_classes=10, image_size=32)
     config.teacher = common.teacher('resnet34')
     config.teach = common.teach(epochs=200, batch_size=256, lr=0.1)
-    common.cpsc(config, student='resnet18', as_published='as_published' in flags)
-    config.loss.ikd_form = 'log'
+    common.use(config, method, 'resnet18', flags)
+    if method == 'cpsc':
+        config.loss.ikd_form = 'log'
     return common.finish(config, flags)

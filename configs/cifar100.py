@@ -8,11 +8,14 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('cifar100', num_classes=100, image_size=32)
     config.teacher = common.teacher('resnet34')
     config.teach = common.teach(epochs=200, batch_size=256, lr=0.1)
-    common.cpsc(config, student='resnet18', as_published='as_published' in flags)
+    common.use(config, method, 'resnet18', flags)
+    if method != 'cpsc':
+        for phase in config.phases:
+            phase.g_steps = 40
     return common.finish(config, flags)

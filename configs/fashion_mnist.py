@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data(
@@ -12,14 +12,21 @@ def get_config(arg: str | None = None):
     )
     config.teacher = common.teacher('resnet8_s2d', train=True)
     config.teach = common.teach(epochs=15, batch_size=128, lr=0.1, crop_padding=2)
-    common.cpsc(config, student='resnet8_s2d_half', as_published='as_published' in flags)
-    if 'as_published' not in flags:
+    common.use(config, method, 'resnet8_s2d_half', flags)
+    if method == 'cpsc' and 'as_published' not in flags:
         common.small_cpsc(config)
         config.generator.update(lr=8e-3, decay=True, class_brightness=False, darkest=0.5)
         config.loss.update(bn=10.0, ce=4.0)
         config.synthesis.update(bank=160 * 128, crop_padding=2, flip=True, shade=0.7, cutmix=0.5)
         config.student.update(lr=0.2, warmup_steps=100)
-        config.phases = (common.phase(rounds=500, g_steps=3, s_steps=20),)
+        config.phases = (common.phase(rounds=380, g_steps=3, s_steps=20),)
+    elif method != 'cpsc':
+        common.small_embeddings(config, method)
+        config.synthesis.update(bank=170 * 120, crop_padding=2)
+        config.phases = (
+            common.phase(rounds=3, g_steps=30, s_steps=0),
+            common.phase(rounds=193, g_steps=10, s_steps=40),
+        )
     config.log_every_rounds = 20
     config.eval_every_rounds = config.save_every_rounds = 100
     return common.finish(config, flags)

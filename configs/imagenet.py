@@ -1,4 +1,4 @@
-"""ImageNet at 224 px: ResNet-50 -> ResNet-18 with CPSC-DFKD's deep generator.
+"""ImageNet at 224 px: ResNet-50 -> ResNet-18 with the methods' deep generators.
 
 Ours throughout: the authors published no ImageNet run.  The generator is the one their code offers
 for 224 px; batch and rates are scaled down from their CIFAR-100 setting, untested at full length.
@@ -8,7 +8,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('imagenet', num_classes=1000, image_size=224, resize='crop')
@@ -16,10 +16,26 @@ def get_config(arg: str | None = None):
     config.teach = common.teach(
         epochs=90, batch_size=256, lr=0.1, weight_decay=1e-4, crop_padding=28
     )
-    common.cpsc(config, student='resnet18_imagenet', as_published='as_published' in flags)
+    common.use(config, method, 'resnet18_imagenet', flags)
+    if method == 'cpsc':
+        config.generator.model = 'cpsc_deep_generator'
+        config.generator.lr = 2e-4  # Fast-DFKD's, for its 224 px generator
+        config.synthesis.batch_size = config.synthesis.student_batch_size = 256
+    else:
+        from_embeddings(config, method)
     config.dtype = 'bfloat16'
-    config.generator.model = 'cpsc_deep_generator'
-    config.generator.lr = 2e-4  # Fast-DFKD's, for its 224 px generator
-    config.synthesis.batch_size = config.synthesis.student_batch_size = 256
     config.eval_batch_size = 256
     return common.finish(config, flags)
+
+
+def from_embeddings(config, method: str):
+    """NAYER's or CAE's weights, Tiny-ImageNet's schedule; a bank of 40,000 images (6 GB)."""
+    deep = {'nayer': 'nayer_deep_generator', 'cae': 'dcgan_deep_generator'}
+    config.generator.model = deep[method]
+    config.labels.source = 'minilm'  # the table of a thousand names does not ship
+    config.student.lr = 0.1
+    config.synthesis.update(batch_size=200, student_batch_size=256, bank=200 * 200, crop_padding=28)
+    config.phases = (
+        common.phase(rounds=20, loops=5, g_steps=60, s_steps=0),
+        common.phase(rounds=100, loops=4, g_steps=60, s_steps=1000),
+    )

@@ -8,11 +8,19 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('tiny_imagenet', num_classes=200, image_size=64)
     config.teacher = common.teacher('resnet34')
     config.teach = common.teach(epochs=200, batch_size=256, lr=0.1)
-    common.cpsc(config, student='resnet18', as_published='as_published' in flags)
+    common.use(config, method, 'resnet18', flags)
+    if method != 'cpsc':  # NAYER's script nayer_100.sh for this data set
+        config.labels.source = 'minilm'  # a table of 200 names does not ship
+        config.student.lr = 0.1
+        config.synthesis.update(batch_size=200, student_batch_size=256, bank=800 * 200)
+        config.phases = (
+            common.phase(rounds=20, loops=20, g_steps=60, s_steps=0),
+            common.phase(rounds=100, loops=4, g_steps=60, s_steps=1000),
+        )
     return common.finish(config, flags)

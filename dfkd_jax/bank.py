@@ -18,6 +18,7 @@ Key = jax.Array
 class Bank(struct.PyTreeNode):
     image: Array  # [N, H, W, C] uint8 pixels
     label: Array  # [N] int32, the classes that were asked for
+    source: Array  # [N] int32, what else a method remembers of each; 0 if nothing
     written: Array  # [] int32: images ever put in
 
 
@@ -26,12 +27,13 @@ def empty(size: int, image_shape: tuple[int, int, int]) -> Bank:
     return Bank(
         image=jnp.zeros((size, *image_shape), jnp.uint8),
         label=jnp.zeros((size,), jnp.int32),
+        source=jnp.zeros((size,), jnp.int32),
         written=jnp.zeros((), jnp.int32),
     )
 
 
-def put(bank: Bank, pixel: Array, label: Array) -> Bank:
-    """Puts in a batch in place of the oldest: pixels [B, H, W, C] in [0, 1], labels [B].
+def put(bank: Bank, pixel: Array, label: Array, source: Array | None = None) -> Bank:
+    """Puts in a batch in place of the oldest: pixels [B, H, W, C] in [0, 1], labels, sources [B].
 
     Raises ValueError unless the bank's size is a multiple of B: a batch never wraps around.
     """
@@ -39,10 +41,12 @@ def put(bank: Bank, pixel: Array, label: Array) -> Bank:
     if size % batch:
         raise ValueError(f'a bank of {size} images takes no batches of {batch}: use a multiple.')
     byte = jnp.round(255 * jnp.clip(pixel, 0, 1)).astype(jnp.uint8)
+    source = jnp.zeros_like(label) if source is None else source
     at = bank.written % size
     return Bank(
         image=jax.lax.dynamic_update_slice_in_dim(bank.image, byte, at, 0),
         label=jax.lax.dynamic_update_slice_in_dim(bank.label, label, at, 0),
+        source=jax.lax.dynamic_update_slice_in_dim(bank.source, source, at, 0),
         written=bank.written + batch,
     )
 

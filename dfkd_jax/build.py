@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax import checkpoint, data, models, parallel, port
+from dfkd_jax import checkpoint, data, labels, models, parallel, port
 from dfkd_jax.contract import ConfigError, Method, Models, NonFiniteError
 from dfkd_jax.methods import METHODS
 
@@ -22,6 +22,7 @@ EXPECTED_ERRORS = (
     ConfigError,
     NonFiniteError,
     data.DataError,
+    labels.LabelError,
     port.PortError,
     checkpoint.CheckpointError,
 )
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     whole: Method
     models: Models
     facts: Any  # of the data set: mean, std, class_names
+    extra: Any = ()  # `Frozen.extra`: the table of label embeddings [C, E], where a method has one
 
 
 def build(config: Any) -> Run:
@@ -51,13 +53,14 @@ def build(config: Any) -> Run:
     facts = data.check(config.data)
     plan = make_plan(config)
     make = METHODS[config.method]
-    nets = make_models(config, facts)
+    table = load_table(config, facts)
+    nets = make_models(config, facts, table=table)
     try:
         whole = make(config, nets, parallel.Shards())
-        method = make(config, make_models(config, facts, plan.shards.axis), plan.shards)
+        method = make(config, make_models(config, facts, plan.shards.axis, table), plan.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Run(plan, method, whole, nets, facts)
+    return Run(plan, method, whole, nets, facts, () if table is None else table)
 
 
 def make_plan(config: Any) -> parallel.Plan:
@@ -68,8 +71,20 @@ def make_plan(config: Any) -> parallel.Plan:
         raise ConfigError(str(error)) from error
 
 
-def make_models(config: Any, facts: Any, axis_name: str | None = None) -> Models:
-    """The networks of a config, checked against its images; the generator where it has one."""
+def load_table(config: Any, facts: Any) -> np.ndarray | None:
+    """The label embeddings that `config.labels` names, [C, E]; None for a method without."""
+    if 'labels' not in config:
+        return None
+    return labels.load(config.labels, config.data.name, facts.class_names, config.data.num_classes)
+
+
+def make_models(
+    config: Any, facts: Any, axis_name: str | None = None, table: np.ndarray | None = None
+) -> Models:
+    """The networks of a config, checked against its images; the generator where it has one.
+
+    table: label embeddings, whose width the generator takes.
+    """
     size, channels = config.data.image_size, config.data.channels
     generator = None
     if 'generator' in config:
@@ -79,6 +94,10 @@ def make_models(config: Any, facts: Any, axis_name: str | None = None) -> Models
             raise ConfigError(f'config.generator.model: {error}') from error
         # The module's fields among the group's; the others are its optimiser's.
         sizes = dict(config.generator.items()) | {'image_size': size, 'channels': channels}
+        if table is not None:
+            repeats = -(-config.synthesis.batch_size // config.data.num_classes)
+            width = table.shape[1]
+            sizes |= {'embedding': width, 'latent': width, 'repeats': repeats}
         sizes = {name: value for name, value in sizes.items() if name in fields}
         generator = make_model(config, config.generator.model, axis_name, **sizes)
     return Models(
@@ -111,11 +130,11 @@ def make_model(config: Any, name: str, axis_name: str | None, **sizes: Any) -> A
     """`models.make` with the sizes that every module shares."""
     if config.dtype not in DTYPES:
         raise ConfigError(f'config.dtype={config.dtype!r}; expected one of {", ".join(DTYPES)}.')
+    sizes |= {'axis_name': axis_name, 'dtype': jnp.dtype(config.dtype)}
     try:
-        return models.make(
-            name, num_classes=config.data.num_classes, axis_name=axis_name,
-            dtype=jnp.dtype(config.dtype), **sizes,
-        )  # fmt: skip
+        if 'num_classes' in models.fields(name):  # a generator may know none
+            sizes['num_classes'] = config.data.num_classes
+        return models.make(name, **sizes)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 

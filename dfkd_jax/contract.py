@@ -80,6 +80,19 @@ class Models(NamedTuple):
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
 
+    def normalise(self, pixel: Array) -> Array:
+        """Pixels in [0, 1], [B, H, W, channels], as the networks see them."""
+        return (pixel - per_channel(self.mean)) / per_channel(self.std)
+
+    def pixels(self, image: Array) -> Array:
+        """The pixels of normalised images [B, H, W, channels]; not clipped."""
+        return per_channel(self.mean) + per_channel(self.std) * image
+
+
+def per_channel(values: tuple[float, ...]) -> Array:
+    """One value for each channel, as [1, 1, 1, channels]."""
+    return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
+
 
 class InitFn(Protocol):
     """Makes the state of round 0.  The key is consumed."""

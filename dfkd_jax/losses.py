@@ -44,6 +44,21 @@ def squared_error(student_logits: Array, teacher_logits: Array) -> Array:
     return jnp.mean(jnp.square(student_logits - teacher_logits), axis=-1)
 
 
+def agreement(student_logits: Array, teacher_logits: Array) -> Array:
+    """1 where both say the same class and 0 elsewhere, [B]; no gradient."""
+    same = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
+    return same.astype(jnp.float32)
+
+
+def adversarial(student_logits: Array, teacher_logits: Array) -> Array:
+    """-KL(softmax(teacher) || softmax(student)) where both say the same class, else 0, [B].
+
+    A generator that minimises it seeks images on which the student is unsure, not wrong
+    (DeepInversion's competition as Fast-DFKD's and NAYER's code has it); gradients reach both.
+    """
+    return -agreement(student_logits, teacher_logits) * kd(student_logits, teacher_logits)
+
+
 def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
     """Distance of a batch to what a network's batch norms remember; one scalar for the batch.
 
@@ -61,25 +76,36 @@ def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(distance, statistics, batch_stats)), jnp.zeros(()))
 
 
+def contrastive(features: Array, positive: Array, temperature: float) -> Array:
+    """Minus the mean over an entry's positives of their log probability among all others, [B].
+
+    The probabilities are a softmax over the similarities to all other entries (Khosla et al. 2020,
+    eq. 2); an entry without positives has none to lose: 0.
+
+    features: [B, F], L2-normalised by the caller.
+    positive: [B, B] bool, which entries should be near which; nothing is its own.
+    """
+    others = ~jnp.eye(len(features), dtype=bool)
+    positive = positive & others
+    similarity = jnp.where(others, features @ features.T / temperature, -jnp.inf)
+    log_prob = jax.nn.log_softmax(similarity, axis=-1)
+    total = jnp.sum(jnp.where(positive, log_prob, 0.0), axis=-1)
+    return -total / jnp.maximum(jnp.sum(positive, axis=-1), 1)
+
+
 def supervised_contrastive(views: Array, label: Array, temperature: float) -> Array:
     """Supervised contrast over several views of a batch (Khosla et al. 2020, eq. 2), [V, B].
 
-    For each anchor, minus the mean over its positives of the log probability of the positive among
-    all other entries; positives are all other entries, of any view, with the anchor's label.
+    `contrastive`, where positives are all other entries, of any view, with the anchor's label.
 
     views: [V, B, F] features, L2-normalised by the caller.
     label: [B] labels, shared by the views.
     """
     num_views, batch, _ = views.shape
-    entries = views.reshape(num_views * batch, -1)
     labels = jnp.tile(label, num_views)
-    others = ~jnp.eye(num_views * batch, dtype=bool)
-    positive = (labels[:, None] == labels[None, :]) & others
-    similarity = jnp.where(others, entries @ entries.T / temperature, -jnp.inf)
-    log_prob = jax.nn.log_softmax(similarity, axis=-1)
-    total = jnp.sum(jnp.where(positive, log_prob, 0.0), axis=-1)
-    count = jnp.sum(positive, axis=-1)
-    return (-total / jnp.maximum(count, 1)).reshape(num_views, batch)
+    positive = labels[:, None] == labels[None, :]
+    entries = views.reshape(num_views * batch, -1)
+    return contrastive(entries, positive, temperature).reshape(num_views, batch)
 
 
 def normalise(features: Array) -> Array:

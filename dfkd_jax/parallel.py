@@ -43,6 +43,12 @@ class Shards(NamedTuple):
         rows = x.shape[0] // self.size
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.axis) * rows, rows)
 
+    def first_row(self, batch_size: int) -> Array | int:
+        """Where in a whole batch this instance's share begins."""
+        if self.axis is None:
+            return 0
+        return jax.lax.axis_index(self.axis) * (batch_size // self.size)
+
     def gather(self, x: Array) -> Array:
         """The whole batch from the shares, the same everywhere: [B, ...] -> [B * size, ...].
 

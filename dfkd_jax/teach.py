@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from absl import flags
 from flax import struct
+from ml_collections import ConfigDict
 
 from dfkd_jax import augment, build, checkpoint, cli, contract, data, evaluate, losses, metrics
 from dfkd_jax import workdir as folder
@@ -36,6 +37,14 @@ class State(struct.PyTreeNode):
 
     step: Array  # [] int32
     net: Net
+
+
+def settings(config: Any, role: str) -> ConfigDict:
+    """What a training on real data depends on: its folder is the same for every method."""
+    names = ('data', 'teach', 'dtype', 'parallel', 'seed', 'eval_batch_size')
+    model = config.teacher.model if role == 'teacher' else config.student.model
+    chosen = {name: config[name] for name in names} | {'role': role, 'model': model}
+    return ConfigDict(chosen | ({'teacher': config.teacher} if role == 'kd' else {}))
 
 
 def run(
@@ -191,7 +200,7 @@ if __name__ == '__main__':
     def job(config: Any, workdir: str | None) -> None:
         path = Path(str(workdir))
         data.check(config.data)
-        folder.claim(path, config)
+        folder.claim(path, settings(config, ROLE.value))
         with folder.Interruption() as interrupted:
             facts = run(config, path, ROLE.value, interrupted)
         if facts:

@@ -111,7 +111,7 @@ def _distil(
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
-    frozen = run.plan.replicate(Frozen(teacher=teacher))
+    frozen = run.plan.replicate(Frozen(teacher=teacher, extra=run.extra))
     classify_teacher = evaluate.classifier(run.plan, run.models.teacher, run.facts)
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
     # First of all, so that a wrong port or normalisation shows within seconds.

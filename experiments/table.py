@@ -3,6 +3,7 @@
     python experiments/table.py --config=FILE --output=DIR
         [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,untrained] [--data_dir=DIR] [--runs=DIR]
 
+A row is teacher, student, kd, a method, or one of VARIANTS.
 Every run is a process of its own, in its own folder under --runs, one after the other; finished
 ones are skipped and interrupted ones continue.  The output folder gets ``rows.csv`` (one line a
 run: accuracies, seconds, the command, versions, device) and ``table.md`` (mean and standard
@@ -29,6 +30,21 @@ NAMES = {
     'kd': 'student, ordinary KD on real data',
     'untrained': 'control: generator never trained',
 }
+# Rows that are a method with some fields changed; any other row is a method as configured.
+FOUR = ('normal', 'uniform', 'laplace', 'sign')
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    'untrained': ('cpsc,untrained', {}),
+    'cae_cend_only': ('cae', {'loss.contrast': 0.0}),
+    'cae_cncl_only': ('cae', {'noise.magnitudes': (0.0,) * 4}),
+    'cae_neither': ('cae', {'loss.contrast': 0.0, 'noise.magnitudes': (0.0,) * 4}),
+    'cae_n1': ('cae', {'noise.sources': FOUR[:1], 'noise.magnitudes': (1.0,)}),
+    'cae_n2': ('cae', {'noise.sources': FOUR[:2], 'noise.magnitudes': (1.0,) * 2}),
+    'cae_n8': ('cae', {'noise.sources': FOUR * 2, 'noise.magnitudes': (1.0,) * 4 + (0.5,) * 4}),
+    'cae_images': ('cae', {'loss.contrast_of': 'images'}),
+    'cae_mixup': ('cae', {'loss.contrast': 0.0, 'synthesis.mixup': 0.4}),
+    'cae_index': ('cae', {'labels.text': 'index'}),
+    'cae_onehot': ('cae', {'labels.source': 'onehot'}),
+}
 
 
 def main() -> None:
@@ -53,11 +69,11 @@ def main() -> None:
             module, config, extra = 'main', args.config, []
             if row in ('teacher', 'student', 'kd'):
                 module, extra = 'teach', [f'--role={row}']
-            elif row == 'untrained':
-                config += ':cpsc,untrained'
             else:
-                config += f':{row}'
-            if row in ('kd', 'untrained') or (module == 'main' and not args.own_teachers):
+                method, changes = VARIANTS.get(row, (row, {}))
+                config += f':{method}'
+                extra = [f'--config.{field}={value}' for field, value in changes.items()]
+            if row == 'kd' or (module == 'main' and not args.own_teachers):
                 extra += [f'--config.teacher.checkpoint={root / "teacher" / f"seed{seeds[0]}"}']
             command = ['python', '-m', f'dfkd_jax.{module}', f'--config={config}',
                        f'--workdir={workdir}', f'--config.seed={seed}', *extra, *data]  # fmt: skip

@@ -23,9 +23,9 @@ def nothing_compiles(monkeypatch):
     monkeypatch.setattr(jax._src.compiler, 'compile_or_get_cached', compiled)
 
 
-def config(**changes):
+def config(of: str = 'cpsc', /, **changes):
     """The digits run with fields changed, as `group__field=value`."""
-    result = digits.get_config('cpsc,smoke')
+    result = digits.get_config(f'{of},smoke')
     for name, value in changes.items():
         *groups, field = name.split('__')
         target = result
@@ -36,7 +36,7 @@ def config(**changes):
 
 
 MISTAKES = {
-    'method': (dict(method='cpsk'), 'unknown method .cpsk.*expected one of cpsc'),
+    'method': (dict(method='cpsk'), 'unknown method .cpsk.*expected one of cae, cpsc, nayer'),
     'teacher': (dict(teacher__model='resnet9'), 'unknown model .resnet9.*Did you mean'),
     'student': (dict(student__model='wrn16'), 'unknown model .wrn16.*Known models'),
     'generator': (dict(generator__model='cpsc_gen'), 'unknown model .cpsc_gen'),
@@ -67,6 +67,39 @@ MISTAKES = {
 def test_mistake_is_told_before_compiling(tmp_path, changes, message):
     with pytest.raises(build.EXPECTED_ERRORS, match=f'(?s){message}'):
         train.run(config(**changes), tmp_path / 'run')
+
+
+EMBEDDING_MISTAKES = {
+    'source': (dict(labels__source='word2vec'), 'labels.source.*word2vec.*minilm'),
+    'no such table': (dict(labels__path='/nowhere/t.npy'), '/nowhere/t.npy'),
+    'prompt': (dict(labels__prompt='a photo'), r'the prompt .a photo. has \{\} 0 times'),
+    'prompt without embeddings': (dict(labels__prompt='a drawing of {}'), 'a drawing of 0'),
+    'no encoder': (dict(labels__source='clip'), 'no CLIP text encoder'),
+    'generator': (dict(generator__model='resnet8'), 'needs'),
+    'bank': (dict(synthesis__bank=0), 'bank=0 must be a positive multiple'),
+    'batch': (dict(synthesis__batch_size=18, synthesis__bank=36), 'does not divide over 4'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('method', ['nayer', 'cae'])
+@pytest.mark.parametrize(
+    'changes, message', EMBEDDING_MISTAKES.values(), ids=EMBEDDING_MISTAKES.keys()
+)
+def test_mistake_of_embeddings_is_told_before_compiling(tmp_path, method, changes, message):
+    with pytest.raises(build.EXPECTED_ERRORS, match=f'(?s){message}'):
+        train.run(config(method, **changes), tmp_path / 'run')
+
+
+def test_table_of_another_number_of_classes(tmp_path):
+    np.save(tmp_path / 'table.npy', np.ones((9, 4), np.float32))
+    with pytest.raises(build.EXPECTED_ERRORS, match='9.*10'):
+        train.run(config('cae', labels__path=str(tmp_path / 'table.npy')), tmp_path / 'run')
+
+
+def test_sources_that_do_not_fit_the_batch(tmp_path):
+    wrong = config('cae', noise__sources=('sign',) * 3, noise__magnitudes=(1.0,) * 3)
+    with pytest.raises(contract.ConfigError, match='does not divide over 3 sources of noise'):
+        train.run(wrong, tmp_path / 'run')
 
 
 def test_corrupt_checkpoint(tmp_path):

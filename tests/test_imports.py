@@ -35,7 +35,8 @@ INTERNAL = {
     'workdir': {'', 'checkpoint', 'contract'},
     'evaluate': {'contract', 'data', 'parallel'},
     'port': {'port', 'models'},
-    'build': {'checkpoint', 'contract', 'data', 'methods', 'models', 'parallel', 'port'},
+    'labels': {'checkpoint', 'data'},
+    'build': {'checkpoint', 'contract', 'data', 'labels', 'methods', 'models', 'parallel', 'port'},
     'cli': {'build'},
     'teach': RUN | {'cli'},
     'train': RUN | {'teach'},
@@ -51,6 +52,7 @@ EXTERNAL = {
     'models': {'jax', 'flax'},
     'methods': {'jax', 'flax', 'optax'},
     'port': {'jax', 'flax', 'numpy', 'safetensors', 'torch'},
+    'labels': {'numpy', 'safetensors', 'scipy', 'tokenizers'},
 }
 PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'models', 'methods'}
 PURE_STANDARD = {
@@ -72,6 +74,7 @@ LAZY = {
     'sklearn',
     'PIL',
     'tensorboardX',
+    'tokenizers',
 }
 
 SHARDING = {'pmap', 'shard_map', 'Mesh', 'make_mesh', 'NamedSharding', 'PartitionSpec'}

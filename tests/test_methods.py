@@ -6,12 +6,10 @@ bank: a contract that only one method can fulfil is none.
 
 from __future__ import annotations
 
-import itertools
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import chex
 import jax
@@ -20,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from flax import linen as nn
 from flax import struct
+from reference import Sided, near
 
 from configs import cifar100
 from dfkd_jax import contract, losses, models, parallel, port, train
@@ -160,7 +158,9 @@ def traced_once(step: Any) -> Any:
 
 @cache
 def program(name: str, mode: str) -> Program:
-    config = tiny.config(loss__scl_temperature=0.5)
+    config = tiny.config(name if name in METHODS else 'cpsc')
+    if 'scl_temperature' in config.loss:
+        config.loss.scl_temperature = 0.5
     plan = parallel.make(mode)
     make = CASES[name]
     whole = make(config, tiny.nets(config), parallel.Shards())
@@ -309,34 +309,6 @@ STUDENT_SIDES = """0:57311+ 0:274957- 1:551014- 2:189352- 2:336217- 2:629484+ 3:
     10:145655+ 10:150008+ 10:158880- 11:13655- 11:100925- 12:15303- 12:106848- 12:126358+"""
 
 
-class Sided(NamedTuple):
-    """A module whose ReLUs take given sides at given units."""
-
-    module: Any
-    sides: str
-
-    def apply(self, *args: Any, **kwargs: Any) -> Any:
-        number = itertools.count()
-        sides = [(*map(int, side[:-1].split(':')), side[-1] == '+') for side in self.sides.split()]
-
-        def relu(x: jax.Array) -> jax.Array:
-            active, layer = (x > 0).ravel(), next(number)
-            units = [unit for of, unit, _ in sides if of == layer]
-            wanted = [side for of, _, side in sides if of == layer]
-            if units:
-                active = active.at[np.array(units)].set(np.array(wanted))
-            return jnp.where(active.reshape(x.shape), x, 0.0)
-
-        with mock.patch.object(nn, 'relu', relu):
-            return self.module.apply(*args, **kwargs)
-
-    def init(self, *args: Any) -> Any:
-        return self.module.init(*args)
-
-    def init_with_output(self, *args: Any) -> Any:
-        return self.module.init_with_output(*args)
-
-
 class Reference(NamedTuple):
     """The networks of the golden step, and what came out."""
 
@@ -397,12 +369,6 @@ def torch_gradients(name: str, params: Any, variables: dict) -> dict[str, np.nda
     return port.to_torch(
         name, {'params': jax.device_get(params), 'batch_stats': variables['batch_stats']}
     )
-
-
-def near(actual: Any, expected: np.ndarray, what: str, tolerance: float = 1e-4) -> None:
-    """Relative to the largest value expected."""
-    atol = tolerance * np.abs(expected).max()
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=what)
 
 
 def test_every_generator_term_and_gradient_equals_the_reference(reference: Reference):

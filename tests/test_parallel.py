@@ -102,6 +102,26 @@ def test_sgd_moves_as_far_on_shares_as_on_the_whole_batch(mode: str):
     assert gap(moved(cpsc_run(mode)), moved(cpsc_run('jit'))) < 1e-5
 
 
+@pytest.mark.parametrize('name', ['nayer', 'cae'])
+@pytest.mark.parametrize('mode', SHARDED)
+def test_a_round_from_embeddings_is_the_same_on_every_device(mode: str, name: str):
+    """Above all the bank and what its images were made from, byte for byte."""
+    ends = []
+    for each in ('jit', mode):
+        config, plan = tiny.config(name), parallel.make(each, fused=False)
+        method, whole = tiny.method(config, plan.shards), tiny.method(config, Shards())
+        frozen = plan.replicate(tiny.frozen())
+        state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
+        round_fn = train.make_round(method, config.phases[0], plan)
+        ends.append(jax.device_get(round_fn(frozen, state, jax.random.key(1))[0]))
+    alone, shared = ends
+    np.testing.assert_array_equal(alone.extra.bank.label, shared.extra.bank.label)
+    np.testing.assert_array_equal(alone.extra.bank.source, shared.extra.bank.source)
+    difference = alone.extra.bank.image.astype(int) - shared.extra.bank.image
+    assert np.abs(difference).max() <= 1  # a byte may be rounded to either side
+    tiny.close(shared.student.params, alone.student.params, 1e-4)
+
+
 # 2. Shards.
 
 

@@ -17,6 +17,8 @@ from dfkd_jax.models import generators, layers
 from dfkd_jax.models.layers import BatchNorm, Output
 
 CLASSES, SIZE, CHANNELS, BATCH = 4, 8, 3, 16
+# What a generator knows of a table of label embeddings and of a batch.
+TABLE = {'embedding': 6, 'latent': 6, 'repeats': BATCH // CLASSES}
 
 
 class Classifier(nn.Module):
@@ -70,10 +72,16 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     """A run of a method on `nets`; changes are given as `group__field=value`."""
     config = common.run(method)
     config.data = common.data('digits', num_classes=CLASSES, image_size=SIZE, channels=CHANNELS)
-    getattr(common, method)(config, student='tiny', as_published=False)
-    config.generator.update(latent=8, width=4, spread=0.5)
+    getattr(common, method)(config, student='tiny')
+    config.generator.width = 4
     config.synthesis.update(batch_size=BATCH, student_batch_size=BATCH)
-    config.student.warmup_steps = 0
+    if method == 'cpsc':
+        config.generator.update(latent=8, spread=0.5)
+        config.student.warmup_steps = 0
+    else:
+        if method == 'nayer':
+            config.generator.noisy_width = 8
+        config.synthesis.update(bank=2 * BATCH, crop_padding=1)
     config.phases = (common.phase(rounds=20, g_steps=2, s_steps=2),)
     for name, value in changes.items():
         group, _, field = name.partition('__')
@@ -85,22 +93,17 @@ def nets(
     config: ConfigDict, axis_name: str | None = None, smooth: bool = False, student_width: int = 8
 ) -> Models:
     """The tiny teacher and student, and the method's generator or a smooth one."""
-    generator = config.generator
+    generator: Any = SmoothGenerator(8, 0.5, axis_name=axis_name)
+    if not smooth:
+        sizes = TABLE | dict(config.generator.items())
+        sizes |= {'image_size': SIZE, 'channels': CHANNELS, 'num_classes': CLASSES}
+        fields = models.fields(config.generator.model)
+        sizes = {name: size for name, size in sizes.items() if name in fields}
+        generator = models.make(config.generator.model, axis_name=axis_name, **sizes)
     return Models(
         teacher=Classifier(smooth=smooth, axis_name=axis_name),
         student=Classifier(student_width, smooth, axis_name=axis_name),
-        generator=SmoothGenerator(generator.latent, generator.spread, axis_name)
-        if smooth
-        else models.make(
-            generator.model,
-            num_classes=CLASSES,
-            image_size=SIZE,
-            channels=CHANNELS,
-            latent=generator.latent,
-            width=generator.width,
-            spread=generator.spread,
-            axis_name=axis_name,
-        ),
+        generator=generator,
         num_classes=CLASSES,
         image_shape=(SIZE, SIZE, CHANNELS),
         mean=(0.5,) * CHANNELS,
@@ -114,7 +117,10 @@ def method(config: ConfigDict, shards: parallel.Shards, **nets_changes: Any) -> 
 
 
 def frozen(smooth: bool = False) -> Frozen:
-    """A teacher with an opinion: logits far apart, and statistics that are no starting values."""
+    """A teacher with an opinion: logits far apart, and statistics that are no starting values.
+
+    And label embeddings, for the methods that start from them.
+    """
     shape = (SIZE, SIZE, CHANNELS)
     module = Classifier(smooth=smooth)
 
@@ -126,7 +132,8 @@ def frozen(smooth: bool = False) -> Frozen:
         variables['params']['fc']['kernel'] *= 3 / jnp.std(out.logits)
         return variables | mutated
 
-    return Frozen(teacher=make(jax.random.key(1)))
+    table = jax.random.normal(jax.random.key(2), (CLASSES, TABLE['embedding']))
+    return Frozen(teacher=make(jax.random.key(1)), extra=table)
 
 
 def close(actual: Any, expected: Any, tolerance: float) -> None:

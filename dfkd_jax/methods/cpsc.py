@@ -53,7 +53,6 @@ through an adapter, a random and never trained two-layer projection, as in the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -107,11 +106,6 @@ def bound(image: Array, mean: Array, std: Array) -> Array:
     """
     pixel = nn.sigmoid(jnp.log(mean / (1 - mean)) + image * std / (mean * (1 - mean)))
     return (pixel - mean) / std
-
-
-def per_channel(values: Sequence[float]) -> Array:
-    """One value for each channel, as [1, 1, 1, channels]."""
-    return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
 
 
 def generator_terms(
@@ -184,7 +178,6 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     adapter = Adapter(widths[0]) if widths[0] != widths[1] else None
     # Padding is black, which is zero before the images are normalised and -mean / std after.
     black = [-m / s for m, s in zip(models.mean, models.std)]
-    mean, std = per_channel(models.mean), per_channel(models.std)
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
@@ -224,10 +217,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             variables, drawn.z, drawn.label, train=True, mutable=['batch_stats']
         )
         if config.generator.bounded:
-            image = bound(image, mean, std)
+            image = bound(image, *map(contract.per_channel, (models.mean, models.std)))
         if config.generator.darkest < 1:
-            pixel = drawn.exposure[:, None, None, None] * (mean + std * image)
-            image = (pixel - mean) / std
+            image = models.normalise(drawn.exposure[:, None, None, None] * models.pixels(image))
         return image, mutated['batch_stats']
 
     def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
@@ -279,7 +271,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         generator = contract.update(state.generator, grads, generator_tx, generator_stats)
         extra = state.extra
         if synthesis.bank:
-            pixel = mean + std * shards.gather(image)
+            pixel = models.pixels(shards.gather(image))
             extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(drawn.label)))
         state = state.replace(generator=generator, student=student, extra=extra)
         return state, _named('g/', terms, shards)
@@ -312,7 +304,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             if synthesis.shade or synthesis.cutmix:
                 other, _ = from_bank(state, key_other)
                 pixel = mix(pixel, other, key_mix)
-            image = (pixel - mean) / std
+            image = models.normalise(pixel)
         else:
             image, label = sample(frozen, state, key_sample)
         if synthesis.crop_padding:

@@ -13,7 +13,9 @@ from dfkd_jax.models.efficientnet import EfficientNetLite0
 from dfkd_jax.models.generators import (
     CPSCDeepGenerator,
     CPSCGenerator,
+    DCGANDeepGenerator,
     DCGANGenerator,
+    NAYERDeepGenerator,
     NAYERGenerator,
 )
 from dfkd_jax.models.layers import Output as Output
@@ -54,7 +56,9 @@ MODELS: dict[str, Any] = {
     'cpsc_generator': CPSCGenerator,
     'cpsc_deep_generator': CPSCDeepGenerator,
     'dcgan_generator': DCGANGenerator,
+    'dcgan_deep_generator': DCGANDeepGenerator,
     'nayer_generator': NAYERGenerator,
+    'nayer_deep_generator': NAYERDeepGenerator,
 }
 
 

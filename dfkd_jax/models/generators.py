@@ -6,6 +6,8 @@ channels first, as PyTorch reshapes them, so that a linear layer ports as a plai
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -145,12 +147,30 @@ class DCGANGenerator(nn.Module):
         return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
 
 
+class DCGANDeepGenerator(nn.Module):
+    """As `DCGANGenerator`, for 224 px (any multiple of 16): NAYER's deep trunk on plain latents."""
+
+    image_size: int = 224
+    channels: int = 3
+    latent: int = 256
+    width: int = 64
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, train: bool = True) -> Array:
+        x = _project(z, 2 * self.width, self.image_size // 16, self.dtype)
+        return _deep_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+
+
 class NAYERGenerator(nn.Module):
     """NAYER's generator: label embedding, batch norm, a noisy layer, then the DCGAN trunk.
 
-    Called with label embeddings [B, embedding], B at most repeats * num_classes, laid out as the
-    class list again and again; repetition i passes through noisy linear i.  Returns images
-    [B, H, W, channels] in [0, 1].
+    Called with label embeddings [B, embedding] laid out as the class list again and again;
+    repetition i passes through noisy linear i.  A share of a batch says which of its rows is the
+    first.  Returns images [B, H, W, channels] in [0, 1].
+
+    repeats: noisy linears; at least the batch's size over the number of classes, rounded up.
     """
 
     num_classes: int = 10
@@ -164,18 +184,57 @@ class NAYERGenerator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, embedding: Array, train: bool = True) -> Array:
-        x, _ = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='n1')(embedding, train)
-        kernel = self.param('noisy_kernel', nn.initializers.normal(1.0),
-                            (self.repeats, x.shape[-1], self.noisy_width))  # fmt: skip
-        bias = self.param('noisy_bias', nn.initializers.zeros, (self.repeats, self.noisy_width))
-        batch = x.shape[0]
-        x = jnp.pad(x, ((0, self.repeats * self.num_classes - batch), (0, 0)))
-        x = x.reshape(self.repeats, self.num_classes, -1)
-        x = jnp.einsum('rce,ren->rcn', x, kernel.astype(self.dtype))
-        x = (x + bias[:, None].astype(self.dtype)).reshape(-1, self.noisy_width)[:batch]
+    def __call__(self, embedding: Array, first: Array | int = 0, train: bool = True) -> Array:
+        x = _noisy_layer(self, embedding, first, train)
         x = _project(x, 2 * self.width, self.image_size // 4, self.dtype)
         return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+
+
+class NAYERDeepGenerator(nn.Module):
+    """NAYER's generator for 224 px (any multiple of 16): four upsamplings in place of two.
+
+    Called as `NAYERGenerator`.
+    """
+
+    num_classes: int = 1000
+    repeats: int = 1
+    image_size: int = 224
+    channels: int = 3
+    embedding: int = 512
+    noisy_width: int = 1000
+    width: int = 64
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding: Array, first: Array | int = 0, train: bool = True) -> Array:
+        x = _noisy_layer(self, embedding, first, train)
+        x = _project(x, 2 * self.width, self.image_size // 16, self.dtype)
+        return _deep_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+
+
+def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool) -> Array:
+    """Batch norm, then each repetition of the class list through a linear of its own.
+
+    embedding: [B, E], rows `first` to `first` + B of a whole batch; returns [B, noisy_width].
+    """
+    x, _ = BatchNorm(axis_name=module.axis_name, dtype=module.dtype, name='n1')(embedding, train)
+    kernel = module.param('noisy_kernel', nn.initializers.normal(1.0),
+                        (module.repeats, x.shape[-1], module.noisy_width))  # fmt: skip
+    bias = module.param('noisy_bias', nn.initializers.zeros, (module.repeats, module.noisy_width))
+    # The repetitions that these rows reach into, and the rows at their place in them.
+    batch = x.shape[0]
+    count = min(module.repeats, -(-batch // module.num_classes) + 1)
+    start = jnp.minimum(first // module.num_classes, module.repeats - count)
+    row = first - start * module.num_classes
+    kernel, bias = (
+        jax.lax.dynamic_slice_in_dim(w, start, count).astype(module.dtype) for w in (kernel, bias)
+    )
+    rows = jnp.zeros((count * module.num_classes, x.shape[-1]), x.dtype)
+    rows = jax.lax.dynamic_update_slice_in_dim(rows, x, row, 0)
+    rows = rows.reshape(count, module.num_classes, -1)
+    x = jnp.einsum('rce,ren->rcn', rows, kernel) + bias[:, None]
+    return jax.lax.dynamic_slice_in_dim(x.reshape(-1, module.noisy_width), row, batch)
 
 
 def _project(z: Array, channels: int, size: int, dtype: Dtype) -> Array:
@@ -199,4 +258,22 @@ def _dcgan_trunk(
     x = nn.leaky_relu(norm(upsample_conv(x, 2 * width, 'conv1'), 'norm1'), 0.2)
     x = nn.leaky_relu(norm(upsample_conv(x, width, 'conv2'), 'norm2'), 0.2)
     x = layers.conv(x, channels, 3, bias=True, name='conv3', dtype=dtype)
+    return nn.sigmoid(x).astype(jnp.float32)
+
+
+def _deep_trunk(
+    x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool
+) -> Array:
+    """Four upsamplings by two from [B, s, s, 2 width] to images [B, 16s, 16s, channels] in [0, 1].
+
+    As NAYER's code has it for ImageNet.
+    """
+    for i, features in enumerate((2 * width, 2 * width, width, width, width)):
+        if i == 0:
+            x = layers.conv(x, features, 3, dtype=dtype, name='conv0')
+        else:
+            x = layers.UpsampleConv(features, dtype=dtype, name=f'conv{i}')(x)
+        x, _ = BatchNorm(axis_name=axis_name, dtype=dtype, name=f'norm{i}')(x, train)
+        x = nn.leaky_relu(x, 0.2)
+    x = layers.conv(x, channels, 3, bias=True, name='conv5', dtype=dtype)
     return nn.sigmoid(x).astype(jnp.float32)

@@ -233,6 +233,34 @@ NAYER = Table(
     inputs=_embeddings,
 )
 
+# The 224 px trunk: a sequence like the other, each upsampling followed by its convolution and norm.
+DCGAN_DEEP = Table(
+    rows=(
+        Row('l1.0', 'project', LINEAR),
+        Row('conv_blocks.0', 'conv0', CONV),
+        Row('conv_blocks.1', 'norm0', NORM),
+        Row('conv_blocks.4', 'conv1', CONV),
+        Row('conv_blocks.5', 'norm1', NORM),
+        Row('conv_blocks.8', 'conv2', CONV),
+        Row('conv_blocks.9', 'norm2', NORM),
+        Row('conv_blocks.12', 'conv3', CONV),
+        Row('conv_blocks.13', 'norm3', NORM),
+        Row('conv_blocks.16', 'conv4', CONV),
+        Row('conv_blocks.17', 'norm4', NORM),
+        Row('conv_blocks.19', 'conv5', CONV),
+    ),
+    first='',
+    last='',
+    inputs=_latents,
+)
+
+NAYER_DEEP = Table(
+    rows=(Row('n1', 'n1', NORM), Row('le1.{i}', '', NOISY), *DCGAN_DEEP.rows),
+    first='',
+    last='',
+    inputs=_embeddings,
+)
+
 TABLES: dict[str, Table] = {
     **dict.fromkeys(('lenet5', 'lenet5_half'), LENET),
     **dict.fromkeys(('resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet110'), RESNET),
@@ -247,5 +275,7 @@ TABLES: dict[str, Table] = {
     'cpsc_generator': CPSC,
     'cpsc_deep_generator': CPSC_DEEP,
     'dcgan_generator': DCGAN,
+    'dcgan_deep_generator': DCGAN_DEEP,
     'nayer_generator': NAYER,
+    'nayer_deep_generator': NAYER_DEEP,
 }

@@ -1,0 +1,387 @@
+"""CAE-DFKD: category-aware embeddings and a contrast without image operations (arXiv 2504.21478).
+
+Where NAYER draws a new noisy layer for every batch, CAE-DFKD adds noise to the frozen embedding of
+the class, from several sources, and trains one generator throughout.  Of source n,
+
+    e_n = e + M_n q_n,     q_n ~ source n, of zero mean and unit variance           (CEND)
+
+With t, s the teacher's and the student's logits, f the student's features of unit length, c and n
+the class and the source that an image was made from:
+
+    L_G = bn L_BN + ce CE(t, c) - adversarial E[1(argmax s = argmax t) KL(t || s)]
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T)) + contrast L_CNCL
+    L_CNCL = - mean_i mean_{p in P(i)} log exp(f_i f_p / tau) / sum_{a != i} exp(f_i f_a / tau)
+
+where P(i) are the images of i's class from another source: what the sources do to a category should
+leave its features alone (CNCL).  No image is transformed for it.
+
+Known of the paper: the equation of e_n, that the sources are different distributions and that four
+of them did best, that the generator's losses are cross entropy, batch statistics and an adversarial
+term, that the student's are a divergence and CNCL, and that CNCL contrasts categories under
+different noise.  Everything else is ours, and a field: distributions and magnitudes (`noise`), the
+weights (NAYER's), embeddings standardised over the classes so that a magnitude has a meaning, noise
+drawn anew at every step or once a batch (`noise.fresh`), a generator that is never renewed and one
+Adam for the whole run (`generator.life`, `generator.reset_adam`: NAYER's way), the feature of the
+contrast (penultimate, without a head), its weight and temperature.
+
+The controls of the paper's argument are fields too: `loss.contrast_of='images'` contrasts two
+augmentations of each image instead of sources, `synthesis.mixup` blends the student's images, and
+`loss.contrast=0` or magnitudes of 0 leave out CNCL or CEND.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dfkd_jax import augment, contract, losses
+from dfkd_jax import bank as banks
+from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax.parallel import Shards
+
+SOURCES = {
+    'normal': jax.random.normal,
+    'uniform': lambda key, shape: jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5),
+    'laplace': lambda key, shape: jax.random.laplace(key, shape) / 2**0.5,
+    'sign': jax.random.rademacher,
+}
+
+
+HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
+
+
+class Extra(struct.PyTreeNode):
+    """CAE's own state.
+
+    bank: synthetic images, the classes and the sources they were made from.
+    label, source: [B], those of the batch in the making.
+    noise: [B, E], its diffusion M_n q_n; () where every step draws its own.
+    best: [B, H, W, channels] pixels, its images at the step with the lowest loss so far.
+    lowest: [] that loss.
+    average: the moving average of the teacher's batch statistics, a tree like `batch_stats`.
+    latest: the batch statistics of the last step.
+    batches: [] int32, batches ever finished.
+    renewed: [] int32, the round that last renewed the generator.
+    """
+
+    bank: banks.Bank
+    label: Array
+    source: Array
+    noise: Any
+    best: Array
+    lowest: Array
+    average: Params
+    latest: Params
+    batches: Array
+    renewed: Array
+
+
+def layout(key: Key, batch: int, classes: int, sources: int) -> tuple[Array, Array]:
+    """Classes and sources of a batch, [B] each: every class that is in it meets every source.
+
+    Classes follow each other in groups of one image per source: the class list again and again,
+    what is left over at random; distinct random ones where the batch cannot hold all.
+    """
+    groups = batch // sources
+    order = jax.random.permutation(key, classes)
+    whole = groups - groups % classes
+    slot = jnp.arange(groups, dtype=jnp.int32)
+    label = jnp.where(slot < whole, slot % classes, order[slot % classes])
+    return jnp.repeat(label, sources), jnp.tile(jnp.arange(sources, dtype=jnp.int32), groups)
+
+
+def diffuse(key: Key, source: Array, width: int, noise: Any) -> Array:
+    """M_n q_n for each image, [B, width]; source [B] says which n.  The key is consumed."""
+    shape = (len(source), width)
+    drawn = [
+        magnitude * SOURCES[name](jax.random.fold_in(key, n), shape)
+        for n, (name, magnitude) in enumerate(zip(noise.sources, noise.magnitudes, strict=True))
+    ]
+    of = jax.nn.one_hot(source, len(drawn))
+    return jnp.einsum('bn,nbe->be', of, jnp.stack(drawn), precision='highest')
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """CAE-DFKD for these networks; `frozen.extra` is the table of label embeddings [C, E].
+
+    Raises ValueError where a batch, a bank, the sources or a generator do not fit.
+    """
+    _check(config, models, shards)
+    loss, synthesis, settings, noise = config.loss, config.synthesis, config.generator, config.noise
+    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
+    width = models.generator.latent
+    warmup = _warmup(config)
+    student_tx = _student_optimiser(config)
+    generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
+
+    def init(frozen: Frozen, key: Key) -> State:
+        key_student, key_generator = jax.random.split(key)
+        student = models.student.init(key_student, jnp.zeros((1, *shape)))
+        nothing = jax.tree.map(jnp.zeros_like, frozen.teacher['batch_stats'])
+        return State(
+            round=contract.first_round(),
+            student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
+            generator=new_generator(frozen, key_generator),
+            extra=Extra(
+                bank=banks.empty(synthesis.bank, shape),
+                label=jnp.zeros((batch,), jnp.int32),
+                source=jnp.zeros((batch,), jnp.int32),
+                noise=() if noise.fresh else jnp.zeros((batch, width)),
+                best=jnp.zeros((batch, *shape)),
+                lowest=jnp.full((), HIGHEST),
+                average=nothing,
+                latest=nothing,
+                batches=jnp.zeros((), jnp.int32),
+                renewed=jnp.zeros((), jnp.int32),
+            ),
+        )
+
+    def new_generator(frozen: Frozen, key: Key) -> contract.Net:
+        whole = models.generator.clone(axis_name=None)
+        variables = whole.init(key, frozen.extra)
+        return contract.start(variables['params'], variables['batch_stats'], generator_tx)
+
+    def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """The batch's classes and sources; where NAYER's way is chosen, what that renews."""
+        key_layout, key_noise, key_generator = jax.random.split(key, 3)
+        label, source = layout(key_layout, batch, classes, len(noise.sources))
+        generator, renewed = state.generator, state.extra.renewed
+        if settings.life:
+            ends = state.round % settings.life == 0
+            ends |= (state.round - warmup) % settings.life == 0
+            ends &= state.round != renewed
+            fresh = new_generator(frozen, key_generator)
+            generator = jax.tree.map(lambda new, old: jnp.where(ends, new, old), fresh, generator)
+            renewed = jnp.where(ends, state.round, renewed)
+        if settings.reset_adam:
+            generator = generator.replace(opt_state=generator_tx.init(generator.params))
+        extra = state.extra.replace(
+            label=label,
+            source=source,
+            noise=() if noise.fresh else diffuse(key_noise, source, width, noise),
+            lowest=jnp.full((), HIGHEST),
+            renewed=renewed,
+        )
+        return state.replace(generator=generator, extra=extra), {}
+
+    def draw_moves(key: Key, batch_size: int) -> tuple[Array, Array]:
+        """This instance's crops and flips."""
+        key_crop, key_flip = jax.random.split(key)
+        offsets = augment.draw_crop(key_crop, batch_size, synthesis.crop_padding)
+        flips = augment.draw_flip(key_flip, batch_size, 0.5 if synthesis.flip else 0.0)
+        return shards.share(offsets), shards.share(flips)
+
+    def move(pixel: Array, moves: tuple[Array, Array]) -> Array:
+        """Pixels as a network sees them: cropped, flipped, normalised."""
+        offsets, flips = moves
+        moved = augment.flip(augment.crop(pixel, offsets, synthesis.crop_padding), flips)
+        return models.normalise(moved)
+
+    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        key_moves, key_noise = jax.random.split(key)
+        moves = draw_moves(key_moves, batch)
+        label, source = state.extra.label, state.extra.source
+        diffusion = diffuse(key_noise, source, width, noise) if noise.fresh else state.extra.noise
+        embedding = shards.share(frozen.extra[label] + diffusion)
+        label = shards.share(label)
+
+        def generator_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.generator.batch_stats}
+            pixel, mutated = models.generator.apply(
+                variables, embedding, train=True, mutable=['batch_stats']
+            )
+            image = move(pixel, moves)
+            teacher = models.teacher.apply(frozen.teacher, image)
+            student = models.student.apply(state.student.variables, image)
+            smooth = _smooth(state.extra, teacher.statistics, loss.bn_momentum)
+            terms = {
+                'bn': losses.bn_statistics(smooth, frozen.teacher['batch_stats']),
+                'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
+                'adversarial': jnp.mean(losses.adversarial(student.logits, teacher.logits)),
+            }
+            weights = dict(bn=loss.bn, ce=loss.ce)
+            weights['adversarial'] = jnp.where(state.round < warmup, 0.0, loss.adversarial)
+            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
+            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
+            return total, (
+                terms | {'loss': total, 'hit': hit},
+                mutated['batch_stats'],
+                teacher.statistics,
+                pixel,
+            )
+
+        (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(
+            generator_loss
+        )(state.generator.params)
+        better = total < state.extra.lowest
+        extra = state.extra.replace(
+            best=jnp.where(better, shards.gather(pixel), state.extra.best),
+            lowest=jnp.where(better, total, state.extra.lowest),
+            latest=jax.tree.map(jax.lax.stop_gradient, latest),
+        )
+        generator = contract.update(state.generator, grads, generator_tx, generator_stats)
+        metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
+        return state.replace(generator=generator, extra=extra), metrics
+
+    def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """The best images to the bank; the last step's statistics to their average."""
+        del frozen, key
+        extra = state.extra
+        extra = extra.replace(
+            bank=banks.put(extra.bank, extra.best, extra.label, extra.source),
+            average=_smooth(extra, extra.latest, loss.bn_momentum),
+            batches=extra.batches + 1,
+        )
+        return state.replace(extra=extra), {}
+
+    def from_bank(state: State, key: Key) -> tuple[Array, Array, Array]:
+        """This instance's share of a batch of the bank: pixels, labels, sources."""
+        rows = shards.share(banks.draw(state.extra.bank, key, synthesis.student_batch_size))
+        return *banks.take(state.extra.bank, rows), state.extra.bank.source[rows]
+
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
+        del frozen
+        pixel, label, _ = from_bank(state, key)
+        return Batch(models.normalise(pixel), label)
+
+    def blend(state: State, pixel: Array, key: Key) -> Array:
+        """Mixup (Zhang et al. 2018) with other images of the bank; the teacher labels the blend."""
+        key_other, key_weight = jax.random.split(key)
+        other, _, _ = from_bank(state, key_other)
+        alpha = synthesis.mixup
+        weight = jax.random.beta(key_weight, alpha, alpha, (synthesis.student_batch_size,))
+        weight = shards.share(weight)[:, None, None, None]
+        return weight * pixel + (1 - weight) * other
+
+    def contrast(features: Array, label: Array, source: Array) -> Array:
+        """L_CNCL: the whole batch's features, on whichever device they are, against each other."""
+        entries, label = shards.gather(losses.normalise(features)), shards.gather(label)
+        source = shards.gather(source)
+        positive = (label[:, None] == label[None, :]) & (source[:, None] != source[None, :])
+        return jnp.mean(losses.contrastive(entries, positive, loss.contrast_temperature))
+
+    def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        key_bank, key_moves, key_mixup, key_again = jax.random.split(key, 4)
+        size = synthesis.student_batch_size
+        pixel, label, source = from_bank(state, key_bank)
+        if synthesis.mixup:
+            pixel = blend(state, pixel, key_mixup)
+        image = move(pixel, draw_moves(key_moves, size))
+        again: Any = None
+        if loss.contrast and loss.contrast_of == 'images':
+            # Every image is a category of its own, and its augmentations are the sources.
+            again = move(pixel, draw_moves(key_again, size))
+            label = shards.first_row(size) + jnp.arange(len(label), dtype=jnp.int32)
+            source = jnp.zeros_like(label)
+        teacher = models.teacher.apply(frozen.teacher, image)
+
+        def student_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.student.batch_stats}
+
+            def apply(image: Array) -> tuple[Any, Any]:
+                return models.student.apply(variables, image, train=True, mutable=['batch_stats'])
+
+            student, mutated = apply(image)
+            kd = jnp.mean(losses.kd(student.logits, teacher.logits, loss.temperature))
+            terms = {
+                'kd': kd,
+                'agreement': jnp.mean(losses.agreement(student.logits, teacher.logits)),
+            }
+            if loss.contrast and again is None:
+                terms['contrast'] = contrast(student.features, label, source)
+            elif loss.contrast:
+                views = jnp.concatenate([student.features, apply(again)[0].features])
+                two = jnp.concatenate([label, label]), jnp.concatenate([source, source + 1])
+                terms['contrast'] = contrast(views, *two)
+            total = kd + loss.contrast * terms.get('contrast', jnp.zeros(()))
+            return total, (terms | {'loss': total}, mutated.get('batch_stats', {}))
+
+        (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
+        student = contract.update(state.student, grads, student_tx, batch_stats)
+        metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
+        return state.replace(student=student), metrics
+
+    return Method(init, generator_step, student_step, sample, begin, finish)
+
+
+def _smooth(extra: Extra, statistics: Params, momentum: float) -> Params:
+    """New batch statistics averaged into those before; the first stand for themselves."""
+    return jax.tree.map(
+        lambda old, new: jnp.where(extra.batches > 0, momentum * old + (1 - momentum) * new, new),
+        extra.average,
+        statistics,
+    )
+
+
+def _warmup(config: Any) -> int:
+    """Rounds before the student's first step."""
+    rounds = 0
+    for phase in config.phases:
+        if phase.s_steps:
+            break
+        rounds += phase.rounds
+    return rounds
+
+
+def _student_optimiser(config: Any) -> optax.GradientTransformation:
+    """SGD with momentum; a cosine from `lr` to `final_lr`, constant within a round."""
+    student, phase = config.student, config.phases[-1]
+    rounds = sum(p.rounds for p in config.phases) - _warmup(config)
+    cosine = optax.schedules.cosine_decay_schedule(
+        student.lr, rounds, student.final_lr / student.lr
+    )
+    return optax.chain(
+        optax.add_decayed_weights(student.weight_decay),
+        optax.sgd(lambda step: cosine(step // phase.s_steps), momentum=student.momentum),
+    )
+
+
+def _check(config: Any, models: Models, shards: Shards) -> None:
+    synthesis = config.synthesis
+    shards.check('config.synthesis.batch_size', synthesis.batch_size)
+    shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
+    if synthesis.bank <= 0 or synthesis.bank % synthesis.batch_size:
+        raise ValueError(
+            f'config.synthesis.bank={synthesis.bank} must be a positive multiple of '
+            f'config.synthesis.batch_size={synthesis.batch_size}.'
+        )
+    sources, magnitudes = tuple(config.noise.sources), tuple(config.noise.magnitudes)
+    unknown = [name for name in sources if name not in SOURCES]
+    if unknown or not sources:
+        raise ValueError(
+            f'config.noise.sources={sources}: expected one or more of {", ".join(SOURCES)}; a '
+            'source may come again with another magnitude.'
+        )
+    if len(sources) != len(magnitudes) or min(magnitudes) < 0:
+        raise ValueError(
+            f'config.noise.magnitudes={magnitudes}: expected {len(sources)} numbers of 0 or more, '
+            'one for each of config.noise.sources.'
+        )
+    if synthesis.batch_size % len(sources):
+        raise ValueError(
+            f'config.synthesis.batch_size={synthesis.batch_size} does not divide over '
+            f'{len(sources)} sources of noise (config.noise.sources): every class of a batch meets '
+            'each of them once. Use a multiple.'
+        )
+    if config.loss.contrast_of not in ('sources', 'images'):
+        raise ValueError(
+            f"config.loss.contrast_of={config.loss.contrast_of!r}; expected 'sources' or 'images'."
+        )
+    if (
+        models.generator is None
+        or not hasattr(models.generator, 'latent')
+        or hasattr(models.generator, 'spread')
+    ):
+        raise ValueError(
+            'cae needs a generator of embeddings: set config.generator.model=dcgan_generator.'
+        )
+    students = [phase.s_steps for phase in config.phases if phase.s_steps]
+    if len(set(students)) != 1:
+        raise ValueError(
+            f'config.phases have {students} student steps: cae anneals by the round, so all phases '
+            'after the warm-up need the same number, and one phase at least.'
+        )

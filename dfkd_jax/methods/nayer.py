@@ -1,0 +1,280 @@
+"""NAYER: noisy layers over label-text embeddings (arXiv 2310.00258, CVPR 2024).
+
+A batch of synthesis asks for every class equally often.  The generator starts from the text
+embedding of the class asked for; what makes two images of a class differ is a *noisy layer*, a
+linear layer that is drawn anew at every batch, one for each repetition of the class list, and then
+trained with the rest of the generator for the batch's `g_steps`.  With t, s the teacher's and the
+student's logits on augmented images:
+
+    L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
+
+L_BN compares the teacher's running statistics to a moving average over batches (`bn_momentum`), of
+which only the newest share carries a gradient.  The images of the step with the lowest L_G go to
+the bank, before augmentation; the student distils from the bank with random crops and flips:
+
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T))
+
+As in the authors' code, Adam starts anew at every batch, and every `g_life` rounds, counted from
+the start and from the end of the warm-up (the first phase, without a student), the generator does
+too.  Differences from that code:
+
+    the student is in eval mode while the generator trains; there it is in train mode from the
+        second batch of a round on, and its running statistics move on synthetic images;
+    the bank has a size (`synthesis.bank`, the last images are kept) where theirs is a folder that
+        grows; batches of the student are drawn from it with replacement, theirs without;
+    pixels are rounded to bytes, theirs cut off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dfkd_jax import augment, contract, losses
+from dfkd_jax import bank as banks
+from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax.parallel import Shards
+
+HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
+
+
+class Extra(struct.PyTreeNode):
+    """NAYER's own state.
+
+    bank: synthetic images and the classes they were made for.
+    label: [B], the classes of the batch in the making.
+    best: [B, H, W, channels] pixels, its images at the step with the lowest loss so far.
+    lowest: [] that loss.
+    average: the moving average of the teacher's batch statistics, a tree like `batch_stats`.
+    latest: the batch statistics of the last step.
+    batches: [] int32, batches ever finished.
+    renewed: [] int32, the round that last renewed the generator.
+    """
+
+    bank: banks.Bank
+    label: Array
+    best: Array
+    lowest: Array
+    average: Params
+    latest: Params
+    batches: Array
+    renewed: Array
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """NAYER for these networks; `frozen.extra` is the table of label embeddings [C, E].
+
+    Raises ValueError where a batch, a bank or a generator does not fit.
+    """
+    _check(config, models, shards)
+    loss, synthesis, settings = config.loss, config.synthesis, config.generator
+    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
+    warmup = _warmup(config)
+    student_tx = _student_optimiser(config)
+    generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
+
+    def init(frozen: Frozen, key: Key) -> State:
+        key_student, key_generator = jax.random.split(key)
+        student = models.student.init(key_student, jnp.zeros((1, *shape)))
+        nothing = jax.tree.map(jnp.zeros_like, frozen.teacher['batch_stats'])
+        return State(
+            round=contract.first_round(),
+            student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
+            generator=new_generator(frozen, key_generator),
+            extra=Extra(
+                bank=banks.empty(synthesis.bank, shape),
+                label=jnp.zeros((batch,), jnp.int32),
+                best=jnp.zeros((batch, *shape)),
+                lowest=jnp.full((), HIGHEST),
+                average=nothing,
+                latest=nothing,
+                batches=jnp.zeros((), jnp.int32),
+                renewed=jnp.zeros((), jnp.int32),
+            ),
+        )
+
+    def new_generator(frozen: Frozen, key: Key) -> contract.Net:
+        embedding = frozen.extra[jnp.arange(batch) % classes]
+        whole = models.generator.clone(axis_name=None)
+        variables = whole.init(key, embedding)
+        return contract.start(variables['params'], variables['batch_stats'], generator_tx)
+
+    def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """A new noisy layer and a new Adam; where its life is over, a new generator."""
+        key_generator, key_label = jax.random.split(key)
+        fresh = new_generator(frozen, key_generator)
+        ends = (state.round % settings.life == 0) | ((state.round - warmup) % settings.life == 0)
+        ends &= state.round != state.extra.renewed
+        params, batch_stats = jax.tree.map(
+            lambda new, old: jnp.where(ends, new, old),
+            (fresh.params, fresh.batch_stats),
+            (state.generator.params, state.generator.batch_stats),
+        )
+        params |= {name: fresh.params[name] for name in ('noisy_kernel', 'noisy_bias')}
+        # Every class equally often, in the order of the class list; what is left over at random.
+        label = jnp.arange(batch, dtype=jnp.int32) % classes
+        chosen = jax.random.randint(key_label, (batch,), 0, classes, jnp.int32)
+        label = jnp.where(jnp.arange(batch) < batch - batch % classes, label, chosen)
+        extra = state.extra.replace(
+            label=label,
+            lowest=jnp.full((), HIGHEST),
+            renewed=jnp.where(ends, state.round, state.extra.renewed),
+        )
+        return state.replace(
+            generator=contract.start(params, batch_stats, generator_tx), extra=extra
+        ), {}
+
+    def draw_moves(key: Key, batch_size: int) -> tuple[Array, Array]:
+        """This instance's crops and flips."""
+        key_crop, key_flip = jax.random.split(key)
+        offsets = augment.draw_crop(key_crop, batch_size, synthesis.crop_padding)
+        flips = augment.draw_flip(key_flip, batch_size, 0.5 if synthesis.flip else 0.0)
+        return shards.share(offsets), shards.share(flips)
+
+    def move(pixel: Array, moves: tuple[Array, Array]) -> Array:
+        """Pixels as a network sees them: cropped, flipped, normalised."""
+        offsets, flips = moves
+        moved = augment.flip(augment.crop(pixel, offsets, synthesis.crop_padding), flips)
+        return models.normalise(moved)
+
+    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        moves = draw_moves(key, batch)
+        label = shards.share(state.extra.label)
+        embedding = frozen.extra[label]
+
+        def generator_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.generator.batch_stats}
+            pixel, mutated = models.generator.apply(
+                variables, embedding, first=shards.first_row(batch), train=True,
+                mutable=['batch_stats'],
+            )  # fmt: skip
+            image = move(pixel, moves)
+            teacher = models.teacher.apply(frozen.teacher, image)
+            student = models.student.apply(state.student.variables, image)
+            smooth = _smooth(state.extra, teacher.statistics, loss.bn_momentum)
+            terms = {
+                'bn': losses.bn_statistics(smooth, frozen.teacher['batch_stats']),
+                'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
+                'adversarial': jnp.mean(losses.adversarial(student.logits, teacher.logits)),
+            }
+            weights = dict(bn=loss.bn, ce=loss.ce)
+            weights['adversarial'] = jnp.where(state.round < warmup, 0.0, loss.adversarial)
+            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
+            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
+            return total, (
+                terms | {'loss': total, 'hit': hit},
+                mutated['batch_stats'],
+                teacher.statistics,
+                pixel,
+            )
+
+        (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(
+            generator_loss
+        )(state.generator.params)
+        better = total < state.extra.lowest
+        extra = state.extra.replace(
+            best=jnp.where(better, shards.gather(pixel), state.extra.best),
+            lowest=jnp.where(better, total, state.extra.lowest),
+            latest=jax.tree.map(jax.lax.stop_gradient, latest),
+        )
+        generator = contract.update(state.generator, grads, generator_tx, generator_stats)
+        metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
+        return state.replace(generator=generator, extra=extra), metrics
+
+    def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """The best images to the bank; the last step's statistics to their average."""
+        del frozen, key
+        extra = state.extra
+        extra = extra.replace(
+            bank=banks.put(extra.bank, extra.best, extra.label),
+            average=_smooth(extra, extra.latest, loss.bn_momentum),
+            batches=extra.batches + 1,
+        )
+        return state.replace(extra=extra), {}
+
+    def from_bank(state: State, key: Key) -> tuple[Array, Array]:
+        """This instance's share of a batch of the bank: pixels and labels."""
+        rows = banks.draw(state.extra.bank, key, synthesis.student_batch_size)
+        return banks.take(state.extra.bank, shards.share(rows))
+
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
+        del frozen
+        pixel, label = from_bank(state, key)
+        return Batch(models.normalise(pixel), label)
+
+    def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        key_bank, key_moves = jax.random.split(key)
+        pixel, _ = from_bank(state, key_bank)
+        image = move(pixel, draw_moves(key_moves, synthesis.student_batch_size))
+        teacher = models.teacher.apply(frozen.teacher, image)
+
+        def student_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.student.batch_stats}
+            student, mutated = models.student.apply(
+                variables, image, train=True, mutable=['batch_stats']
+            )
+            kd = jnp.mean(losses.kd(student.logits, teacher.logits, loss.temperature))
+            agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
+            return kd, ({'kd': kd, 'agreement': agreement}, mutated.get('batch_stats', {}))
+
+        (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
+        student = contract.update(state.student, grads, student_tx, batch_stats)
+        metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
+        return state.replace(student=student), metrics
+
+    return Method(init, generator_step, student_step, sample, begin, finish)
+
+
+def _smooth(extra: Extra, statistics: Params, momentum: float) -> Params:
+    """New batch statistics averaged into those before; the first stand for themselves."""
+    return jax.tree.map(
+        lambda old, new: jnp.where(extra.batches > 0, momentum * old + (1 - momentum) * new, new),
+        extra.average,
+        statistics,
+    )
+
+
+def _warmup(config: Any) -> int:
+    """Rounds before the student's first step."""
+    rounds = 0
+    for phase in config.phases:
+        if phase.s_steps:
+            break
+        rounds += phase.rounds
+    return rounds
+
+
+def _student_optimiser(config: Any) -> optax.GradientTransformation:
+    """SGD with momentum; a cosine from `lr` to `final_lr`, constant within a round."""
+    student, phase = config.student, config.phases[-1]
+    rounds = sum(p.rounds for p in config.phases) - _warmup(config)
+    cosine = optax.schedules.cosine_decay_schedule(
+        student.lr, rounds, student.final_lr / student.lr
+    )
+    return optax.chain(
+        optax.add_decayed_weights(student.weight_decay),
+        optax.sgd(lambda step: cosine(step // phase.s_steps), momentum=student.momentum),
+    )
+
+
+def _check(config: Any, models: Models, shards: Shards) -> None:
+    synthesis = config.synthesis
+    shards.check('config.synthesis.batch_size', synthesis.batch_size)
+    shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
+    if synthesis.bank <= 0 or synthesis.bank % synthesis.batch_size:
+        raise ValueError(
+            f'config.synthesis.bank={synthesis.bank} must be a positive multiple of '
+            f'config.synthesis.batch_size={synthesis.batch_size}.'
+        )
+    if models.generator is None or not hasattr(models.generator, 'noisy_width'):
+        raise ValueError('nayer needs its noisy layer: set config.generator.model=nayer_generator.')
+    students = [phase.s_steps for phase in config.phases if phase.s_steps]
+    if len(set(students)) != 1:
+        raise ValueError(
+            f'config.phases have {students} student steps: nayer anneals by the round, so all '
+            'phases after the warm-up need the same number, and one phase at least.'
+        )
