@@ -40,6 +40,8 @@ INTERNAL = {
     'cli': {'build'},
     'teach': RUN | {'cli'},
     'train': RUN | {'teach'},
+    'transfer': RUN | {'teach'},
+    'transfer_dense': RUN | {'teach', 'transfer'},
     'main': {'cli', 'train'},
 }
 # What the pure parts may import of others' packages, beside the standard library's types.
