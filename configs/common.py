@@ -283,7 +283,7 @@ def smoke(config: ConfigDict) -> None:
 
 def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
     """Applies the flags every config knows."""
-    if 'untrained' in flags:  # the control: a generator that never trains; the student's is chance
+    if 'untrained' in flags:  # the control: the same run with a generator that never trains
         config.generator.lr = 0.0
     if 'smoke' in flags:
         smoke(config)

@@ -1,7 +1,8 @@
 """ImageNet at 224 px: ResNet-50 -> ResNet-18 with the methods' deep generators.
 
-Ours throughout: the authors published no ImageNet run.  The generator is the one their code offers
-for 224 px; batch and rates are scaled down from their CIFAR-100 setting, untested at full length.
+Ours throughout: no run of these methods on ImageNet is published.  The generators are those that
+CPSC-DFKD's and NAYER's code offer for 224 px; batch and rates are scaled down from their settings,
+untested at full length.
 """
 
 from configs import common

@@ -123,6 +123,24 @@ def _windows_backward(padding: int, offsets: Array, gradient: Array) -> tuple[Ar
 _windows.defvjp(_windows_forward, _windows_backward)
 
 
+Moves = tuple[Array, Array | None]  # of a batch: offsets [B, 2], and mask [B] where it is flipped
+
+
+def draw_moves(key: Key, batch: int, padding: int, flips: bool = True) -> Moves:
+    """The crops and, if `flips`, the flips of a batch.  The key is consumed."""
+    key_crop, key_flip = jax.random.split(key)
+    return draw_crop(key_crop, batch, padding), draw_flip(key_flip, batch) if flips else None
+
+
+def move(
+    x: Array, moves: Moves, padding: int, fill: float | Sequence[float] | Array = 0.0
+) -> Array:
+    """Crops of padded images, then flips, as `draw_moves` drew them."""
+    offsets, mask = moves
+    x = crop(x, offsets, padding, fill)
+    return x if mask is None else flip(x, mask)
+
+
 def flip_and_crop(
     key: Key,
     x: Array,
@@ -134,6 +152,4 @@ def flip_and_crop(
 
     The key is consumed.
     """
-    key_crop, key_flip = jax.random.split(key)
-    x = crop(x, draw_crop(key_crop, x.shape[0], padding), padding, fill)
-    return flip(x, draw_flip(key_flip, x.shape[0])) if flips else x
+    return move(x, draw_moves(key, x.shape[0], padding, flips), padding, fill)

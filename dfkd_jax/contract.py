@@ -153,6 +153,38 @@ def update(
     )
 
 
+def warmup_rounds(phases: Any) -> int:
+    """Rounds of a run before the student's first step."""
+    rounds = 0
+    for phase in phases:
+        if phase.s_steps:
+            break
+        rounds += phase.rounds
+    return rounds
+
+
+def sgd_by_round(student: Any, phases: Any) -> optax.GradientTransformation:
+    """SGD with momentum; a cosine from `lr` to `final_lr`, constant within a round.
+
+    student, phases: the config's.  Raises ValueError unless all phases after the warm-up, one at
+    least, have the same number of student steps.
+    """
+    steps = [phase.s_steps for phase in phases if phase.s_steps]
+    if len(set(steps)) != 1:
+        raise ValueError(
+            f'config.phases have {steps} student steps: the student anneals by the round, so all '
+            'phases after the warm-up need the same number, and one phase at least.'
+        )
+    rounds = sum(phase.rounds for phase in phases) - warmup_rounds(phases)
+    cosine = optax.schedules.cosine_decay_schedule(
+        student.lr, rounds, student.final_lr / student.lr
+    )
+    return optax.chain(
+        optax.add_decayed_weights(student.weight_decay),
+        optax.sgd(lambda step: cosine(step // steps[0]), momentum=student.momentum),
+    )
+
+
 def first_round() -> Array:
     """The round counter of a new state."""
     return jnp.zeros((), jnp.int32)

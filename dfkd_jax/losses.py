@@ -76,6 +76,15 @@ def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(distance, statistics, batch_stats)), jnp.zeros(()))
 
 
+def averaged(average: Any, statistics: Any, momentum: float, batches: Array) -> Any:
+    """Batch statistics averaged into those of `batches` before; the first stand for themselves."""
+    return jax.tree.map(
+        lambda old, new: jnp.where(batches > 0, momentum * old + (1 - momentum) * new, new),
+        average,
+        statistics,
+    )
+
+
 def contrastive(features: Array, positive: Array, temperature: float) -> Array:
     """Minus the mean over an entry's positives of their log probability among all others, [B].
 

@@ -40,6 +40,14 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture(scope='module')
+def fast_compilation():
+    """For modules whose programs run for milliseconds and compile for seconds."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
     """The folder of golden data and teachers beside the repository, or `DFKD_SHARED`."""

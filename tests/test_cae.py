@@ -17,13 +17,7 @@ from dfkd_jax import contract, losses, parallel
 from dfkd_jax.contract import Method, State
 from dfkd_jax.methods import cae
 
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_compilation():
-    """Programs of these tests run for milliseconds and compile for seconds."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,7 @@ from dfkd_jax.methods import METHODS, cpsc
 MODES = ('jit', 'vmap')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compilation():
-    """Programs of these tests run for milliseconds and compile for seconds."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 
 # A method without a generator: it optimises images themselves and remembers them.

@@ -20,13 +20,7 @@ from dfkd_jax import contract, losses, models, parallel, port
 from dfkd_jax.contract import Method, State
 from dfkd_jax.methods import nayer
 
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_compilation():
-    """Programs of these tests run for milliseconds and compile for seconds."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 
 # Units so near a ReLU's kink that rounding decides on their side, and the reference's: see `Sided`.
@@ -121,7 +115,7 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
         images = rule.normal(f'{name[:7]}:nayer_step', expected['images'].shape)
         pixel = np.transpose(jax.nn.sigmoid(images), (0, 2, 3, 1))
         moments = classifier.apply(frozen.teacher, (pixel - mean) / std).statistics
-        smooth = nayer._smooth(extra, moments, 0.9)
+        smooth = losses.averaged(extra.average, moments, 0.9, extra.batches)
         distance = losses.bn_statistics(smooth, frozen.teacher['batch_stats'])
         near(distance, expected[name], name)
         extra = extra.replace(average=smooth, batches=extra.batches + 1)
@@ -265,7 +259,7 @@ def test_shares_pass_through_the_noisy_layers_of_their_rows(batch: int, shards: 
 
 def test_the_rate_falls_by_the_round_to_its_last_value():
     config = cifar100.get_config('nayer')
-    tx = nayer._student_optimiser(config)
+    tx = contract.sgd_by_round(config.student, config.phases)
     rates = []
     for step in (0, 399, 400, 50 * 400, 100 * 400 - 1, 100 * 400):
         start = optax.tree_utils.tree_set(tx.init(jnp.zeros(())), count=jnp.asarray(step))

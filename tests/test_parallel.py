@@ -21,12 +21,7 @@ ALL = ('jit', *SHARDED)
 COUNT = 4  # virtual devices: see conftest.py
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compilation():
-    """Programs of these tests run for milliseconds and compile for seconds."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 
 # 1. CPSC-DFKD in every mode.  Smooth networks: rounding does not grow in them by itself.

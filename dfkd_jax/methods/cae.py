@@ -114,8 +114,8 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     loss, synthesis, settings, noise = config.loss, config.synthesis, config.generator, config.noise
     shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
     width = models.generator.latent
-    warmup = _warmup(config)
-    student_tx = _student_optimiser(config)
+    warmup = contract.warmup_rounds(config.phases)
+    student_tx = contract.sgd_by_round(config.student, config.phases)
     generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
 
     def init(frozen: Frozen, key: Key) -> State:
@@ -168,18 +168,17 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         )
         return state.replace(generator=generator, extra=extra), {}
 
-    def draw_moves(key: Key, batch_size: int) -> tuple[Array, Array]:
+    def draw_moves(key: Key, batch_size: int) -> augment.Moves:
         """This instance's crops and flips."""
-        key_crop, key_flip = jax.random.split(key)
-        offsets = augment.draw_crop(key_crop, batch_size, synthesis.crop_padding)
-        flips = augment.draw_flip(key_flip, batch_size, 0.5 if synthesis.flip else 0.0)
-        return shards.share(offsets), shards.share(flips)
+        whole = augment.draw_moves(key, batch_size, synthesis.crop_padding, synthesis.flip)
+        return jax.tree.map(shards.share, whole)
 
-    def move(pixel: Array, moves: tuple[Array, Array]) -> Array:
+    def move(pixel: Array, moves: augment.Moves) -> Array:
         """Pixels as a network sees them: cropped, flipped, normalised."""
-        offsets, flips = moves
-        moved = augment.flip(augment.crop(pixel, offsets, synthesis.crop_padding), flips)
-        return models.normalise(moved)
+        return models.normalise(augment.move(pixel, moves, synthesis.crop_padding))
+
+    def average(extra: Extra, statistics: Params) -> Params:
+        return losses.averaged(extra.average, statistics, loss.bn_momentum, extra.batches)
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_moves, key_noise = jax.random.split(key)
@@ -197,7 +196,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             image = move(pixel, moves)
             teacher = models.teacher.apply(frozen.teacher, image)
             student = models.student.apply(state.student.variables, image)
-            smooth = _smooth(state.extra, teacher.statistics, loss.bn_momentum)
+            smooth = average(state.extra, teacher.statistics)
             terms = {
                 'bn': losses.bn_statistics(smooth, frozen.teacher['batch_stats']),
                 'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
@@ -233,7 +232,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         extra = state.extra
         extra = extra.replace(
             bank=banks.put(extra.bank, extra.best, extra.label, extra.source),
-            average=_smooth(extra, extra.latest, loss.bn_momentum),
+            average=average(extra, extra.latest),
             batches=extra.batches + 1,
         )
         return state.replace(extra=extra), {}
@@ -308,38 +307,6 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     return Method(init, generator_step, student_step, sample, begin, finish)
 
 
-def _smooth(extra: Extra, statistics: Params, momentum: float) -> Params:
-    """New batch statistics averaged into those before; the first stand for themselves."""
-    return jax.tree.map(
-        lambda old, new: jnp.where(extra.batches > 0, momentum * old + (1 - momentum) * new, new),
-        extra.average,
-        statistics,
-    )
-
-
-def _warmup(config: Any) -> int:
-    """Rounds before the student's first step."""
-    rounds = 0
-    for phase in config.phases:
-        if phase.s_steps:
-            break
-        rounds += phase.rounds
-    return rounds
-
-
-def _student_optimiser(config: Any) -> optax.GradientTransformation:
-    """SGD with momentum; a cosine from `lr` to `final_lr`, constant within a round."""
-    student, phase = config.student, config.phases[-1]
-    rounds = sum(p.rounds for p in config.phases) - _warmup(config)
-    cosine = optax.schedules.cosine_decay_schedule(
-        student.lr, rounds, student.final_lr / student.lr
-    )
-    return optax.chain(
-        optax.add_decayed_weights(student.weight_decay),
-        optax.sgd(lambda step: cosine(step // phase.s_steps), momentum=student.momentum),
-    )
-
-
 def _check(config: Any, models: Models, shards: Shards) -> None:
     synthesis = config.synthesis
     shards.check('config.synthesis.batch_size', synthesis.batch_size)
@@ -378,10 +345,4 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
     ):
         raise ValueError(
             'cae needs a generator of embeddings: set config.generator.model=dcgan_generator.'
-        )
-    students = [phase.s_steps for phase in config.phases if phase.s_steps]
-    if len(set(students)) != 1:
-        raise ValueError(
-            f'config.phases have {students} student steps: cae anneals by the round, so all phases '
-            'after the warm-up need the same number, and one phase at least.'
         )

@@ -321,7 +321,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             out, batch_stats = apply_student(variables, image)
             terms = student_terms(loss, out.logits, teacher.logits, label, shards)
             total = _weighted(loss, terms)
-            same = jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(teacher.logits, -1))
+            same = jnp.mean(losses.agreement(out.logits, teacher.logits))
             return total, (terms | {'loss': total, 'agreement': same}, batch_stats)
 
         (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
