@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import time
@@ -19,6 +20,7 @@ from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError, Frozen, Method, NonFiniteError, State, unchanged
 
 SUMMARY = 'summary.json'
+TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
 
 
 def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     if (workdir / SUMMARY).exists():
         print('the run there is finished; for another, choose another --workdir', flush=True)
         return json.loads((workdir / SUMMARY).read_text())
+    run = run._replace(extra=_kept(workdir, run.extra))
     with folder.Interruption() as interrupted:
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
@@ -60,6 +63,29 @@ def find_teacher(config: Any, workdir: Path, interrupted: Callable[[], bool]) ->
         if not teach.run(config, path, 'teacher', interrupted):
             return {}
     return build.load_network(path, config.teacher.model, config)
+
+
+def _kept(workdir: Path, table: Any) -> Any:
+    """The table of embeddings that the run in `workdir` began with; a new run keeps `table` there.
+
+    An encoder on another machine may differ in its last bits, and a continued run must not.
+    Raises ConfigError where the two are different tables.
+    """
+    path = workdir / TABLE
+    if not np.size(table):  # a method without
+        return table
+    if not path.exists():
+        content = io.BytesIO()
+        np.save(content, table)
+        checkpoint.write_bytes(path, content.getvalue())
+        return table
+    kept = np.load(path, allow_pickle=False)
+    if kept.shape != table.shape or not np.allclose(kept, table, atol=1e-3):
+        raise ConfigError(
+            f'config.labels gives other embeddings than {path}, with which this run began: restore '
+            'the table, or choose another --workdir.'
+        )
+    return kept
 
 
 def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:

@@ -264,6 +264,63 @@ def test_stopped_twice_and_continued(
     assert here.progress == there.progress
 
 
+def embedded(teacher: Path) -> ConfigDict:
+    """`small` with CAE-DFKD, on all devices, from that teacher."""
+    config = digits.get_config('cae,smoke')
+    config.data.image_size, config.teacher.model = 4, 'resnet8_half'
+    config.teacher.checkpoint = str(teacher)
+    config.generator.width = 4
+    config.synthesis.update(batch_size=40, student_batch_size=8, bank=160)
+    config.phases = (
+        common.phase(rounds=2, g_steps=2, s_steps=0, loops=2),
+        common.phase(rounds=2, g_steps=1, s_steps=2),
+    )
+    config.eval_every_rounds = config.save_every_rounds = 3
+    return config
+
+
+def test_bank_and_embeddings_survive(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert jax.device_count() == 4
+    config, states = embedded(finished / 'teacher'), []
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    assert train.run(config, whole)['rounds'] == 4
+    assert np.load(whole / train.TABLE).shape == (10, 384)
+
+    writer = terminate_at(2, metrics.Writer.write)  # heard when the student learns from the bank
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Writer, 'write', writer)
+        assert train.run(config, stopped) == {}
+    # What an encoder says on another machine, to its rounding.
+    said = train.build.build(config)._replace(extra=np.load(whole / train.TABLE) * (1 + 1e-6))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.build, 'build', lambda _: said)
+        assert train.run(config, stopped)['rounds'] == 4
+    assert rows_of(stopped) == rows_of(whole)
+    for workdir in (whole, stopped):
+        run = build.build(config)
+        frozen = Frozen(checkpoint.load_model(finished / 'teacher')[1], run.extra)
+        like = jax.eval_shape(run.whole.init, frozen, jax.random.key(0))
+        with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+            states.append(checkpoints.restore(like).state)
+    assert states[0].extra.bank.image.dtype == np.uint8
+    assert int(states[0].extra.bank.written) == 40 * (2 * 2 + 2)
+    assert_same(*states)
+
+
+def test_other_embeddings_are_refused(finished: Path, tmp_path: Path) -> None:
+    config, workdir, table = embedded(finished / 'teacher'), tmp_path / 'run', tmp_path / 'new.npy'
+    config.phases = config.phases[1:]
+    config.labels.path = str(table)
+    np.save(table, np.random.default_rng(0).normal(size=(10, 6)))
+    train.run(config, workdir)
+    (workdir / train.SUMMARY).unlink()
+    np.save(table, np.random.default_rng(1).normal(size=(10, 6)))
+    with pytest.raises(ConfigError, match='other embeddings'):
+        train.run(config, workdir)
+
+
 def test_finished_run_trains_nothing_more(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: Any) -> Any:
         raise AssertionError('a finished run trained again')
