@@ -186,7 +186,7 @@ def labels() -> ConfigDict:
     """The embeddings of the classes' names that a generator starts from."""
     return ConfigDict(
         dict(
-            source='table',  # a stored table / minilm / clip / onehot
+            source='table',  # a stored table / minilm / onehot
             path=placeholder(str),  # of the table or the encoder's folder; None: the shipped ones
             text='names',  # names / index ("class 7")
             prompt='a image of {}',  # as NAYER's code writes it
@@ -220,7 +220,15 @@ def nayer(config: ConfigDict, student: str) -> None:
         dict(bn=10.0, ce=0.5, adversarial=1.33, bn_momentum=0.9, temperature=20.0)
     )
     config.synthesis = ConfigDict(
-        dict(batch_size=400, student_batch_size=512, bank=400 * 400, crop_padding=4, flip=True)
+        dict(
+            batch_size=400,
+            student_batch_size=512,
+            bank=400 * 400,
+            crop_padding=4,
+            flip=True,
+            shade=0.0,  # as for cpsc; ours
+            cutmix=0.0,
+        )
     )
     config.phases = (
         phase(rounds=20, loops=10, g_steps=30, s_steps=0),

@@ -7,6 +7,8 @@ which a network trained on 8-bit images does not notice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -30,6 +32,20 @@ def empty(size: int, image_shape: tuple[int, int, int]) -> Bank:
         source=jnp.zeros((size,), jnp.int32),
         written=jnp.zeros((), jnp.int32),
     )
+
+
+def check(synthesis: Any) -> None:
+    """Raises ValueError where a config's bank, of `synthesis.bank` images, does not fit its batch
+    or the mixing of its images is out of range.
+    """
+    if synthesis.bank <= 0 or synthesis.bank % synthesis.batch_size:
+        raise ValueError(
+            f'config.synthesis.bank={synthesis.bank} must be a positive multiple of '
+            f'config.synthesis.batch_size={synthesis.batch_size}.'
+        )
+    for name in ('shade', 'cutmix'):
+        if not 0 <= synthesis[name] <= 1:
+            raise ValueError(f'config.synthesis.{name}={synthesis[name]}: expected 0 to 1.')
 
 
 def put(bank: Bank, pixel: Array, label: Array, source: Array | None = None) -> Bank:

@@ -13,18 +13,21 @@ from dfkd_jax import data
 from dfkd_jax.parallel import Plan
 
 
-def classifier(
-    plan: Plan, module: Any, facts: data.Facts
+def over(
+    plan: Plan, fn: Callable[[Any, jax.Array], jax.Array], facts: data.Facts
 ) -> Callable[[Any, data.Dataset, int], tuple[np.ndarray, np.ndarray]]:
-    """A function ``(variables, dataset, batch_size) -> (predicted, label)``, both [N] int32."""
+    """What `fn`, ``(variables, normalised images [B, H, W, C]) -> [B, ...]``, says of a data set.
 
-    def predict(variables: Any, images: jax.Array) -> jax.Array:
-        x = data.normalise(images, facts.mean, facts.std)
-        return jnp.argmax(module.apply(variables, x).logits, axis=-1).astype(jnp.int32)
+    Returns a function ``(variables, dataset, batch_size) -> (said [N, ...], label [N] int32)``, in
+    stored order, compiled once.
+    """
 
-    compiled = plan.predict(predict)
+    def normalised(variables: Any, images: jax.Array) -> jax.Array:
+        return fn(variables, data.normalise(images, facts.mean, facts.std))
 
-    def classify(
+    compiled = plan.predict(normalised)
+
+    def call(
         variables: Any, dataset: data.Dataset, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         batch_size += -batch_size % plan.shards.size  # rows divide over the devices
@@ -33,11 +36,22 @@ def classifier(
             (compiled(variables, batch.image), batch.label, batch.valid)
             for batch in dataset.batches(batch_size)
         ]
-        predicted = [np.asarray(answer)[valid] for answer, _, valid in pending]
+        said = [np.asarray(answer)[valid] for answer, _, valid in pending]
         label = [label[valid] for _, label, valid in pending]
-        return np.concatenate(predicted), np.concatenate(label)
+        return np.concatenate(said), np.concatenate(label)
 
-    return classify
+    return call
+
+
+def classifier(
+    plan: Plan, module: Any, facts: data.Facts
+) -> Callable[[Any, data.Dataset, int], tuple[np.ndarray, np.ndarray]]:
+    """`over` for the class that a network predicts: ``(predicted, label)``, both [N] int32."""
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        return jnp.argmax(module.apply(variables, images).logits, axis=-1).astype(jnp.int32)
+
+    return over(plan, predict, facts)
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:

@@ -299,18 +299,11 @@ def features_of(
     plan: parallel.Plan, module: Any, variables: Any, dataset: data.Dataset, pooled: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """`features` and labels of a whole split, in stored order: [N, F] float32 and [N] int32."""
-    mean, std = dataset.facts.mean, dataset.facts.std
 
     def extract(variables: Any, images: Array) -> Array:
-        return features(module, variables, data.normalise(images, mean, std), pooled)
+        return features(module, variables, images, pooled)
 
-    compiled = plan.predict(extract)
-    rows = [
-        (compiled(variables, batch.image), batch.label, batch.valid)
-        for batch in dataset.batches(BATCH)
-    ]
-    found = [np.asarray(answer)[valid] for answer, _, valid in rows]
-    return np.concatenate(found), np.concatenate([label[valid] for _, label, valid in rows])
+    return evaluate.over(plan, extract, dataset.facts)(variables, dataset, BATCH)
 
 
 # --- The network ---------------------------------------------------------------------------
@@ -437,7 +430,7 @@ def _settings(
     if spec:
         classes, channels = spec.num_classes, spec.channels
     else:  # a set of the user's own: its files tell
-        known = dict(data._find(settings).info.features.items())
+        known = dict(data.find(settings).info.features.items())
         classes = getattr(known.get('label'), 'num_classes', 0)
         channels = known['image'].shape[-1] if 'image' in known else 1
     settings.num_classes, settings.image_size = classes, facts['image_size']

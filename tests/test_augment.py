@@ -144,6 +144,15 @@ def test_shading_is_a_product_with_another_image(key):
     assert 0 <= drawn.min() < 0.05 and 0.65 < drawn.max() <= 0.7
 
 
+def test_a_mixture_of_nothing_changes_nothing_and_of_all_takes_parts(key):
+    pixel, other = jax.random.uniform(key, (2, 8, 16, 16, 3))
+    none = augment.draw_mixture(key, pixel.shape, shade=0.0, cutmix=0.0)
+    np.testing.assert_array_equal(augment.mix(pixel, other, none), pixel)
+    boxes = augment.draw_mixture(key, pixel.shape, shade=0.0, cutmix=1.0)
+    lent = np.asarray(augment.mix(pixel, other, boxes) == other).all(-1)
+    assert (lent.any((1, 2)) & ~lent.all((1, 2))).all()
+
+
 def test_boxes_are_pasted_from_another_image(key):
     x, other = np.zeros((200, 12, 10, 3), np.float32), np.ones((200, 12, 10, 3), np.float32)
     boxes = augment.draw_boxes(key, 200, 12, 10, p=0.5)

@@ -204,12 +204,12 @@ def _open(config: Any) -> tuple[Facts, Any, str]:
         spec, test = DATASETS['digits'], _DIGITS_TEST
         stored = _Stored(10, 1, (8, 8), spec.class_names, spec.mean, spec.std, 1797 - test, test)
         return _facts(config, spec, stored), None, 'test'
-    builder = _find(config)
+    builder = find(config)
     stored, test_split = _stored(config, spec, builder)
     return _facts(config, spec, stored), builder, test_split
 
 
-def _find(config: Any) -> Any:
+def find(config: Any) -> Any:
     """The TFDS builder of the newest version in the data folder."""
     if config.data_dir:
         root, origin = config.data_dir, 'config.data.data_dir'

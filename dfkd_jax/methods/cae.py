@@ -264,11 +264,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return jnp.mean(losses.contrastive(entries, positive, loss.contrast_temperature))
 
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        key_bank, key_moves, key_mixup, key_again = jax.random.split(key, 4)
+        key_bank, key_moves, key_mixup, key_again, key_other, key_mix = jax.random.split(key, 6)
         size = synthesis.student_batch_size
         pixel, label, source = from_bank(state, key_bank)
         if synthesis.mixup:
             pixel = blend(state, pixel, key_mixup)
+        if synthesis.shade or synthesis.cutmix:
+            other = from_bank(state, key_other)[0]
+            whole = augment.draw_mixture(key_mix, (size, *shape), synthesis.shade, synthesis.cutmix)
+            pixel = augment.mix(pixel, other, jax.tree.map(shards.share, whole))
         image = move(pixel, draw_moves(key_moves, size))
         again: Any = None
         if loss.contrast and loss.contrast_of == 'images':
@@ -311,11 +315,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
     synthesis = config.synthesis
     shards.check('config.synthesis.batch_size', synthesis.batch_size)
     shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
-    if synthesis.bank <= 0 or synthesis.bank % synthesis.batch_size:
-        raise ValueError(
-            f'config.synthesis.bank={synthesis.bank} must be a positive multiple of '
-            f'config.synthesis.batch_size={synthesis.batch_size}.'
-        )
+    banks.check(synthesis)
     sources, magnitudes = tuple(config.noise.sources), tuple(config.noise.magnitudes)
     unknown = [name for name in sources if name not in SOURCES]
     if unknown or not sources:

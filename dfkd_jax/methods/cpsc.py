@@ -287,32 +287,26 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         rows = banks.draw(state.extra.bank, key, synthesis.student_batch_size)
         return banks.take(state.extra.bank, shards.share(rows))
 
-    def mix(pixel: Array, other: Array, key: Key) -> Array:
-        """The student's images after those of another draw lent them shades and parts."""
-        key_shade, key_boxes = jax.random.split(key)
-        depth = augment.draw_shade(key_shade, synthesis.student_batch_size, synthesis.shade)
-        pixel = augment.shade(pixel, other, shards.share(depth))
-        boxes = augment.draw_boxes(
-            key_boxes, synthesis.student_batch_size, *shape[:2], synthesis.cutmix
-        )
-        return augment.paste(pixel, other, shards.share(boxes))
-
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_sample, key_crop, key_flip, key_other, key_mix = jax.random.split(key, 5)
+        size = synthesis.student_batch_size
         if synthesis.bank:
             pixel, label = from_bank(state, key_sample)
             if synthesis.shade or synthesis.cutmix:
-                other, _ = from_bank(state, key_other)
-                pixel = mix(pixel, other, key_mix)
+                other = from_bank(state, key_other)[0]
+                whole = augment.draw_mixture(
+                    key_mix, (size, *shape), synthesis.shade, synthesis.cutmix
+                )
+                pixel = augment.mix(pixel, other, jax.tree.map(shards.share, whole))
             image = models.normalise(pixel)
         else:
             image, label = sample(frozen, state, key_sample)
         if synthesis.crop_padding:
             padding = synthesis.crop_padding
-            offsets = augment.draw_crop(key_crop, synthesis.student_batch_size, padding)
+            offsets = augment.draw_crop(key_crop, size, padding)
             image = augment.crop(image, shards.share(offsets), padding, black)
         if synthesis.flip:
-            mask = augment.draw_flip(key_flip, synthesis.student_batch_size)
+            mask = augment.draw_flip(key_flip, size)
             image = augment.flip(image, shards.share(mask))
         teacher = models.teacher.apply(frozen.teacher, image)
 
@@ -337,11 +331,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
     shards.check('config.synthesis.batch_size', config.synthesis.batch_size)
     shards.check('config.synthesis.student_batch_size', config.synthesis.student_batch_size)
     if config.synthesis.bank:
-        if config.synthesis.bank % config.synthesis.batch_size:
-            raise ValueError(
-                f'config.synthesis.bank={config.synthesis.bank} must be a multiple of '
-                f'config.synthesis.batch_size={config.synthesis.batch_size}.'
-            )
+        banks.check(config.synthesis)
         if not config.generator.bounded:
             raise ValueError(
                 'config.synthesis.bank keeps pixels: set config.generator.bounded=True, or the '
@@ -351,9 +341,6 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
         raise ValueError(
             'config.synthesis.shade and cutmix mix images of a bank: set config.synthesis.bank.'
         )
-    for name in ('shade', 'cutmix'):
-        if not 0 <= config.synthesis[name] <= 1:
-            raise ValueError(f'config.synthesis.{name}={config.synthesis[name]}: expected 0 to 1.')
     if not 0 < config.generator.darkest <= 1:
         raise ValueError(
             f'config.generator.darkest={config.generator.darkest}: expected above 0, up to 1.'

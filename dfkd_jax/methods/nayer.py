@@ -206,9 +206,14 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return Batch(models.normalise(pixel), label)
 
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        key_bank, key_moves = jax.random.split(key)
+        key_bank, key_moves, key_other, key_mix = jax.random.split(key, 4)
+        size = synthesis.student_batch_size
         pixel, _ = from_bank(state, key_bank)
-        image = move(pixel, draw_moves(key_moves, synthesis.student_batch_size))
+        if synthesis.shade or synthesis.cutmix:
+            other = from_bank(state, key_other)[0]
+            whole = augment.draw_mixture(key_mix, (size, *shape), synthesis.shade, synthesis.cutmix)
+            pixel = augment.mix(pixel, other, jax.tree.map(shards.share, whole))
+        image = move(pixel, draw_moves(key_moves, size))
         teacher = models.teacher.apply(frozen.teacher, image)
 
         def student_loss(params: Params) -> tuple[Array, tuple]:
@@ -232,10 +237,6 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
     synthesis = config.synthesis
     shards.check('config.synthesis.batch_size', synthesis.batch_size)
     shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
-    if synthesis.bank <= 0 or synthesis.bank % synthesis.batch_size:
-        raise ValueError(
-            f'config.synthesis.bank={synthesis.bank} must be a positive multiple of '
-            f'config.synthesis.batch_size={synthesis.batch_size}.'
-        )
+    banks.check(synthesis)
     if models.generator is None or not hasattr(models.generator, 'noisy_width'):
         raise ValueError('nayer needs its noisy layer: set config.generator.model=nayer_generator.')
