@@ -22,11 +22,11 @@ def get_config(arg: str | None = None):
         config.phases = (common.phase(rounds=380, g_steps=3, s_steps=20),)
     elif method != 'cpsc':
         common.small_embeddings(config, method)
-        config.synthesis.update(bank=170 * 120, crop_padding=2)
+        config.synthesis.update(bank=170 * 120, crop_padding=2, shade=0.7, cutmix=0.5)
         config.phases = (
             common.phase(rounds=3, g_steps=30, s_steps=0),
             common.phase(rounds=193, g_steps=10, s_steps=40),
         )
     config.log_every_rounds = 20
-    config.eval_every_rounds = config.save_every_rounds = 100
+    config.eval_every_rounds, config.save_every_rounds = 20, 100
     return common.finish(config, flags)

@@ -139,7 +139,7 @@ def test_noise_is_drawn_at_every_step_or_once_a_batch():
 
 
 def test_the_generator_and_its_adam_stay_unless_told():
-    _, method, frozen, state = built()
+    _, method, frozen, state = built(generator__reset_adam=False)
     state = synthesised(method, frozen, state)
     after, _ = method.begin(frozen, state.replace(round=jnp.asarray(10)), jax.random.key(1))
     chex.assert_trees_all_equal(after.generator, state.generator)

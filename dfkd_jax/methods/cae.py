@@ -20,8 +20,8 @@ of them did best, that the generator's losses are cross entropy, batch statistic
 term, that the student's are a divergence and CNCL, and that CNCL contrasts categories under
 different noise.  Everything else is ours, and a field: distributions and magnitudes (`noise`), the
 weights (NAYER's), embeddings standardised over the classes so that a magnitude has a meaning, noise
-drawn anew at every step or once a batch (`noise.fresh`), a generator that is never renewed and one
-Adam for the whole run (`generator.life`, `generator.reset_adam`: NAYER's way), the feature of the
+that stays for a batch's `g_steps` or is drawn anew at each (`noise.fresh`), a generator for the
+whole run with a new Adam at every batch (`generator.life`, `reset_adam`), the feature of the
 contrast (penultimate, without a head), its weight and temperature.
 
 The controls of the paper's argument are fields too: `loss.contrast_of='images'` contrasts two
