@@ -25,7 +25,7 @@ def get_config(arg: str | None = None):
         config.synthesis.update(bank=170 * 120, crop_padding=2, shade=0.7, cutmix=0.5)
         config.phases = (
             common.phase(rounds=3, g_steps=30, s_steps=0),
-            common.phase(rounds=193, g_steps=10, s_steps=40),
+            common.phase(rounds=157, g_steps=10, s_steps=40),
         )
     config.log_every_rounds = 20
     config.eval_every_rounds, config.save_every_rounds = 20, 100
