@@ -2,7 +2,7 @@
 
 It is plain data in a method's state, so checkpoints keep it; and it is the same on every device:
 what is put in is the whole batch, what comes out are the rows asked for.  Pixels take a byte each,
-which a network trained on 8-bit images does not notice.
+which a network trained on 8-bit images does not notice: 160,000 images of 32 x 32 x 3 take 493 MB.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
     python experiments/table.py --config=FILE --output=DIR
         [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,untrained] [--data_dir=DIR] [--runs=DIR]
+        [--set=FIELD=VALUE ...] [--teacher=FOLDER]
 
-A row is teacher, student, kd, a method, or one of VARIANTS.
+A row is teacher, student, kd, a method, or one of VARIANTS; --set changes a field of the config for
+all methods' runs (a shorter study: --set=phases[1].rounds=47, with another --runs).
 Every run is a process of its own, in its own folder under --runs, one after the other; finished
 ones are skipped and interrupted ones continue.  The output folder gets ``rows.csv`` (one line a
 run: accuracies, seconds, the command, versions, device) and ``table.md`` (mean and standard
-deviation over seeds).  One teacher (seed 0) serves all rows, except with --own_teachers, where
-each run of the method trains its own as the plain command does.
+deviation over seeds).  One teacher (seed 0, or --teacher) serves all rows, except with
+--own_teachers, where each run of the method trains its own as the plain command does.
 """
 
 from __future__ import annotations
@@ -58,10 +60,13 @@ def main() -> None:
     parser.add_argument('--data_dir')
     parser.add_argument('--runs', type=Path, default=Path('runs'))
     parser.add_argument('--own_teachers', action='store_true')
+    parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE')
+    parser.add_argument('--teacher', type=Path)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in args.seeds.split(',')]
     root = args.runs / Path(args.config).stem
+    teacher = args.teacher or root / 'teacher' / f'seed{seeds[0]}'
     data = [f'--config.data.data_dir={args.data_dir}'] if args.data_dir else []
 
     results = []
@@ -75,8 +80,9 @@ def main() -> None:
                 method, changes = VARIANTS.get(row, (row, {}))
                 config += f':{method}'
                 extra = [f'--config.{field}={value}' for field, value in changes.items()]
+                extra += [f'--config.{change}' for change in args.set]
             if row == 'kd' or (module == 'main' and not args.own_teachers):
-                extra += [f'--config.teacher.checkpoint={root / "teacher" / f"seed{seeds[0]}"}']
+                extra += [f'--config.teacher.checkpoint={teacher}']
             command = ['python', '-m', f'dfkd_jax.{module}', f'--config={config}',
                        f'--workdir={workdir}', f'--config.seed={seed}', *extra, *data]  # fmt: skip
             print(shlex.join(command), flush=True)

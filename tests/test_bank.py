@@ -34,6 +34,17 @@ def test_the_last_batches_are_kept(times: int, labels: list[int]):
     assert len(set(rows.tolist())) == min(4 * times, 12)  # each of them can be drawn
 
 
+def test_a_bank_of_160000_cifar_images_takes_half_a_gigabyte():
+    bank = jax.eval_shape(lambda: filled_once(160_000, 400, (32, 32, 3)))
+    assert bank.image.dtype == np.uint8
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(bank)) == 492_800_004
+
+
+def filled_once(size: int, batch_size: int, shape: tuple[int, int, int]) -> banks.Bank:
+    label = jax.numpy.zeros(batch_size, np.int32)
+    return banks.put(banks.empty(size, shape), jax.numpy.zeros((batch_size, *shape)), label)
+
+
 def test_pixels_are_rounded_to_bytes_and_clipped():
     pixel = np.float32([-0.2, 0.0, 0.4999 / 255, 0.5001 / 255, 0.7, 1.0, 1.3, 1.0])
     bank = banks.put(banks.empty(8, (1, 1, 1)), pixel.reshape(8, 1, 1, 1), np.arange(8))
