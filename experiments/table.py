@@ -2,15 +2,16 @@
 
     python experiments/table.py --config=FILE --output=DIR
         [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,untrained] [--data_dir=DIR] [--runs=DIR]
-        [--set=FIELD=VALUE ...] [--teacher=FOLDER]
+        [--set=FIELD=VALUE ...] [--teacher=FOLDER] [--finished]
 
 A row is teacher, student, kd, a method, or one of VARIANTS; --set changes a field of the config for
 all methods' runs (a shorter study: --set=phases[1].rounds=47, with another --runs).
 Every run is a process of its own, in its own folder under --runs, one after the other; finished
-ones are skipped and interrupted ones continue.  The output folder gets ``rows.csv`` (one line a
-run: accuracies, seconds, the command, versions, device) and ``table.md`` (mean and standard
-deviation over seeds).  One teacher (seed 0, or --teacher) serves all rows, except with
---own_teachers, where each run of the method trains its own as the plain command does.
+ones are skipped and interrupted ones continue; --finished runs nothing and reads what is there. The
+output folder gets ``rows.csv`` (one line a run: accuracies, seconds, the command, versions, device)
+and ``table.md`` (mean and standard deviation over seeds). One teacher (seed 0, or --teacher) serves
+all rows, except with --own_teachers, where each run of the method trains its own as the plain
+command does.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument('--own_teachers', action='store_true')
     parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE')
     parser.add_argument('--teacher', type=Path)
+    parser.add_argument('--finished', action='store_true')
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in args.seeds.split(',')]
@@ -85,8 +87,11 @@ def main() -> None:
                 extra += [f'--config.teacher.checkpoint={teacher}']
             command = ['python', '-m', f'dfkd_jax.{module}', f'--config={config}',
                        f'--workdir={workdir}', f'--config.seed={seed}', *extra, *data]  # fmt: skip
-            print(shlex.join(command), flush=True)
-            subprocess.run([sys.executable, *command[1:]], check=True)
+            if not args.finished:
+                print(shlex.join(command), flush=True)
+                subprocess.run([sys.executable, *command[1:]], check=True)
+            elif not any((workdir / name).exists() for name in ('summary.json', 'model.json')):
+                continue
             results.append(read(row, seed, workdir, shlex.join(command)))
             write(args.output, results)
 
