@@ -99,8 +99,8 @@ def test_the_bank_remembers_class_and_source():
     _, method, frozen, state = built()
     state = synthesised(method, frozen, state)
     bank = jax.device_get(state.extra.bank)
-    np.testing.assert_array_equal(bank.label[: tiny.BATCH], state.extra.label)
-    np.testing.assert_array_equal(bank.source[: tiny.BATCH], state.extra.source)
+    np.testing.assert_array_equal(bank.label[: tiny.BATCH], state.extra.making.label)
+    np.testing.assert_array_equal(bank.source[: tiny.BATCH], state.extra.making.source)
     assert set(bank.source[: tiny.BATCH]) == {0, 1, 2, 3}
 
 
@@ -109,7 +109,7 @@ def test_without_noise_a_class_has_one_image():
     _, method, frozen, state = built(noise__magnitudes=(0.0,) * 4)
     state, _ = method.begin(frozen, state, jax.random.key(0))
     state, _ = method.generator_step(frozen, state, jax.random.key(1))
-    best, label = np.asarray(state.extra.best), np.asarray(state.extra.label)
+    best, label = np.asarray(state.extra.making.best), np.asarray(state.extra.making.label)
     for c in range(tiny.CLASSES):
         of = best[label == c]
         np.testing.assert_allclose(of, np.broadcast_to(of[:1], of.shape), atol=1e-6)

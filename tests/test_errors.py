@@ -52,7 +52,7 @@ MISTAKES = {
     'dtype': (dict(dtype='float16'), 'config.dtype=.float16.*bfloat16'),
     'batch': (dict(synthesis__batch_size=18, synthesis__bank=36),
               'batch_size=18 does not divide over 4 devices'),
-    'bank': (dict(synthesis__bank=40), 'synthesis.bank=40 must be a multiple'),
+    'bank': (dict(synthesis__bank=40), 'synthesis.bank=40 must be a positive multiple'),
     'bank of unbounded images': (dict(generator__bounded=False), 'set config.generator.bounded'),
     'student batch': (dict(synthesis__student_batch_size=6), 'student_batch_size=6 does not'),
     'form': (dict(loss__ikd_form='l1'), "loss.ikd_form='l1'.*expected one of"),

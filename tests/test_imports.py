@@ -26,8 +26,9 @@ INTERNAL = {
     'losses': set(),
     'augment': set(),
     'bank': {'parallel'},
+    'inversion': {'bank', 'contract', 'losses'},
     'models': {'models'},
-    'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'parallel'},
+    'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'inversion', 'parallel'},
     'data': {'data'},
     'checkpoint': set(),
     'metrics': {'checkpoint'},
@@ -51,12 +52,13 @@ EXTERNAL = {
     'losses': {'jax', 'optax'},
     'augment': {'jax'},
     'bank': {'jax', 'flax'},
+    'inversion': {'jax', 'flax'},
     'models': {'jax', 'flax'},
     'methods': {'jax', 'flax', 'optax'},
     'port': {'jax', 'flax', 'numpy', 'safetensors', 'torch'},
     'labels': {'numpy', 'safetensors', 'scipy', 'tokenizers'},
 }
-PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'models', 'methods'}
+PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'inversion', 'models', 'methods'}
 PURE_STANDARD = {
     '__future__',
     'collections',

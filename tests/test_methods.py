@@ -611,7 +611,7 @@ def test_the_student_sees_the_images_that_the_generator_trained_on():
 def test_a_bank_needs_bounded_images_in_whole_batches():
     for changes, match in (
         (dict(synthesis__bank=tiny.BATCH), 'bounded=True'),
-        (dict(synthesis__bank=tiny.BATCH + 1, generator__bounded=True), 'a multiple of'),
+        (dict(synthesis__bank=tiny.BATCH + 1, generator__bounded=True), 'a positive multiple'),
         (dict(synthesis__shade=0.5), 'set config.synthesis.bank'),
         (
             dict(synthesis__cutmix=1.5, synthesis__bank=tiny.BATCH, generator__bounded=True),

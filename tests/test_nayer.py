@@ -16,7 +16,7 @@ import tiny
 from reference import Sided, near
 
 from configs import cifar10, cifar100, common
-from dfkd_jax import contract, losses, models, parallel, port
+from dfkd_jax import contract, inversion, losses, models, parallel, port
 from dfkd_jax.contract import Method, State
 from dfkd_jax.methods import nayer
 
@@ -83,7 +83,7 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
         student=state.student.replace(**ported('wrn16_2', student)),
         generator=state.generator.replace(**generator_variables),
         extra=state.extra.replace(
-            label=jnp.asarray(expected['labels'], jnp.int32), lowest=jnp.asarray(nayer.HIGHEST)
+            making=inversion.begin(state.extra.making, jnp.asarray(expected['labels'], jnp.int32))
         ),
     )
     np.testing.assert_array_equal(expected['labels'], np.arange(batch) % classes)
@@ -95,9 +95,9 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
     jax.config.update('jax_disable_most_optimizations', False)
     step = jax.jit(method.generator_step)
     after, metrics = step(frozen, state, jax.random.key(0))
-    near(np.transpose(after.extra.best, (0, 3, 1, 2)), expected['images'], 'images')
+    near(np.transpose(after.extra.making.best, (0, 3, 1, 2)), expected['images'], 'images')
     near(metrics['g/loss'], expected['generator_total'], 'generator_total')
-    near(after.extra.lowest, expected['generator_total'], 'lowest')
+    near(after.extra.making.lowest, expected['generator_total'], 'lowest')
     weights = {'bn': 10.0, 'ce': 0.5, 'adversarial': 1.33}
     grads = port.to_torch(
         'nayer_generator', generator_variables | {'params': jax.device_get(after.generator.params)}
@@ -110,15 +110,15 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
 
     # The statistics' moving average: two later batches, each measured before it is averaged in.
     mean, std = (np.float32(x).reshape(1, 1, 1, 3) for x in (nets.mean, nets.std))
-    extra = method.finish(frozen, after, None)[0].extra
+    making = method.finish(frozen, after, None)[0].extra.making
     for name in ('images2_bn_first_update', 'images3_bn_second_update'):
         images = rule.normal(f'{name[:7]}:nayer_step', expected['images'].shape)
         pixel = np.transpose(jax.nn.sigmoid(images), (0, 2, 3, 1))
         moments = classifier.apply(frozen.teacher, (pixel - mean) / std).statistics
-        smooth = losses.averaged(extra.average, moments, 0.9, extra.batches)
+        smooth = losses.averaged(making.average, moments, 0.9, making.batches)
         distance = losses.bn_statistics(smooth, frozen.teacher['batch_stats'])
         near(distance, expected[name], name)
-        extra = extra.replace(average=smooth, batches=extra.batches + 1)
+        making = making.replace(average=smooth, batches=making.batches + 1)
     student_logits, teacher_logits = expected['student_logits'], expected['teacher_logits']
     kd = jnp.mean(losses.kd(student_logits, teacher_logits, config.loss.temperature))
     near(kd, expected['student_kd_T20'], 'student_kd_T20')
@@ -193,9 +193,9 @@ def test_the_bank_gets_the_images_of_the_lowest_loss():
     for i in range(8):
         state, metrics = method.generator_step(frozen, state, jax.random.key(i))
         totals.append(float(metrics['g/loss']))
-        bests.append(np.asarray(state.extra.best))
+        bests.append(np.asarray(state.extra.making.best))
     lowest = int(np.argmin(totals))
-    np.testing.assert_allclose(state.extra.lowest, min(totals), rtol=1e-6)
+    np.testing.assert_allclose(state.extra.making.lowest, min(totals), rtol=1e-6)
     np.testing.assert_array_equal(bests[-1], bests[lowest])
     assert all(
         np.array_equal(a, b) == (totals[i] > min(totals[:i]))
@@ -208,7 +208,7 @@ def test_the_bank_gets_the_images_of_the_lowest_loss():
         bank.label[: tiny.BATCH], np.arange(tiny.BATCH) % config.data.num_classes
     )
     fresh, _ = method.begin(frozen, state, jax.random.key(9))
-    assert fresh.extra.lowest == nayer.HIGHEST
+    assert fresh.extra.making.lowest == inversion.HIGHEST
 
 
 def test_the_student_is_an_adversary_after_the_warm_up_only():

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dfkd_jax import augment, contract, losses
+from dfkd_jax import augment, contract, inversion, losses
 from dfkd_jax import bank as banks
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.parallel import Shards
@@ -51,32 +51,18 @@ SOURCES = {
 }
 
 
-HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
-
-
 class Extra(struct.PyTreeNode):
     """CAE's own state.
 
     bank: synthetic images, the classes and the sources they were made from.
-    label, source: [B], those of the batch in the making.
+    making: the batch in the making.
     noise: [B, E], its diffusion M_n q_n; () where every step draws its own.
-    best: [B, H, W, channels] pixels, its images at the step with the lowest loss so far.
-    lowest: [] that loss.
-    average: the moving average of the teacher's batch statistics, a tree like `batch_stats`.
-    latest: the batch statistics of the last step.
-    batches: [] int32, batches ever finished.
     renewed: [] int32, the round that last renewed the generator.
     """
 
     bank: banks.Bank
-    label: Array
-    source: Array
+    making: inversion.Making
     noise: Any
-    best: Array
-    lowest: Array
-    average: Params
-    latest: Params
-    batches: Array
     renewed: Array
 
 
@@ -121,21 +107,14 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     def init(frozen: Frozen, key: Key) -> State:
         key_student, key_generator = jax.random.split(key)
         student = models.student.init(key_student, jnp.zeros((1, *shape)))
-        nothing = jax.tree.map(jnp.zeros_like, frozen.teacher['batch_stats'])
         return State(
             round=contract.first_round(),
             student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
             generator=new_generator(frozen, key_generator),
             extra=Extra(
                 bank=banks.empty(synthesis.bank, shape),
-                label=jnp.zeros((batch,), jnp.int32),
-                source=jnp.zeros((batch,), jnp.int32),
+                making=inversion.nothing(batch, shape, frozen.teacher['batch_stats']),
                 noise=() if noise.fresh else jnp.zeros((batch, width)),
-                best=jnp.zeros((batch, *shape)),
-                lowest=jnp.full((), HIGHEST),
-                average=nothing,
-                latest=nothing,
-                batches=jnp.zeros((), jnp.int32),
                 renewed=jnp.zeros((), jnp.int32),
             ),
         )
@@ -151,19 +130,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         label, source = layout(key_layout, batch, classes, len(noise.sources))
         generator, renewed = state.generator, state.extra.renewed
         if settings.life:
-            ends = state.round % settings.life == 0
-            ends |= (state.round - warmup) % settings.life == 0
-            ends &= state.round != renewed
+            ends = inversion.life_is_over(state.round, renewed, settings.life, warmup)
             fresh = new_generator(frozen, key_generator)
             generator = jax.tree.map(lambda new, old: jnp.where(ends, new, old), fresh, generator)
             renewed = jnp.where(ends, state.round, renewed)
         if settings.reset_adam:
             generator = generator.replace(opt_state=generator_tx.init(generator.params))
         extra = state.extra.replace(
-            label=label,
-            source=source,
+            making=inversion.begin(state.extra.making, label, source),
             noise=() if noise.fresh else diffuse(key_noise, source, width, noise),
-            lowest=jnp.full((), HIGHEST),
             renewed=renewed,
         )
         return state.replace(generator=generator, extra=extra), {}
@@ -177,13 +152,11 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """Pixels as a network sees them: cropped, flipped, normalised."""
         return models.normalise(augment.move(pixel, moves, synthesis.crop_padding))
 
-    def average(extra: Extra, statistics: Params) -> Params:
-        return losses.averaged(extra.average, statistics, loss.bn_momentum, extra.batches)
-
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_moves, key_noise = jax.random.split(key)
         moves = draw_moves(key_moves, batch)
-        label, source = state.extra.label, state.extra.source
+        making = state.extra.making
+        label, source = making.label, making.source
         diffusion = diffuse(key_noise, source, width, noise) if noise.fresh else state.extra.noise
         embedding = shards.share(frozen.extra[label] + diffusion)
         label = shards.share(label)
@@ -196,46 +169,27 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             image = move(pixel, moves)
             teacher = models.teacher.apply(frozen.teacher, image)
             student = models.student.apply(state.student.variables, image)
-            smooth = average(state.extra, teacher.statistics)
-            terms = {
-                'bn': losses.bn_statistics(smooth, frozen.teacher['batch_stats']),
-                'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
-                'adversarial': jnp.mean(losses.adversarial(student.logits, teacher.logits)),
-            }
-            weights = dict(bn=loss.bn, ce=loss.ce)
-            weights['adversarial'] = jnp.where(state.round < warmup, 0.0, loss.adversarial)
-            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
-            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
-            return total, (
-                terms | {'loss': total, 'hit': hit},
-                mutated['batch_stats'],
-                teacher.statistics,
-                pixel,
-            )
+            total, terms = inversion.loss(
+                loss, making, teacher, student.logits, frozen.teacher['batch_stats'], label,
+                state.round >= warmup,
+            )  # fmt: skip
+            return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(
             generator_loss
         )(state.generator.params)
-        better = total < state.extra.lowest
-        extra = state.extra.replace(
-            best=jnp.where(better, shards.gather(pixel), state.extra.best),
-            lowest=jnp.where(better, total, state.extra.lowest),
-            latest=jax.tree.map(jax.lax.stop_gradient, latest),
-        )
+        making = inversion.keep(making, total, shards.gather(pixel), latest)
         generator = contract.update(state.generator, grads, generator_tx, generator_stats)
         metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
+        extra = state.extra.replace(making=making)
         return state.replace(generator=generator, extra=extra), metrics
 
     def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """The best images to the bank; the last step's statistics to their average."""
         del frozen, key
         extra = state.extra
-        extra = extra.replace(
-            bank=banks.put(extra.bank, extra.best, extra.label, extra.source),
-            average=average(extra, extra.latest),
-            batches=extra.batches + 1,
-        )
-        return state.replace(extra=extra), {}
+        making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
+        return state.replace(extra=extra.replace(making=making, bank=bank)), {}
 
     def from_bank(state: State, key: Key) -> tuple[Array, Array, Array]:
         """This instance's share of a batch of the bank: pixels, labels, sources."""

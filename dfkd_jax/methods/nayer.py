@@ -34,34 +34,22 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dfkd_jax import augment, contract, losses
+from dfkd_jax import augment, contract, inversion, losses
 from dfkd_jax import bank as banks
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.parallel import Shards
-
-HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
 
 
 class Extra(struct.PyTreeNode):
     """NAYER's own state.
 
     bank: synthetic images and the classes they were made for.
-    label: [B], the classes of the batch in the making.
-    best: [B, H, W, channels] pixels, its images at the step with the lowest loss so far.
-    lowest: [] that loss.
-    average: the moving average of the teacher's batch statistics, a tree like `batch_stats`.
-    latest: the batch statistics of the last step.
-    batches: [] int32, batches ever finished.
+    making: the batch in the making.
     renewed: [] int32, the round that last renewed the generator.
     """
 
     bank: banks.Bank
-    label: Array
-    best: Array
-    lowest: Array
-    average: Params
-    latest: Params
-    batches: Array
+    making: inversion.Making
     renewed: Array
 
 
@@ -80,19 +68,13 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     def init(frozen: Frozen, key: Key) -> State:
         key_student, key_generator = jax.random.split(key)
         student = models.student.init(key_student, jnp.zeros((1, *shape)))
-        nothing = jax.tree.map(jnp.zeros_like, frozen.teacher['batch_stats'])
         return State(
             round=contract.first_round(),
             student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
             generator=new_generator(frozen, key_generator),
             extra=Extra(
                 bank=banks.empty(synthesis.bank, shape),
-                label=jnp.zeros((batch,), jnp.int32),
-                best=jnp.zeros((batch, *shape)),
-                lowest=jnp.full((), HIGHEST),
-                average=nothing,
-                latest=nothing,
-                batches=jnp.zeros((), jnp.int32),
+                making=inversion.nothing(batch, shape, frozen.teacher['batch_stats']),
                 renewed=jnp.zeros((), jnp.int32),
             ),
         )
@@ -107,8 +89,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """A new noisy layer and a new Adam; where its life is over, a new generator."""
         key_generator, key_label = jax.random.split(key)
         fresh = new_generator(frozen, key_generator)
-        ends = (state.round % settings.life == 0) | ((state.round - warmup) % settings.life == 0)
-        ends &= state.round != state.extra.renewed
+        ends = inversion.life_is_over(state.round, state.extra.renewed, settings.life, warmup)
         params, batch_stats = jax.tree.map(
             lambda new, old: jnp.where(ends, new, old),
             (fresh.params, fresh.batch_stats),
@@ -120,8 +101,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         chosen = jax.random.randint(key_label, (batch,), 0, classes, jnp.int32)
         label = jnp.where(jnp.arange(batch) < batch - batch % classes, label, chosen)
         extra = state.extra.replace(
-            label=label,
-            lowest=jnp.full((), HIGHEST),
+            making=inversion.begin(state.extra.making, label),
             renewed=jnp.where(ends, state.round, state.extra.renewed),
         )
         return state.replace(
@@ -137,12 +117,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """Pixels as a network sees them: cropped, flipped, normalised."""
         return models.normalise(augment.move(pixel, moves, synthesis.crop_padding))
 
-    def average(extra: Extra, statistics: Params) -> Params:
-        return losses.averaged(extra.average, statistics, loss.bn_momentum, extra.batches)
-
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         moves = draw_moves(key, batch)
-        label = shards.share(state.extra.label)
+        making = state.extra.making
+        label = shards.share(making.label)
         embedding = frozen.extra[label]
 
         def generator_loss(params: Params) -> tuple[Array, tuple]:
@@ -154,46 +132,27 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             image = move(pixel, moves)
             teacher = models.teacher.apply(frozen.teacher, image)
             student = models.student.apply(state.student.variables, image)
-            smooth = average(state.extra, teacher.statistics)
-            terms = {
-                'bn': losses.bn_statistics(smooth, frozen.teacher['batch_stats']),
-                'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
-                'adversarial': jnp.mean(losses.adversarial(student.logits, teacher.logits)),
-            }
-            weights = dict(bn=loss.bn, ce=loss.ce)
-            weights['adversarial'] = jnp.where(state.round < warmup, 0.0, loss.adversarial)
-            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
-            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
-            return total, (
-                terms | {'loss': total, 'hit': hit},
-                mutated['batch_stats'],
-                teacher.statistics,
-                pixel,
-            )
+            total, terms = inversion.loss(
+                loss, making, teacher, student.logits, frozen.teacher['batch_stats'], label,
+                state.round >= warmup,
+            )  # fmt: skip
+            return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(
             generator_loss
         )(state.generator.params)
-        better = total < state.extra.lowest
-        extra = state.extra.replace(
-            best=jnp.where(better, shards.gather(pixel), state.extra.best),
-            lowest=jnp.where(better, total, state.extra.lowest),
-            latest=jax.tree.map(jax.lax.stop_gradient, latest),
-        )
+        making = inversion.keep(making, total, shards.gather(pixel), latest)
         generator = contract.update(state.generator, grads, generator_tx, generator_stats)
         metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
+        extra = state.extra.replace(making=making)
         return state.replace(generator=generator, extra=extra), metrics
 
     def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """The best images to the bank; the last step's statistics to their average."""
         del frozen, key
         extra = state.extra
-        extra = extra.replace(
-            bank=banks.put(extra.bank, extra.best, extra.label),
-            average=average(extra, extra.latest),
-            batches=extra.batches + 1,
-        )
-        return state.replace(extra=extra), {}
+        making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
+        return state.replace(extra=extra.replace(making=making, bank=bank)), {}
 
     def from_bank(state: State, key: Key) -> tuple[Array, Array]:
         """This instance's share of a batch of the bank: pixels and labels."""
