@@ -177,6 +177,7 @@ def _attend(
         attend = nn.remat(SpatialAttention) if owner.remat else SpatialAttention
         return attend(config.heads[level], config.groups, config.epsilon, owner.dtype, name=name)(x)
     if kind == 'cross':
+        assert context is not None, 'this network needs text states'
         transform = nn.remat(Transformer) if owner.remat else Transformer
         return transform(config, config.heads[level], owner.dtype, name=name)(x, context)
     return x
