@@ -85,8 +85,10 @@ READ = {'num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'train
         'variance_type', 'set_alpha_to_one'}  # fmt: skip
 NEUTRAL: dict[str, Any] = {
     'dynamic_thresholding_ratio': None,  # of `thresholding`
+    'predict_epsilon': (True,),  # in files of old versions, as is 'tensor_format'
     'sample_max_value': None,  # of `thresholding`
     'skip_prk_steps': None,  # of a PNDM sampler
+    'tensor_format': None,
 }
 
 
