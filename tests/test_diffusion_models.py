@@ -187,9 +187,8 @@ def made(kind: str = 'pixel', remat: bool = False, dtype: Any = jnp.float32, **c
 
 
 @cache
-def output(*args: Any, **options: Any) -> np.ndarray:
-    module, params, inputs = made(*args, **options)
-    return np.asarray(jax.jit(module.apply)(params, *inputs))
+def program(kind: str = 'pixel', **options: Any) -> Any:
+    return jax.jit(made(kind, **options)[0].apply)
 
 
 def recomputed(kind: str, remat: bool) -> int:
@@ -206,52 +205,81 @@ def test_every_block_can_be_recomputed():
 
 
 def test_recomputing_changes_no_gradient():
-    def gradient(remat: bool) -> np.ndarray:
-        module, params, (x, t) = made('pixel', remat)
-        loss = jax.jit(jax.grad(lambda x: jnp.sum(jnp.square(module.apply(params, x, t)))))
-        return np.asarray(loss(x))
+    """Of one level with attention; the whole is held to the reference, recomputed."""
+    config = DDPM | dict(block_out_channels=[8], norm_num_groups=4, layers_per_block=1,
+                         down_block_types=['AttnDownBlock2D'],
+                         up_block_types=['AttnUpBlock2D'])  # fmt: skip
+    x, t = np.random.default_rng(0).standard_normal((1, 4, 4, 3)).astype(np.float32), np.array([9])
+    modules = [UNet(unet.from_config(config), remat=remat) for remat in (False, True)]
+    shapes = jax.eval_shape(modules[0].init, jax.random.key(0), x, t)
+    params = jax.tree.map(lambda leaf: np.linspace(-1, 1, leaf.size).reshape(leaf.shape), shapes)
 
-    stored = gradient(False)
+    def gradient(module: UNet) -> np.ndarray:
+        loss = jax.jit(jax.grad(lambda x, p: jnp.sum(jnp.square(module.apply(p, x, t)))))
+        return np.asarray(loss(x, params))
+
+    stored = gradient(modules[0])
     assert np.abs(stored).max() > 0
-    near(gradient(True), stored, 'gradient', 1e-5)
+    near(gradient(modules[1]), stored, 'gradient', 1e-5)
 
 
 def test_heads_of_every_level():
-    """A number for all levels, or one for each; a different one is another network."""
     assert unet.from_config(SD1).heads == (8,) * 4
     assert unet.from_config(SD2).heads == (5, 10, 20, 20)
     assert unet.from_config(DDPM).heads == (1,) * 4
     assert unet.from_config(DDPM | {'attention_head_dim': 64}).heads == (2, 4, 4, 4)
-    assert np.abs(output('latent') - output('latent', attention_head_dim=4)).max() > 1e-3
+
+
+@pytest.mark.parametrize('heads', [1, 3])
+def test_attention_by_hand(heads):
+    """Every head looks at its own slice of the channels."""
+    rng = np.random.default_rng(0)
+    x, context = rng.standard_normal((2, 4, 6)), rng.standard_normal((2, 5, 3))
+    weights = {name: rng.standard_normal((6 if name in ('to_q', 'to_out_0') else 3, 6))
+               for name in ('to_q', 'to_k', 'to_v', 'to_out_0')}  # fmt: skip
+    query, key, value = x @ weights['to_q'], context @ weights['to_k'], context @ weights['to_v']
+    mixed = []
+    for part in np.split(np.arange(6), heads):
+        scores = np.exp(query[..., part] @ key[..., part].mT / np.sqrt(6 / heads))
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ value[..., part])
+    expected = np.concatenate(mixed, -1) @ weights['to_out_0'] + 0.5
+    params = {name: {'kernel': weight.astype(np.float32)} for name, weight in weights.items()}
+    params['to_out_0']['bias'] = np.full(6, 0.5, np.float32)
+    inputs = (each.astype(np.float32) for each in (x, context))
+    near(unet.Attention(heads).apply({'params': params}, *inputs), expected, 'attention', 1e-5)
 
 
 def test_linear_projections_are_the_same_numbers():
-    module, params, inputs = made('latent')
-    linear = UNet(unet.from_config(tiny(SD1, use_linear_projection=True)))
+    rng = np.random.default_rng(0)
+    x, text = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 2, 2, 8), (1, 3, 6)))
+    by = [unet.Transformer(unet.from_config(tiny(SD1, use_linear_projection=linear)), 2)
+          for linear in (False, True)]  # fmt: skip
+    params = jax.jit(by[0].init)(jax.random.key(0), x, text)['params']
+    expected = jax.jit(by[0].apply)({'params': params}, x, text)
+    for name in ('proj_in', 'proj_out'):
+        params[name]['kernel'] = params[name]['kernel'][0, 0]
+    near(jax.jit(by[1].apply)({'params': params}, x, text), np.asarray(expected), 'map', 1e-5)
 
-    def squeezed(path, leaf):
-        return leaf[0, 0] if any('proj_' in str(part) and 'emb' not in str(part)
-                                 for part in path) and leaf.ndim == 4 else leaf  # fmt: skip
 
-    params = jax.tree_util.tree_map_with_path(squeezed, params)
-    near(jax.jit(linear.apply)(params, *inputs), output('latent'), 'eps', 1e-5)
-
-
-def test_text_matters():
-    module, params, (x, t, text) = made('latent')
-    other = jax.jit(module.apply)(params, x, t, text[::-1].copy())
-    assert np.abs(output('latent') - other).max() > 1e-3
+def test_text_and_time_matter():
+    _, params, (x, t, text) = made('latent')
+    run = program('latent')
+    whole = np.asarray(run(params, x, t, text))
+    assert np.abs(whole - run(params, x, t, text[::-1].copy())).max() > 1e-3
+    assert np.abs(whole - run(params, x, t[::-1].copy(), text)).max() > 1e-3
+    np.testing.assert_allclose(run(params, x[::-1].copy(), t[::-1].copy(), text[::-1].copy()),
+                               whole[::-1], rtol=1e-3, atol=1e-4)  # fmt: skip
 
 
 def test_half_precision_computes_in_half_precision():
-    actual = output('latent', dtype=jnp.bfloat16)
-    assert actual.dtype == np.float32
-    error = np.abs(actual - output('latent')).max() / np.abs(output('latent')).max()
-    assert 1e-4 < error < 0.1
     module, params, inputs = made('latent', dtype=jnp.bfloat16)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    program = str(jax.make_jaxpr(module.apply)(params, *inputs))
-    convolutions = [line for line in program.splitlines() if 'conv_general_dilated[' in line]
+    exact = np.asarray(program('latent')(params, *inputs))
+    actual = program('latent', dtype=jnp.bfloat16)(params, *inputs)
+    assert actual.dtype == jnp.float32
+    assert 1e-4 < np.abs(actual - exact).max() / np.abs(exact).max() < 0.1
+    text = str(jax.make_jaxpr(module.apply)(params, *inputs))
+    convolutions = [line for line in text.splitlines() if 'conv_general_dilated[' in line]
     assert convolutions and all('bf16[' in line for line in convolutions)
 
 
@@ -273,13 +301,14 @@ def test_text_encoder_is_causal_and_knows_both_activations():
     outputs = {}
     for name in ('quick_gelu', 'gelu'):
         module = CLIPText(clip_text.from_config(config | {'hidden_act': name}))
-        params = module.init(jax.random.key(0), tokens)
+        run = jax.jit(module.apply)
+        params = jax.jit(module.init)(jax.random.key(0), tokens)
         # Drawn large, for the two activations to differ.
         params = jax.tree.map(
             lambda x: x + 0.5 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params
         )
-        outputs[name] = module.apply(params, tokens)
-        later = module.apply(params, tokens + (np.arange(6) > 3)[None])
+        outputs[name] = run(params, tokens)
+        later = run(params, tokens + (np.arange(6) > 3)[None])
         np.testing.assert_allclose(later[:, :4], outputs[name][:, :4], atol=1e-5)
         assert np.abs(later - outputs[name])[:, 4:].max() > 1e-3
     assert np.abs(outputs['gelu'] - outputs['quick_gelu']).max() > 1e-4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,13 @@ def torch_name(path: str, text: bool = False) -> str:
 
 def plan(module: nn.Module) -> dict[str, Slot]:
     """Where each PyTorch array of a module goes, by name, from tracing its `init`."""
-    config: Any = module.config
+    make: Any = type(module)
+    return _slots(make, module.config)
+
+
+@lru_cache(maxsize=32)
+def _slots(make: Any, config: Any) -> dict[str, Slot]:
+    module = make(config)
     inputs: tuple[Any, ...]
     if isinstance(module, CLIPText):
         inputs = (jnp.zeros((1, config.length), jnp.int32),)
