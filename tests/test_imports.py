@@ -37,6 +37,7 @@ INTERNAL = {
     'evaluate': {'contract', 'data', 'parallel'},
     'port': {'port', 'models'},
     'labels': {'checkpoint', 'data'},
+    'diffusion': {'diffusion', 'checkpoint', 'models'},
     'build': {'checkpoint', 'contract', 'data', 'labels', 'methods', 'models', 'parallel', 'port'},
     'cli': {'build'},
     'teach': RUN | {'cli'},
@@ -57,6 +58,7 @@ EXTERNAL = {
     'methods': {'jax', 'flax', 'optax'},
     'port': {'jax', 'flax', 'numpy', 'safetensors', 'torch'},
     'labels': {'numpy', 'safetensors', 'scipy', 'tokenizers'},
+    'diffusion': {'jax', 'flax', 'numpy', 'safetensors', 'tokenizers'},
 }
 PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'inversion', 'models', 'methods'}
 PURE_STANDARD = {
@@ -184,6 +186,17 @@ def test_a_method_knows_no_other_and_nothing_of_its_surroundings(path: Path) -> 
         if name.startswith(f'{PACKAGE}.parallel'):
             assert name == f'{PACKAGE}.parallel.Shards', 'only for the type of an argument'
     assert not said(tree) & {'open', 'print', 'devices', 'device_count', 'flags', 'logging'}
+
+
+@pytest.mark.parametrize('name', ['errors', 'layers', 'unet', 'vae', 'clip_text', 'resize'])
+def test_what_a_prior_computes_knows_no_files(name: str) -> None:
+    """Of the diffusion models, `folder`, `tokenizer` and `prior` read; networks only compute."""
+    tree = parse(ROOT / PACKAGE / 'diffusion' / f'{name}.py')
+    others = {each.partition('.')[0] for each in imports(tree)} & set(sys.stdlib_module_names)
+    assert others <= PURE_STANDARD
+    assert modules(imports(tree)) <= {'diffusion', 'models'}
+    readers = {f'{PACKAGE}.diffusion.{reader}' for reader in ('folder', 'tokenizer', 'prior')}
+    assert not any(each.startswith(tuple(readers)) for each in imports(tree))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=ids)

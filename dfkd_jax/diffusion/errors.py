@@ -1,0 +1,68 @@
+"""The one error of this package, and what reads a configuration's fields with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+class DiffusionError(ValueError):
+    """A model folder, prompt, scheduler or image size that does not fit; it says what to do."""
+
+
+def field(config: Mapping[str, Any], name: str, where: str) -> Any:
+    """A field without which the architecture is not known."""
+    if config.get(name) is None:
+        raise DiffusionError(
+            f'{where} has no {name!r}: expected a whole config.json of diffusers or transformers. '
+            'Copy it again from where the model was published.'
+        )
+    return config[name]
+
+
+def whole(config: Mapping[str, Any], name: str, where: str) -> int:
+    """A positive whole number."""
+    value = field(config, name, where)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DiffusionError(f'{where} has {name}={value!r}: expected a positive whole number.')
+    return value
+
+
+def wholes(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
+    """A list of positive whole numbers, of one at least."""
+    values = field(config, name, where)
+    if not isinstance(values, list | tuple) or not values:
+        raise DiffusionError(f'{where} has {name}={values!r}: expected a list of numbers.')
+    return tuple(whole({name: value}, name, where) for value in values)
+
+
+def neutral(
+    config: Mapping[str, Any],
+    read: Collection[str],
+    options: Mapping[str, Collection[Any] | None],
+    where: str,
+) -> None:
+    """Refuses options that would make the model another one than is built here.
+
+    Args:
+      config: of the folder.
+      read: the names that the caller reads.
+      options: the values of an option at which it changes nothing; None: whatever it says.
+      where: the file, for the error.
+
+    Raises:
+      DiffusionError: listing every option with another value, and every unknown one that is set.
+    """
+    wrong = []
+    for name, value in config.items():
+        if name.startswith('_') or name in read:
+            continue
+        allowed = options.get(name, (None, False))
+        if allowed is not None and value not in allowed:
+            wrong.append(f'{name}={value!r} (only {" or ".join(map(repr, allowed))})')
+    if wrong:
+        raise DiffusionError(
+            f'{where} asks for what is not supported: {", ".join(wrong)}. Supported are Stable '
+            'Diffusion 1.x and 2.x (text to image) and unconditional UNet2DModel as of '
+            'ddpm-cifar10-32: use a folder of one of those.'
+        )

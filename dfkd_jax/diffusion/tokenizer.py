@@ -1,0 +1,149 @@
+"""CLIP's byte-pair encoding (Radford et al. 2021), from a tokenizer folder's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfkd_jax.diffusion.errors import DiffusionError
+from dfkd_jax.diffusion.folder import read_json
+
+# Contractions, words, single digits, and runs of anything else but blanks.
+WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+START, END = '<|startoftext|>', '<|endoftext|>'
+
+Tokenize = Callable[[Sequence[str]], np.ndarray]
+
+
+def load(folder: str | Path, length: int = 77, vocabulary: int | None = None) -> Tokenize:
+    """A function of a list of texts, to tokens int32 [B, length].
+
+    A text is lower-cased, begins and ends with a token of its own, and is filled up to `length`
+    with the folder's padding token.  A longer one is cut, and keeps its end token.
+
+    Args:
+      folder: with vocab.json, merges.txt and tokenizer_config.json.
+      length: of every text.
+      vocabulary: the size of the text encoder's table, which no token may exceed.
+
+    Raises:
+      DiffusionError: for a folder that is incomplete, damaged or of another tokenizer; from the
+        function, for anything but a list of texts.
+    """
+    folder = Path(folder)
+    try:
+        from tokenizers import (
+            AddedToken,
+            Regex,
+            Tokenizer,
+            models,
+            normalizers,
+            pre_tokenizers,
+            processors,
+        )
+    except ImportError as error:
+        raise DiffusionError(
+            'prompts need the package tokenizers, which is not installed: run '
+            "`pip install 'dfkd_jax[diffusion]'`."
+        ) from error
+    config = read_json(folder / 'tokenizer_config.json')
+    kind = config.get('tokenizer_class', 'CLIPTokenizer')
+    if kind not in ('CLIPTokenizer', 'CLIPTokenizerFast'):
+        raise DiffusionError(f'{folder} is of a {kind}: expected CLIPTokenizer.')
+    vocab = read_json(folder / 'vocab.json')
+    special = _special(folder, config)
+    absent = [token for token in special.values() if token not in vocab]
+    if absent:
+        raise DiffusionError(
+            f'{folder / "vocab.json"} has no {" and no ".join(sorted(set(absent)))}, the special '
+            'tokens of its tokenizer_config.json: the two are of different models.'
+        )
+    if vocabulary is not None and max(vocab.values()) >= vocabulary:
+        raise DiffusionError(
+            f'{folder / "vocab.json"} has tokens up to {max(vocab.values())}, the text encoder '
+            f'only {vocabulary}: the two are of different models.'
+        )
+    try:
+        bpe = models.BPE(vocab=vocab, merges=_merges(folder / 'merges.txt'),
+                         unk_token=special['unk_token'], continuing_subword_prefix='',
+                         end_of_word_suffix='</w>', fuse_unk=False)  # fmt: skip
+    except Exception as error:  # tokenizers raises of its own kind
+        raise DiffusionError(
+            f'the merges and the vocabulary in {folder} do not fit ({error}): copy both again.'
+        ) from error
+    tokenizer: Any = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), behavior='removed', invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ])  # fmt: skip
+    # Among them a padding token '!', which in Stable Diffusion 2 is no exclamation mark any more.
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in dict.fromkeys(special.values())]
+    )
+    start, end = special['bos_token'], special['eos_token']
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f'{start}:0 $A:0 {end}:0', special_tokens=[(t, vocab[t]) for t in (start, end)]
+    )
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(
+        length=length, pad_id=vocab[special['pad_token']], pad_token=special['pad_token']
+    )
+
+    def tokenize(prompts: Sequence[str]) -> np.ndarray:
+        _check(prompts)
+        return np.array([text.ids for text in tokenizer.encode_batch(list(prompts))], np.int32)
+
+    return tokenize
+
+
+def _check(prompts: Any) -> None:
+    if not isinstance(prompts, list | tuple) or not prompts:
+        raise DiffusionError(
+            f'the prompts are {prompts!r}: expected a list of texts, such as '
+            "['a realistic photo', '']."
+        )
+    wrong = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    if wrong:
+        raise DiffusionError(f'the prompt {wrong[0]!r} is no text: expected a list of texts.')
+
+
+def _special(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The special tokens by their roles.
+
+    Two files name them.  special_tokens_map.json is the one that counts, as in Stable Diffusion 2,
+    whose padding is '!' there alone, unless tokenizer_config.json is of the newer form that holds
+    all tokens added.
+    """
+    named = {'bos_token': START, 'eos_token': END, 'unk_token': END, 'pad_token': END}
+    sources = [config]
+    path = folder / 'special_tokens_map.json'
+    if 'added_tokens_decoder' not in config and path.is_file():
+        sources.append(read_json(path))
+    for source in sources:
+        for role in named:
+            token = source.get(role)
+            token = token.get('content') if isinstance(token, dict) else token
+            if token is not None:
+                named[role] = str(token)
+    return named
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs to merge, in order."""
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffusionError(f'{path} cannot be read ({error}): copy it again.') from error
+    pairs = [tuple(line.split()) for line in lines if line.strip()]
+    # The first line may say the version; '#' is also a token that merges.
+    pairs = pairs[1:] if lines and lines[0].startswith('#version') else pairs
+    wrong = [' '.join(pair) for pair in pairs if len(pair) != 2]
+    if wrong:
+        raise DiffusionError(f'{path} has the line {wrong[0]!r}: expected two tokens a line.')
+    return [(first, second) for first, second in pairs]
