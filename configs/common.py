@@ -186,7 +186,7 @@ def labels() -> ConfigDict:
     """The embeddings of the classes' names that a generator starts from."""
     return ConfigDict(
         dict(
-            source='table',  # a stored table / minilm / onehot
+            source='table',  # a stored table / minilm / clip / onehot
             path=placeholder(str),  # of the table or the encoder's folder; None: the shipped ones
             text='names',  # names / index ("class 7")
             prompt='a image of {}',  # as NAYER's code writes it

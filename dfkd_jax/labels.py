@@ -4,7 +4,7 @@ A configuration has the fields
 
     source       'table'   stored embeddings: those that ship (MiniLM), or a file
                  'minilm'  the sentence encoder all-MiniLM-L6-v2 (Wang et al. 2020; Reimers et al.)
-                 'clip'    not yet
+                 'clip'    a CLIP text encoder (Radford et al. 2021), as NAYER's code has it
                  'onehot'  orthogonal codes, which know nothing of the names
     path         of the table, or of the encoder's folder; None: what ships, what is installed
     text         'names' of the classes, or 'index': "class 7"
@@ -65,12 +65,6 @@ def load(settings: Any, dataset: str, class_names: Sequence[str], num_classes: i
     _check_prompt(settings.prompt)
     if settings.source == 'onehot':
         table = np.eye(num_classes)
-    elif settings.source == 'clip':
-        raise LabelError(
-            "config.labels.source='clip' is not available: no CLIP text encoder is part of this "
-            "version. Use 'table' with config.labels.path=FILE.npy of such embeddings, one row a "
-            "class, or 'table' alone, 'minilm' or 'onehot'."
-        )
     else:
 
         def texts() -> list[str]:
@@ -78,6 +72,8 @@ def load(settings: Any, dataset: str, class_names: Sequence[str], num_classes: i
 
         if settings.source == 'minilm':
             table = encode_minilm(texts(), settings.path or _installed())
+        elif settings.source == 'clip':
+            table = encode_clip(texts(), settings.path)
         else:
             table = _from_file(Path(settings.path or SHIPPED).expanduser(), dataset, texts)
         _check_table(table, settings, num_classes)
@@ -223,7 +219,7 @@ def _expect(field: str, value: Any, known: Sequence[str]) -> None:
         raise LabelError(f'config.labels.{field}={value!r}; expected one of {", ".join(known)}.')
 
 
-# 3. The sentence encoder.
+# 3. The text encoders.
 
 
 def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
@@ -272,6 +268,41 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
         ) from error
     mean = np.stack([states.mean(0) for states in hidden])
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+def encode_clip(texts: Sequence[str], folder: str | Path | None) -> np.ndarray:
+    """CLIP's embeddings, float32 [n, E]: the last layer's normalised state at the end token.
+
+    NAYER's code has a projection after it, which text encoders of diffusers' folders lack.
+
+    folder: a pipeline's, with text_encoder and tokenizer in it, or one with the files of both.
+    Raises LabelError for a folder that is missing, incomplete or of another network.
+    """
+    import jax
+
+    from dfkd_jax.diffusion import DiffusionError, tokenizer
+    from dfkd_jax.diffusion.folder import load_text
+
+    if folder is None:
+        raise LabelError(
+            "config.labels.source='clip' needs config.labels.path=FOLDER: of a pipeline in "
+            "diffusers' format, such as Stable Diffusion's, or its text_encoder and tokenizer."
+        )
+    home = Path(folder).expanduser()
+    parts = [home / 'text_encoder', home / 'tokenizer']
+    try:
+        module, params = load_text(parts[0] if parts[0].is_dir() else home)
+        size = module.config.length, module.config.vocabulary
+        tokens = tokenizer.load(parts[1] if parts[1].is_dir() else home, *size)(list(texts))
+    except DiffusionError as error:
+        raise LabelError(f'config.labels.path: {error}') from error
+    ends = tokens.argmax(1)  # the end token is the last of CLIP's vocabulary; padding may repeat it
+    rows = []
+    for start in range(0, len(texts), 50):
+        with jax.default_matmul_precision('highest'):
+            states = np.asarray(module.apply({'params': params}, tokens[start : start + 50]))
+        rows.append(states[np.arange(len(states)), ends[start : start + 50]])
+    return np.concatenate(rows)
 
 
 def _bert(config: Any, weights: Mapping[str, np.ndarray], tokens: list[int]) -> np.ndarray:

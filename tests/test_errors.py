@@ -74,7 +74,7 @@ EMBEDDING_MISTAKES = {
     'no such table': (dict(labels__path='/nowhere/t.npy'), '/nowhere/t.npy'),
     'prompt': (dict(labels__prompt='a photo'), r'the prompt .a photo. has \{\} 0 times'),
     'prompt without embeddings': (dict(labels__prompt='a drawing of {}'), 'a drawing of 0'),
-    'no encoder': (dict(labels__source='clip'), 'no CLIP text encoder'),
+    'no encoder': (dict(labels__source='clip'), 'needs config.labels.path=FOLDER'),
     'generator': (dict(generator__model='resnet8'), 'needs'),
     'bank': (dict(synthesis__bank=0), 'bank=0 must be a positive multiple'),
     'batch': (dict(synthesis__batch_size=18, synthesis__bank=36), 'does not divide over 4'),

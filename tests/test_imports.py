@@ -36,7 +36,7 @@ INTERNAL = {
     'workdir': {'', 'checkpoint', 'contract'},
     'evaluate': {'contract', 'data', 'parallel'},
     'port': {'port', 'models'},
-    'labels': {'checkpoint', 'data'},
+    'labels': {'checkpoint', 'data', 'diffusion'},
     'diffusion': {'diffusion', 'checkpoint', 'models'},
     'build': {'checkpoint', 'contract', 'data', 'labels', 'methods', 'models', 'parallel', 'port'},
     'cli': {'build'},
@@ -57,7 +57,7 @@ EXTERNAL = {
     'models': {'jax', 'flax'},
     'methods': {'jax', 'flax', 'optax'},
     'port': {'jax', 'flax', 'numpy', 'safetensors', 'torch'},
-    'labels': {'numpy', 'safetensors', 'scipy', 'tokenizers'},
+    'labels': {'jax', 'numpy', 'safetensors', 'scipy', 'tokenizers'},
     'diffusion': {'jax', 'flax', 'numpy', 'safetensors', 'tokenizers'},
 }
 PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'inversion', 'models', 'methods'}

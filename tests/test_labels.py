@@ -219,6 +219,20 @@ def test_an_encoder_that_is_something_else(encoder, tmp_path):
         labels.encode_minilm(['cat'], tmp_path)
 
 
+def test_clip_gives_the_state_at_the_end_token(golden):
+    folder, texts = golden / 'tiny_sd' / 'model', ['a realistic photo', 'a photo of a cat', '']
+    expected = np.load(golden / 'tiny_sd' / 'expected.npz')
+    states, ends = expected['text_hidden'], [6, 6, 1]
+    wanted = states[np.arange(3), ends]
+    got = labels.encode_clip(texts, folder)
+    np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+    table = load(('cat', 'dog'), source='clip', path=str(folder), standardise=False)
+    np.testing.assert_allclose(
+        table, labels.encode_clip(['a image of cat', 'a image of dog'], folder)
+    )
+    assert table.dtype == np.float32 and not np.allclose(table[0], table[1])
+
+
 # 5. Mistakes.
 
 MISTAKES = {
@@ -227,7 +241,8 @@ MISTAKES = {
     'no place in the prompt': (dict(prompt='an image'), '0 times: expected it once'),
     'two places in the prompt': (dict(prompt='{} or {}'), '2 times: expected it once'),
     'a prompt that does not ship': (dict(prompt='a photo of {}'), 'a photo of airplane.*minilm'),
-    'clip': (dict(source='clip'), "not available.*'table'"),
+    'no folder of CLIP': (dict(source='clip'), 'needs config.labels.path=FOLDER'),
+    'no CLIP there': (dict(source='clip', path='nowhere'), 'no nowhere/config.json'),
     'no names': (dict(names=(), classes=10), '0 class names.*num_classes=10.*index'),
     'a name too few': (dict(names=CIFAR10[1:], classes=10), '9 class names.*num_classes=10'),
     'names that do not ship': (dict(names=('cat', 'wug')), "a image of wug.*source='minilm'"),
