@@ -39,7 +39,8 @@ def main() -> None:
     for level in map(float, args.levels.split(',')):
         cells = []
         for row in rows:
-            runs = sorted((args.runs / args.config.stem / row).glob('seed*'))
+            summaries = (args.runs / args.config.stem / row).glob('seed*/summary.json')
+            runs = sorted(path.parent for path in summaries)  # finished ones
             reached = [point for run in runs if (point := first(run, level))]
             means = [f'{statistics.mean(column):.0f}' for column in zip(*reached, strict=True)]
             cells.append(', '.join([*means, f'{len(reached)} of {len(runs)} seeds']))
