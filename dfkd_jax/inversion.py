@@ -101,7 +101,7 @@ def keep(making: Making, total: Array, pixel: Array, statistics: Params) -> Maki
     return making.replace(
         best=jnp.where(better, pixel, making.best),
         lowest=jnp.where(better, total, making.lowest),
-        latest=jax.tree.map(jax.lax.stop_gradient, statistics),
+        latest=statistics,
     )
 
 

@@ -40,8 +40,8 @@ class Shards(NamedTuple):
         """This instance's rows of a whole batch: [B * size, ...] -> [B, ...]."""
         if self.axis is None:
             return x
-        rows = x.shape[0] // self.size
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.axis) * rows, rows)
+        size = x.shape[0]
+        return jax.lax.dynamic_slice_in_dim(x, self.first_row(size), size // self.size)
 
     def first_row(self, batch_size: int) -> Array | int:
         """Where in a whole batch this instance's share begins."""

@@ -38,11 +38,12 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     if (workdir / SUMMARY).exists():
         print('the run there is finished; for another, choose another --workdir', flush=True)
         return json.loads((workdir / SUMMARY).read_text())
-    run = run._replace(extra=_kept(workdir, run.extra))
     with folder.Interruption() as interrupted:
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}
+        # Not before: a folder with nothing but a config can be given another.
+        run = run._replace(extra=_kept(workdir, run.extra))
         return _distil(config, workdir, run, test, teacher, interrupted)
 
 

@@ -471,18 +471,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the arguments, measures, and says what came out; mistakes end it in one line."""
     parser = argparse.ArgumentParser(prog='python -m dfkd_jax.transfer', description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    network_arguments(parser)
     add = parser.add_argument
-    add('--student', required=True, metavar='FOLDER', help="a run's workdir, or a model folder")
     add('--dataset', required=True, metavar='NAME', help='the images to measure on')
     add('--protocol', required=True, metavar='|'.join(PROTOCOLS))
-    add('--data_dir', help='where data sets are kept; else $TFDS_DATA_DIR')
     add('--resize', default='resize', metavar='|'.join(data.RESIZE), help="to the network's size")
-    add('--seed', type=int, default=0, help='of the validation part, of new weights, of batches')
-    add('--untrained', action='store_true', help='the control: the architecture, new weights')
     add('--pooled', action='store_true', help='probe: pooled maps of all stages too')
-    add('--output', metavar='FILE.json', help='where to write the result')
-    add('--source_dataset', metavar='NAME', help='of a ported network: what it was trained on')
-    add('--image_size', type=int, metavar='PIXELS', help='of a ported network')
     for name in ('epochs', 'batch_size', 'lr', 'weight_decay', 'crop_padding'):
         default = Recipe._field_defaults[name]
         kind = float if isinstance(default, float) else int
@@ -498,6 +492,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         f'{result["protocol"]} of {result["model"]} ({weights}): {result["accuracy"]:.2f} % of the '
         f'{result["test_size"]} test images of {result["dataset"]}, {result["seconds"]:.0f} s'
     )
+
+
+def network_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every measurement: whose weights, which draws, and where to."""
+    add = parser.add_argument
+    add('--student', required=True, metavar='FOLDER', help="a run's workdir, or a model folder")
+    add('--untrained', action='store_true', help='the control: the architecture, new weights')
+    add('--seed', type=int, default=0, help='of new weights, of batches, of a validation part')
+    add('--output', metavar='FILE.json', help='where to write the result')
+    add('--data_dir', help='where data sets are kept; else $TFDS_DATA_DIR')
+    add('--source_dataset', metavar='NAME', help='of a ported network: what it was trained on')
+    add('--image_size', type=int, metavar='PIXELS', help='of a ported network')
 
 
 if __name__ == '__main__':

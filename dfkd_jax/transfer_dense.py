@@ -308,18 +308,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the arguments, measures, and says what came out; mistakes end it in one line."""
     parser = argparse.ArgumentParser(prog='python -m dfkd_jax.transfer_dense', description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    transfer.network_arguments(parser)
     add = parser.add_argument
-    add('--student', required=True, metavar='FOLDER', help="a run's workdir, or a model folder")
     add('--scenes', required=True, metavar='FOLDER', help='train/ and test/, images/ and masks/')
     add('--size', type=int, default=64, help='pixels that scenes are brought to')
     add('--stages', type=int, default=3, help='how many maps the head sees, the last ones')
     add('--frozen', action='store_true', help='train the head alone')
-    add('--untrained', action='store_true', help='the control: the architecture, new weights')
-    add('--seed', type=int, default=0)
-    add('--output', metavar='FILE.json', help='where to write the result')
-    add('--data_dir', help='where data sets are kept; else $TFDS_DATA_DIR')
-    add('--source_dataset', metavar='NAME', help='of a ported network: what it was trained on')
-    add('--image_size', type=int, metavar='PIXELS', help='of a ported network')
     for name, default in (('epochs', 30), ('batch_size', 64), ('lr', 0.02), ('weight_decay', 5e-4)):
         add(f'--{name}', type=type(default), default=default, help=f'(default {default})')
     args = vars(parser.parse_args(argv))

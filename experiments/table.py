@@ -112,16 +112,21 @@ def read(row: str, seed: int, workdir: Path, command: str) -> dict:
 
 
 def write(output: Path, results: list[dict]) -> None:
-    with open(output / 'rows.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(results)
     lines = ['| | last, % | best, % | seconds | seeds |', '|---|---|---|---|---|']
     for row in dict.fromkeys(result['row'] for result in results):
         group = [result for result in results if result['row'] == row]
         cells = [spread([r[name] for r in group]) for name in ('last', 'best')]
         cells.append(f'{statistics.mean(r["seconds"] for r in group):.0f}')
         lines.append(f'| {NAMES.get(row, row)} | {" | ".join(cells)} | {len(group)} |')
+    save(output, results, lines)
+
+
+def save(output: Path, results: list[dict], lines: list[str]) -> None:
+    """``rows.csv``, whose columns are the results' names, and ``table.md``."""
+    with open(output / 'rows.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(results[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(results)
     (output / 'table.md').write_text('\n'.join(lines) + '\n')
 
 

@@ -1,7 +1,7 @@
 """What the features of finished runs are worth elsewhere: the rows of the transfer table.
 
     python experiments/transfer_table.py --config=FILE --output=DIR --data_dir=DIR [--runs=DIR]
-        [--seeds=0,1,2] [--rows=teacher,kd,cpsc,nayer,cae,new] [--scenes=FOLDER]
+        [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,nayer,cae,new] [--scenes=FOLDER]
         [--tasks=animals/probe,animals/pooled,animals/finetune,...,scenes/dense]
 
 The networks are those that `table.py` left under --runs: for a seed, the student of that seed; the
@@ -15,14 +15,13 @@ and one file beside the network's run; what is there is not measured again.  The
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from table import spread
+from table import save, spread
 
 COLUMNS = ('row', 'task', 'seed', 'score', 'source_accuracy', 'seconds', 'device', 'versions',
            'command')  # fmt: skip
@@ -85,10 +84,6 @@ def measure(row: str, task: str, seed: int, network: Path, args: argparse.Namesp
 
 
 def write(output: Path, results: list[dict]) -> None:
-    with open(output / 'rows.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(results)
     tasks = list(dict.fromkeys(result['task'] for result in results))
     lines = [f'| | {" | ".join(tasks)} |', '|---' * (1 + len(tasks)) + '|']
     for row in dict.fromkeys(result['row'] for result in results):
@@ -97,7 +92,7 @@ def write(output: Path, results: list[dict]) -> None:
             scores = [r['score'] for r in results if (r['row'], r['task']) == (row, task)]
             cells.append(spread(scores) if scores else '')
         lines.append(f'| {NAMES.get(row, row)} | {" | ".join(cells)} |')
-    (output / 'table.md').write_text('\n'.join(lines) + '\n')
+    save(output, results, lines)
 
 
 if __name__ == '__main__':

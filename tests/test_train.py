@@ -321,6 +321,16 @@ def test_other_embeddings_are_refused(finished: Path, tmp_path: Path) -> None:
         train.run(config, workdir)
 
 
+def test_a_mistaken_teacher_leaves_the_folder_to_another_config(tmp_path: Path) -> None:
+    config, workdir = embedded(tmp_path / 'nowhere'), tmp_path / 'run'
+    with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
+        train.run(config, workdir)
+    assert {path.name for path in workdir.iterdir()} == {'config.json'}
+    config.loss.bn = 2.0  # no complaint of another config, but the same mistake
+    with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
+        train.run(config, workdir)
+
+
 def test_finished_run_trains_nothing_more(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: Any) -> Any:
         raise AssertionError('a finished run trained again')
