@@ -8,14 +8,16 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('cifar100', num_classes=100, image_size=32)
     config.teacher = common.teacher('resnet34')
     config.teach = common.teach(epochs=200, batch_size=256, lr=0.1)
     common.use(config, method, 'resnet18', flags)
-    if method != 'cpsc':
+    if method == 'diffdfkd':
+        config.synthesis.per_class = 500  # as many images as for CIFAR-10; ours
+    elif method != 'cpsc':
         for phase in config.phases:
             phase.g_steps = 40
     return common.finish(config, flags)

@@ -8,8 +8,8 @@ field; fields are locked, so a misspelt `--config.` flag fails.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-METHODS = ('cpsc', 'nayer', 'cae')
-FLAGS = ('smoke', 'as_published', 'untrained')
+METHODS = ('cpsc', 'nayer', 'cae', 'diffdfkd')
+FLAGS = ('smoke', 'as_published', 'untrained', 'unguided', 'noise')
 
 
 def parse(arg: str | None, methods: tuple[str, ...] = METHODS) -> tuple[str, set[str]]:
@@ -80,11 +80,15 @@ def teach(epochs: int, batch_size: int, lr: float, **changes) -> ConfigDict:
             momentum=0.9,
             nesterov=False,
             weight_decay=5e-4,
+            final_lr=0.0,
+            milestones=(),  # epochs after which the rate is a tenth, in place of the cosine
             crop_padding=4,
+            random_resized_crop=False,  # an area of 8 to 100 % of the image, in place of crops
             flip=True,
             kd_temperature=4.0,  # ordinary distillation on real data: alpha KD + (1 - alpha) CE
             kd_weight=0.9,
             save_every_epochs=1,
+            eval_every_epochs=1,
         )
     )
     recipe.update(changes)
@@ -179,7 +183,10 @@ def use(config: ConfigDict, method: str, student: str, flags: set[str]) -> None:
     if method == 'cpsc':
         cpsc(config, student, as_published='as_published' in flags)
     else:
-        {'nayer': nayer, 'cae': cae}[method](config, student)
+        {'nayer': nayer, 'cae': cae, 'diffdfkd': diffdfkd}[method](config, student)
+    if method == 'diffdfkd' and 'as_published' in flags:
+        config.synthesis.update(batch_size=1, cutmix=False, final='stale', intermediate=True)
+        config.parallel = 'jit'  # one image cannot be shared
 
 
 def labels() -> ConfigDict:
@@ -264,6 +271,62 @@ def cae(config: ConfigDict, student: str) -> None:
     config.synthesis.mixup = 0.0
 
 
+def diffdfkd(config: ConfigDict, student: str) -> None:
+    """DiffDFKD at the authors' CIFAR-10 setting.
+
+    Source: the defaults of their repository, and its CIFAR-10 scripts for the number of images and
+    the distillation.  Ours: batches of 8 of a class where theirs are of one, in which Latent CutMix
+    does nothing; bfloat16 where theirs is float16.
+    """
+    config.student = ConfigDict(dict(model=student))
+    config.prior = ConfigDict(
+        dict(
+            path=placeholder(str),  # a folder of diffusers' format, e.g. Stable Diffusion 1.5
+            dtype='bfloat16',  # of the U-Net and the decoder; steps and losses are float32
+            remat=True,  # blocks are recomputed for the gradient: less memory, more time
+            steps=50,
+            scale=3.0,  # of classifier-free guidance
+            prompt='A realistic photo.',  # with '{}', the class's name
+            negative='',
+        )
+    )
+    config.loss = ConfigDict(dict(bn=0.1, ce=1.0, adversarial=1.0))  # they are step sizes too
+    config.synthesis = ConfigDict(
+        dict(
+            source='guided',  # guided / unguided / noise
+            per_class=5000,
+            batch_size=8,
+            stored_size=config.data.image_size,
+            bank=placeholder(str),  # of another run, whose images are taken; None: they are made
+            through_unet=True,
+            per_image=True,
+            final='fresh',
+            cutmix=True,
+            cutmix_ratio='uniform',
+            intermediate=False,
+        )
+    )
+    # The student of the adversarial term; `steps` is ours, theirs are 20 epochs.
+    config.in_loop = teach(epochs=1, batch_size=128, lr=0.1, final_lr=2e-4, kd_temperature=30.0)
+    config.in_loop.update(kd_weight=1.0, weight_decay=5e-4)
+    config.in_loop.every = 10  # images of a class; 0: there is none
+    config.in_loop.start = 20  # images of a class from which it has a say
+    config.in_loop.steps = 200
+    config.distil = teach(epochs=240, batch_size=256, lr=0.2, milestones=(150, 180, 210))
+    config.distil.update(kd_temperature=30.0, kd_weight=1.0)
+
+
+def small_diffdfkd(config: ConfigDict) -> None:
+    """DiffDFKD with a small diffusion model of pixels, for minutes of a CPU.  Ours."""
+    config.prior.update(dtype='float32', remat=False, steps=20)
+    config.loss.adversarial = 0.0
+    config.synthesis.update(batch_size=64, per_class=512)
+    config.distil.update(epochs=40, batch_size=128, milestones=(), kd_temperature=4.0)
+    config.distil.crop_padding = config.teach.crop_padding
+    config.distil.flip = config.teach.flip
+    config.distil.save_every_epochs = 10
+
+
 def small_embeddings(config: ConfigDict, method: str) -> None:
     """NAYER or CAE-DFKD for minutes of a CPU.  Ours.
 
@@ -279,12 +342,19 @@ def small_embeddings(config: ConfigDict, method: str) -> None:
 
 def smoke(config: ConfigDict) -> None:
     """Shrinks any run to about a minute: the same program at a fraction of its length and batch."""
-    config.phases = tuple(
-        phase(rounds=2, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2)) for p in config.phases
-    )
-    config.generator.width = min(config.generator.width, 16)
-    config.synthesis.batch_size = config.synthesis.student_batch_size = 16
-    config.synthesis.bank = min(config.synthesis.bank, 64)
+    if 'prior' in config:
+        config.prior.steps, config.in_loop.steps, config.distil.epochs = 3, 2, 2
+        config.synthesis.update(batch_size=8, per_class=8)
+        config.distil.batch_size = config.in_loop.batch_size = 64
+        config.distil.milestones = ()
+    else:
+        config.phases = tuple(
+            phase(rounds=2, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2))
+            for p in config.phases
+        )
+        config.generator.width = min(config.generator.width, 16)
+        config.synthesis.batch_size = config.synthesis.student_batch_size = 16
+        config.synthesis.bank = min(config.synthesis.bank, 64)
     config.teach.epochs = 1
     config.eval_batch_size = 100
     config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 1
@@ -293,7 +363,14 @@ def smoke(config: ConfigDict) -> None:
 def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
     """Applies the flags every config knows."""
     if 'untrained' in flags:  # the control: the same run with a generator that never trains
+        if 'prior' in config:
+            raise ValueError('diffdfkd trains no generator: its controls are unguided and noise.')
         config.generator.lr = 0.0
+    for source in ('unguided', 'noise'):
+        if source in flags:
+            if 'prior' not in config:
+                raise ValueError(f'{source} is a control of diffdfkd; the others have untrained.')
+            config.synthesis.source = source
     if 'smoke' in flags:
         smoke(config)
     return config

@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('digits', num_classes=10, image_size=16, channels=1)
@@ -18,6 +18,8 @@ def get_config(arg: str | None = None):
         config.synthesis.update(bank=80 * 128, crop_padding=1)
         config.student.update(lr=0.2, warmup_steps=50)
         config.phases = (common.phase(rounds=72, g_steps=3, s_steps=20),)
+    elif method == 'diffdfkd':
+        common.small_diffdfkd(config)
     elif method != 'cpsc':
         common.small_embeddings(config, method)
         config.synthesis.update(bank=170 * 120, crop_padding=1, flip=False)

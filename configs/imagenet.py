@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae][,smoke][,as_published][,untrained]`."""
+    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('imagenet', num_classes=1000, image_size=224, resize='crop')
@@ -22,6 +22,10 @@ def get_config(arg: str | None = None):
         config.generator.model = 'cpsc_deep_generator'
         config.generator.lr = 2e-4  # Fast-DFKD's, for its 224 px generator
         config.synthesis.batch_size = config.synthesis.student_batch_size = 256
+    elif method == 'diffdfkd':
+        config.synthesis.update(per_class=100, stored_size=256)  # the repository's default
+        config.in_loop.update(batch_size=256, random_resized_crop=True)
+        config.distil.update(lr=0.1, weight_decay=1e-4, random_resized_crop=True)
     else:
         from_embeddings(config, method)
     config.dtype = 'bfloat16'

@@ -7,6 +7,7 @@ normalised or not; floats are differentiable (in reverse mode).  All functions a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -53,6 +54,39 @@ def crop(
         color = jnp.broadcast_to(jnp.asarray(fill, x.dtype), (channels,))
         padded = jnp.where((rows & columns)[None, :, :, None], padded, color[None, None, None, :])
     return _windows(padded, offsets, padding)
+
+
+def draw_areas(key: Key, batch: int, least: float = 0.08) -> Array:
+    """An area of each image, [B, 4] float32 in [0, 1]: its top, left, height and width.
+
+    A part of `least` to 1 of the image, of an aspect ratio of 3/4 to 4/3, anywhere (Szegedy et al.
+    2015); what would not fit is cut to the image's sides.  The key is consumed.
+    """
+    key_part, key_ratio, key_place = jax.random.split(key, 3)
+    part = jax.random.uniform(key_part, (batch,), minval=least)
+    ratio = jnp.exp(jax.random.uniform(key_ratio, (batch,), minval=-1.0, maxval=1.0) * LOG_RATIO)
+    sides = jnp.minimum(jnp.sqrt(jnp.stack([part / ratio, part * ratio], axis=1)), 1.0)
+    return jnp.concatenate([jax.random.uniform(key_place, (batch, 2)) * (1 - sides), sides], axis=1)
+
+
+LOG_RATIO = math.log(4 / 3)
+
+
+def resized_crop(x: Array, areas: Array, size: int) -> Array:
+    """An area [B, 4] of each image, as `draw_areas` gives, at `size` pixels a side.
+
+    Bilinear, antialiased where it shrinks.  [B, H, W, C] float -> [B, size, size, C].
+    """
+    sides = jnp.asarray(x.shape[1:3], jnp.float32)
+
+    def cut(image: Array, area: Array) -> Array:
+        scale = size / (area[2:] * sides)
+        shape = (size, size, image.shape[-1])
+        return jax.image.scale_and_translate(
+            image, shape, (0, 1), scale, -area[:2] * sides * scale, 'linear', antialias=True
+        )
+
+    return jax.vmap(cut)(x, areas)
 
 
 def draw_boxes(key: Key, batch: int, height: int, width: int, p: float = 0.5) -> Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax import checkpoint, data, labels, models, parallel, port
+from dfkd_jax import checkpoint, data, diffusion, disk_bank, labels, models, parallel, port
 from dfkd_jax.contract import ConfigError, Method, Models, NonFiniteError
 from dfkd_jax.methods import METHODS
 
@@ -22,6 +22,8 @@ EXPECTED_ERRORS = (
     ConfigError,
     NonFiniteError,
     data.DataError,
+    diffusion.DiffusionError,
+    disk_bank.BankError,
     labels.LabelError,
     port.PortError,
     checkpoint.CheckpointError,
@@ -41,7 +43,8 @@ class Run(NamedTuple):
     whole: Method
     models: Models
     facts: Any  # of the data set: mean, std, class_names
-    extra: Any = ()  # `Frozen.extra`: the table of label embeddings [C, E], where a method has one
+    # The table of label embeddings [C, E] or the diffusion model, where a method has one.
+    extra: Any = ()
 
 
 def build(config: Any) -> Run:
@@ -54,13 +57,18 @@ def build(config: Any) -> Run:
     plan = make_plan(config)
     make = METHODS[config.method]
     table = load_table(config, facts)
-    nets = make_models(config, facts, table=table)
+    prior = load_prior(config)
+    nets, shared = (
+        make_models(config, facts, axis, table)._replace(prior=prior and prior._replace(frozen={}))
+        for axis in (None, plan.shards.axis)
+    )
     try:
         whole = make(config, nets, parallel.Shards())
-        method = make(config, make_models(config, facts, plan.shards.axis, table), plan.shards)
+        method = make(config, shared, plan.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Run(plan, method, whole, nets, facts, () if table is None else table)
+    extra = prior if table is None else table
+    return Run(plan, method, whole, nets, facts, () if extra is None else extra)
 
 
 def make_plan(config: Any) -> parallel.Plan:
@@ -76,6 +84,22 @@ def load_table(config: Any, facts: Any) -> np.ndarray | None:
     if 'labels' not in config:
         return None
     return labels.load(config.labels, config.data.name, facts.class_names, config.data.num_classes)
+
+
+def load_prior(config: Any) -> diffusion.Prior | None:
+    """The diffusion model that `config.prior` names; None for a method without."""
+    if 'prior' not in config:
+        return None
+    if config.prior.path is None:
+        raise ConfigError(
+            'no diffusion model: set --config.prior.path to a folder of diffusers format (Stable '
+            'Diffusion 1.x or 2.x, or a DDPM of pixels).'
+        )
+    if config.prior.dtype not in DTYPES:
+        raise ConfigError(
+            f'config.prior.dtype={config.prior.dtype!r}; expected one of {", ".join(DTYPES)}.'
+        )
+    return diffusion.load(config.prior.path, jnp.dtype(config.prior.dtype), config.prior.remat)
 
 
 def make_models(

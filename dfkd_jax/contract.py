@@ -79,6 +79,7 @@ class Models(NamedTuple):
     image_shape: tuple[int, int, int]  # (H, W, channels)
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
+    prior: Any = None  # a diffusion model's pure functions, for a method that samples from one
 
     def normalise(self, pixel: Array) -> Array:
         """Pixels in [0, 1], [B, H, W, channels], as the networks see them."""

@@ -142,12 +142,14 @@ def curves(
     metrics: Mapping[str, np.ndarray],
     path: str | os.PathLike[str],
     references: Mapping[str, float] | None = None,
+    unit: str = 'rounds',
 ) -> None:
     """Writes a PNG of a run's curves: accuracy, then what synthesis and student measured.
 
     metrics: what `dfkd_jax.metrics.read` returns; ``student_accuracy`` and
       ``agreement_with_teacher`` in per cent, ``g/...`` and ``s/...``.
     references: name -> accuracy in per cent, drawn as a line; ``{'teacher': 91.5}``.
+    unit: what the numbers of ``round`` count.
     """
     panels = [
         ('Synthesis: its losses and measures', [name for name in metrics if name.startswith('g/')]),
@@ -156,19 +158,19 @@ def curves(
     panels = [(title, names) for title, names in panels if names]
     figure = _figure(5.2 * (1 + len(panels)), 4.5)
     axes, *others = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
-    _draw_accuracy(axes, metrics, references or {})
+    _draw_accuracy(axes, metrics, references or {}, unit)
     for axes, (title, names) in zip(others, panels):
         for name in names:
             _line(axes, metrics['round'], metrics[name], label=name[2:])
         _scale(axes, np.concatenate([metrics[name] for name in names]))
         axes.set_title(title)
         axes.set_ylabel('mean since the last row, unweighted')
-        _dress(axes, metrics['round'], columns=4)
+        _dress(axes, metrics['round'], 4, unit)
     _save(figure, path)
 
 
 def _draw_accuracy(
-    axes: Any, metrics: Mapping[str, np.ndarray], references: Mapping[str, float]
+    axes: Any, metrics: Mapping[str, np.ndarray], references: Mapping[str, float], unit: str
 ) -> None:
     for (name, value), style in zip(references.items(), itertools.cycle(('--', '-.', ':'))):
         axes.axhline(value, color='0.35', ls=style, lw=1.2, label=f'{name} {value:.2f}')
@@ -185,7 +187,7 @@ def _draw_accuracy(
         axes.plot(rounds[best], student[best], 'o', color='C0', ms=6)
     axes.set_title('Accuracy on the real test set')
     axes.set_ylabel('per cent')
-    _dress(axes, rounds, columns=2)
+    _dress(axes, rounds, 2, unit)
 
 
 def _line(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
@@ -206,10 +208,10 @@ def _scale(axes: Any, values: np.ndarray) -> None:
             axes.set_yscale('symlog', linthresh=10 ** math.floor(math.log10(np.median(sizes))))
 
 
-def _dress(axes: Any, rounds: np.ndarray, columns: int) -> None:
+def _dress(axes: Any, rounds: np.ndarray, columns: int, unit: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel('rounds')
+    axes.set_xlabel(unit)
     axes.set_xlim(0, 1.02 * max(rounds.max(initial=0), 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(alpha=0.25)

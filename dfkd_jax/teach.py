@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,18 @@ from absl import flags
 from flax import struct
 from ml_collections import ConfigDict
 
-from dfkd_jax import augment, build, checkpoint, cli, contract, data, evaluate, losses, metrics
+from dfkd_jax import (
+    augment,
+    build,
+    checkpoint,
+    cli,
+    contract,
+    data,
+    evaluate,
+    losses,
+    metrics,
+    parallel,
+)
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import Array, Net, Params
 from dfkd_jax.parallel import Shards
@@ -59,48 +70,102 @@ def run(
     if it had never stopped.  Returns ``{}`` when asked to stop, after saving.
     Raises ConfigError and DataError as `build.build` does.
     """
-    workdir, recipe = Path(workdir), config.teach
-    if (workdir / checkpoint.FACTS).exists():
+    if (Path(workdir) / checkpoint.FACTS).exists():
         return checkpoint.load_model(workdir)[0]
-    facts = data.check(config.data)
-    plan = build.make_plan(config)
     name = config.teacher.model if role == 'teacher' else config.student.model
-    module, whole = (build.make_classifier(config, name, axis) for axis in (plan.shards.axis, None))
-    teacher_module, teacher = None, {}
+    data.check(config.data)
+    teacher: dict[str, Any] = {}
     if role == 'kd':
         if config.teacher.checkpoint is None:
             raise contract.ConfigError('--role=kd needs --config.teacher.checkpoint.')
-        teacher_module = build.make_classifier(config, config.teacher.model)
         teacher = build.load_network(config.teacher.checkpoint, config.teacher.model, config)
+    train, test = (data.load(config.data, split) for split in ('train', 'test'))
+    epoch_steps = train.size // config.teach.batch_size
+    training = prepare(config, 'teach', name, epoch_steps, distil=role == 'kd')
+    return fit(training, config, workdir, train, test, role, interrupted, teacher)
+
+
+class Training(NamedTuple):
+    """What trains a network on images, compiled once for any number of trainings.
+
+    recipe: a group of the config with the fields of `teach`.
+    whole: the network without the name of an axis.
+    step: what `make_step` returns, compiled.
+    """
+
+    plan: parallel.Plan
+    recipe: Any
+    name: str
+    whole: Any
+    tx: optax.GradientTransformation
+    step: Callable
+    epoch_steps: int
+
+
+def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool = False) -> Training:
+    """The training of a network by ``config[group]``; `distil`: towards the config's teacher.
+
+    Raises ConfigError and DataError where config and network do not fit.
+    """
+    plan, recipe, facts = build.make_plan(config), config[group], data.check(config.data)
+    module, whole = (build.make_classifier(config, name, axis) for axis in (plan.shards.axis, None))
+    teacher = build.make_classifier(config, config.teacher.model) if distil else None
     try:
-        plan.shards.check('config.teach.batch_size', recipe.batch_size)
+        plan.shards.check(f'config.{group}.batch_size', recipe.batch_size)
     except ValueError as error:
         raise contract.ConfigError(str(error)) from error
-
-    train, test = (data.load(config.data, split) for split in ('train', 'test'))
-    epoch_steps = train.size // recipe.batch_size
     tx = optimiser(recipe, epoch_steps)
-    step = plan.compile(make_step(module, teacher_module, tx, recipe, facts, plan.shards))
-    classify = evaluate.classifier(plan, whole, facts)
-    key_init, key_steps = jax.random.split(jax.random.key(config.seed))
+    step = plan.compile(make_step(module, teacher, tx, recipe, facts, plan.shards))
+    return Training(plan, recipe, name, whole, tx, step, epoch_steps)
+
+
+def fit(
+    training: Training,
+    config: Any,
+    workdir: str | Path,
+    train: data.Dataset,
+    test: data.Dataset | None,
+    role: str,
+    interrupted: Callable[[], bool] = lambda: False,
+    teacher: Any = None,
+    start: Any = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Trains on the images of `train` and leaves a model folder, as `run` does.
+
+    test: what is measured after every `recipe.eval_every_epochs`; None: nothing is.
+    teacher: its variables, on the host or the devices, where `training` distils.
+    start: the variables to begin with; None: newly drawn ones.
+    seed: of weights, batches and augmentation; None: the config's.
+    """
+    if (Path(workdir) / checkpoint.FACTS).exists():
+        return checkpoint.load_model(workdir)[0]
+    seed = config.seed if seed is None else seed
+    workdir, (plan, recipe, name, whole, tx, step, epoch_steps) = Path(workdir), training
+    key_init, key_steps = jax.random.split(jax.random.key(seed))
+    size, channels = config.data.image_size, config.data.channels
 
     def init(key: Array) -> State:
-        variables = whole.init(key, jnp.zeros((1, *facts.image_shape)))
+        variables = whole.init(key, jnp.zeros((1, size, size, channels)))
         net = contract.start(variables['params'], variables.get('batch_stats', {}), tx)
         return State(jnp.zeros((), jnp.int32), net)
 
+    classify = evaluate.classifier(plan, whole, test.facts) if test else None
     frozen, progress = plan.replicate(teacher), {'best': 0.0, 'last': 0.0, 'seconds': 0.0}
     epoch, stop = 0, False
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(init, key_init))
-        if restored is None:
-            state = plan.call(init)(key_init)
-        else:
+        if restored is not None:
             epoch, state, progress = restored
+        else:
+            state = plan.call(init)(key_init)
+            if start is not None:
+                params, batch_stats = start['params'], start['batch_stats']
+                state = state.replace(net=state.net.replace(params=params, batch_stats=batch_stats))
         state = plan.replicate(state)
         started = time.monotonic() - progress['seconds']
-        batches = train.shuffled(recipe.batch_size, config.seed, start=epoch * epoch_steps)
-        print(f'training {name} on {train.size} images of {config.data.name} ({role})', flush=True)
+        batches = train.shuffled(recipe.batch_size, seed, start=epoch * epoch_steps)
+        print(f'training {name} on {train.size} images of {train.facts.name} ({role})', flush=True)
         line = metrics.Progress(recipe.epochs, epoch, unit='epoch', subject=role)
         with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
             while epoch < recipe.epochs and not stop:
@@ -116,13 +181,15 @@ def run(
                 row = {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
                 if not np.isfinite(row['loss']):
                     raise contract.NonFiniteError(
-                        f'loss is {row["loss"]} in epoch {epoch}: lower config.teach.lr.'
+                        f'loss is {row["loss"]} in epoch {epoch} ({role}): lower its lr.'
                     )
-                predicted, label = classify(state.net.variables, test, config.eval_batch_size)
-                progress['last'] = evaluate.accuracy(predicted, label)
-                progress['best'] = max(progress['best'], progress['last'])
+                due = epoch == recipe.epochs or epoch % recipe.eval_every_epochs == 0
+                if classify is not None and test is not None and due:
+                    predicted, label = classify(state.net.variables, test, config.eval_batch_size)
+                    progress['last'] = evaluate.accuracy(predicted, label)
+                    progress['best'] = max(progress['best'], progress['last'])
+                    row['test_accuracy'] = progress['last']
                 progress['seconds'] = time.monotonic() - started
-                row['test_accuracy'] = progress['last']
                 writer.write(epoch, {'seconds': progress['seconds'], **row})
                 line.update(epoch, row, progress)
                 if stop or epoch == recipe.epochs or epoch % recipe.save_every_epochs == 0:
@@ -133,20 +200,28 @@ def run(
     build.save_network(
         workdir, name, jax.device_get(state.net.variables), config,
         role=role, accuracy=progress['last'], best_accuracy=progress['best'],
-        epochs=epoch, seed=config.seed, seconds=round(progress['seconds'], 2),
+        epochs=epoch, seed=seed, seconds=round(progress['seconds'], 2),
         device=folder.device(), versions=folder.versions(), recipe=checkpoint.plain(recipe),
     )  # fmt: skip
     return checkpoint.load_model(workdir)[0]
 
 
 def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay; a linear warm-up, then one cosine to zero."""
+    """SGD with momentum and weight decay; a linear warm-up, then a cosine to `final_lr`.
+
+    With `milestones`, in epochs, the rate is a tenth after each of them instead.
+    """
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         0.0 if recipe.warmup_epochs else recipe.lr,
         recipe.lr,
         round(recipe.warmup_epochs * epoch_steps),
         recipe.epochs * epoch_steps,
+        recipe.final_lr,
     )
+    if recipe.milestones:
+        schedule = optax.schedules.piecewise_constant_schedule(
+            recipe.lr, {round(epoch * epoch_steps): 0.1 for epoch in recipe.milestones}
+        )
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),
         optax.sgd(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov),
@@ -156,7 +231,7 @@ def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
 def make_step(
     module: Any, teacher_module: Any, tx: Any, recipe: Any, facts: data.Facts, shards: Shards
 ) -> Callable:
-    """One update on a batch of real images.
+    """One update on a batch of images, of any size if `random_resized_crop` cuts them.
 
     The step is ``(teacher variables, state, (images [B, H, W, C] uint8, labels [B], key))``; the
     loss is cross entropy or, with a teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
@@ -166,13 +241,17 @@ def make_step(
     def step(frozen: Any, state: State, inputs: Any) -> tuple[State, dict[str, Array]]:
         images, label, key = inputs
         key_crop, key_flip = jax.random.split(jax.random.fold_in(key, state.step))
+        total = images.shape[0]
         label = shards.share(label)
         x = data.normalise(shards.share(images), facts.mean, facts.std)
-        if recipe.crop_padding:
-            offsets = augment.draw_crop(key_crop, images.shape[0], recipe.crop_padding)
+        if recipe.random_resized_crop:
+            areas = augment.draw_areas(key_crop, total)
+            x = augment.resized_crop(x, shards.share(areas), facts.image_shape[0])
+        elif recipe.crop_padding:
+            offsets = augment.draw_crop(key_crop, total, recipe.crop_padding)
             x = augment.crop(x, shards.share(offsets), recipe.crop_padding, black)
         if recipe.flip:
-            x = augment.flip(x, shards.share(augment.draw_flip(key_flip, images.shape[0])))
+            x = augment.flip(x, shards.share(augment.draw_flip(key_flip, total)))
 
         def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.net.batch_stats}

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import time
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dfkd_jax import build, checkpoint, data, evaluate, metrics, parallel, port, report, teach
+from dfkd_jax import build, checkpoint, data, evaluate, metrics, offline, results, teach
 from dfkd_jax import workdir as folder
-from dfkd_jax.contract import ConfigError, Frozen, Method, NonFiniteError, State, unchanged
+from dfkd_jax.contract import ConfigError, Frozen, State
+from dfkd_jax.rounds import make_round
 
-SUMMARY = 'summary.json'
 TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
 
 
@@ -35,13 +34,15 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     test = data.load(config.data, 'test')
     folder.claim(workdir, config)
     print(f'workdir {workdir}', flush=True)
-    if (workdir / SUMMARY).exists():
+    if (workdir / results.SUMMARY).exists():
         print('the run there is finished; for another, choose another --workdir', flush=True)
-        return json.loads((workdir / SUMMARY).read_text())
+        return json.loads((workdir / results.SUMMARY).read_text())
     with folder.Interruption() as interrupted:
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}
+        if run.models.prior is not None:
+            return offline.distil(config, workdir, run, test, teacher, interrupted)
         # Not before: a folder with nothing but a config can be given another.
         run = run._replace(extra=_kept(workdir, run.extra))
         return _distil(config, workdir, run, test, teacher, interrupted)
@@ -87,47 +88,6 @@ def _kept(workdir: Path, table: Any) -> Any:
             'the table, or choose another --workdir.'
         )
     return kept
-
-
-def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:
-    """One alternation, ``(frozen, state, key) -> (state, metrics)``.
-
-    `phase.loops` batches of synthesis, then `phase.s_steps` updates of the student: one compiled
-    program where the plan fuses, else compiled steps called one by one, with the same keys.
-    """
-
-    begin, generator_step, finish, student_step = _steps(method, plan)
-
-    def repeat(step: Callable, frozen: Any, state: State, key: Any, times: int) -> Any:
-        times = 0 if step is unchanged else times
-        return parallel.repeat(step, frozen, state, key, times, plan.fused)
-
-    def synthesis(frozen: Any, state: State, inputs: Any) -> Any:
-        key_begin, key_step, key_finish = jax.random.split(jax.random.fold_in(*inputs), 3)
-        state, first = repeat(begin, frozen, state, key_begin, 1)
-        state, steps = repeat(generator_step, frozen, state, key_step, phase.g_steps)
-        state, last = repeat(finish, frozen, state, key_finish, 1)
-        return state, first | steps | last
-
-    def round_fn(frozen: Any, state: State, key: Any) -> Any:
-        key_synthesis, key_student = jax.random.split(key)
-        state, made = repeat(synthesis, frozen, state, key_synthesis, phase.loops)
-        state, learnt = repeat(student_step, frozen, state, key_student, phase.s_steps)
-        return state.replace(round=state.round + 1), made | learnt
-
-    return plan.compile(round_fn) if plan.fused else round_fn
-
-
-@lru_cache(maxsize=1)  # the phases of a run share their steps: compiled once for all of them
-def _steps(method: Method, plan: parallel.Plan) -> tuple[Callable, ...]:
-    """The steps of a batch in their order, numbered; compiled where a round is no program."""
-
-    def prepare(step: Callable) -> Callable:
-        numbered = parallel.numbered(step)
-        return numbered if plan.fused else plan.compile(numbered)
-
-    steps = (method.begin, method.generator_step, method.finish, method.student_step)
-    return tuple(unchanged if step is unchanged else prepare(step) for step in steps)
 
 
 def _distil(
@@ -189,7 +149,7 @@ def _distil(
                 log = measure or done % config.log_every_rounds == 0
                 save = stop or done == total or done % config.save_every_rounds == 0
                 if log or save:
-                    pending = _finite(pending, done, workdir)
+                    pending = results.finite(pending, done, workdir)
                     progress['seconds'] = time.monotonic() - started
                 if measure:
                     predicted, _ = classify(state.student.variables, test, config.eval_batch_size)
@@ -238,7 +198,8 @@ def _distil(
         'versions': folder.versions(),
         'config': checkpoint.plain(config),
     }
-    _leave(workdir, config, run, jax.device_get(state.student.variables), samples, summary)
+    student, history = jax.device_get(state.student.variables), metrics.read(workdir)
+    results.leave(workdir, config, run.facts, student, samples, history, summary)
     print(
         f'student {config.student.model}: last {progress["last"]:.2f} %, best '
         f'{progress["best"]:.2f} %, agreement with the teacher {progress["agreement"]:.2f} %, '
@@ -246,24 +207,6 @@ def _distil(
         flush=True,
     )
     return summary
-
-
-def _leave(
-    workdir: Path, config: Any, run: build.Run, student: Any, samples: Any, summary: dict[str, Any]
-) -> None:
-    """What a finished run leaves beside its checkpoints and metrics."""
-    name, accuracy = config.student.model, summary['student_accuracy_last']
-    checkpoint.save_arrays(workdir / 'student.safetensors', checkpoint.flatten(student))
-    checkpoint.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
-    build.save_network(workdir / 'student', name, student, config, accuracy=accuracy)
-    pixels = np.asarray(data.denormalise(samples.image, run.facts.mean, run.facts.std))
-    labels = np.asarray(samples.label)
-    report.image_grid(pixels, labels, run.facts.class_names, workdir / 'images.png')
-    report.curves(
-        metrics.read(workdir), workdir / 'curves.png', {'teacher': summary['teacher_accuracy']}
-    )
-    report.page(workdir, summary)
-    checkpoint.write_json(workdir / SUMMARY, summary)  # last: with it, a run is finished
 
 
 def _images(config: Any, rounds: list[Any]) -> tuple[int, int]:
@@ -275,19 +218,6 @@ def _images(config: Any, rounds: list[Any]) -> tuple[int, int]:
     )
 
 
-def _finite(rows: list[Any], done: int, workdir: Path) -> list[dict[str, float]]:
-    """Waits for the rounds up to `done`: their metrics, on the host.
-
-    Raises NonFiniteError naming the first round and metric that are not finite.
-    """
-    rows = jax.device_get(rows)
-    for number, row in enumerate(rows, start=done - len(rows) + 1):
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise _diverged(f'{name} is {value} at round {number}', workdir)
-    return [{name: float(value) for name, value in row.items()} for row in rows]
-
-
 def _check_weights(state: State, done: int, workdir: Path) -> None:
     """Raises NonFiniteError naming the first array of a state that is not finite.
 
@@ -296,11 +226,4 @@ def _check_weights(state: State, done: int, workdir: Path) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
         if not np.all(np.isfinite(x)):
             name = jax.tree_util.keystr(path, simple=True, separator='/')
-            raise _diverged(f'{name} is not finite after round {done}', workdir)
-
-
-def _diverged(what: str, workdir: Path) -> NonFiniteError:
-    return NonFiniteError(
-        f'{what}. The last good checkpoint is kept in {workdir / "checkpoints"}. Lower '
-        'config.student.lr or config.generator.lr, or the weight of the term, in a new --workdir.'
-    )
+            raise results.diverged(f'{name} is not finite after round {done}', workdir)

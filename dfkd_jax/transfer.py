@@ -71,6 +71,9 @@ class Recipe(NamedTuple):
     nesterov: bool = False
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
+    final_lr: float = 0.0
+    milestones: tuple[int, ...] = ()
+    random_resized_crop: bool = False
     crop_padding: int | None = None
     flip: bool | None = None
 

@@ -48,6 +48,16 @@ def fast_compilation():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
+@pytest.fixture(scope='module')
+def fast_runs(fast_compilation):
+    """For modules whose every run compiles the same small programs: they are kept for the next."""
+    name = 'jax_persistent_cache_min_compile_time_secs'
+    before = jax.config.values[name]
+    jax.config.update(name, 0.0)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
     """The folder of golden data and teachers beside the repository, or `DFKD_SHARED`."""

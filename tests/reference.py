@@ -18,6 +18,11 @@ def near(actual: Any, expected: np.ndarray, what: str, tolerance: float = 1e-4) 
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=what)
 
 
+def last(x: np.ndarray) -> np.ndarray:
+    """Channels last."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
 class Sided(NamedTuple):
     """A module whose ReLUs take given sides at given units."""
 

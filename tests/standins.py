@@ -158,6 +158,16 @@ def class_folders(folder: Path, names: str = 'ant bee cow', each: int = 5, size:
     return folder
 
 
+def domainnet_files(folder: Path) -> Path:
+    """A domain's ten classes, as train/CLASS/* and test/CLASS/*."""
+    for label, name in enumerate(DATASETS['domainnet'].class_names):
+        for i, split in enumerate(('train', 'train', 'test')):
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            pixels = Image.fromarray(picture(label, i, 40 + i))
+            pixels.save(folder / split / name / f'{i}.png')
+    return folder
+
+
 def tiny_imagenet_files(folder: Path, classes: int = 200, each: int = 1, size: int = 64) -> Path:
     """The folder that tiny-imagenet-200.zip unpacks to; the last image of a class is grey."""
     # The published list is in no order; labels must follow the sorted folders all the same.

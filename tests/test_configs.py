@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from absl import flags
 from ml_collections import config_flags
 
 from dfkd_jax import build, data, teach
 from dfkd_jax.contract import Frozen
 from dfkd_jax.data.sets import DATASETS
-from dfkd_jax.methods import METHODS
+from dfkd_jax.methods import METHODS, diffdfkd
 
 NAMES = sorted(
     path.stem for path in Path('configs').glob('*.py') if path.stem not in ('__init__', 'common')
@@ -41,13 +42,23 @@ def facts_without_files(monkeypatch):
             100, 100, spec.flip, spec.padding,
         )  # fmt: skip
 
+    def load_prior(config):
+        if 'prior' not in config:
+            return None
+        size, channels = config.data.image_size, config.data.channels
+        return tiny.prior()._replace(
+            shape=(size, size, channels), frozen=tiny.prior_params(channels)
+        )
+
     monkeypatch.setattr(data, 'check', check)
+    monkeypatch.setattr(build, 'load_prior', load_prior)
 
 
 @pytest.mark.parametrize(
     'argument',
-    ['', 'cpsc', 'cpsc,smoke', 'as_published', 'untrained,smoke', 'nayer', 'nayer,smoke',
-     'cae', 'cae,smoke', 'cae,untrained'],
+    ['', 'cpsc', 'cpsc,smoke', 'as_published', 'cpsc,untrained,smoke', 'nayer', 'nayer,smoke',
+     'cae', 'cae,smoke', 'cae,untrained', 'diffdfkd', 'diffdfkd,smoke', 'diffdfkd,unguided',
+     'diffdfkd,noise,smoke', 'diffdfkd,as_published'],
 )  # fmt: skip
 @pytest.mark.parametrize('name', NAMES)
 def test_builds(name, argument):
@@ -64,7 +75,8 @@ def test_steps_keep_the_state_at_true_size(name, method):
     run = build.build(config)
     key = jax.random.key(0)
     blank = np.zeros((1, *run.models.image_shape), np.float32)
-    frozen = Frozen(jax.eval_shape(run.models.teacher.init, key, blank), run.extra)
+    extra = diffdfkd.Prior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
+    frozen = Frozen(jax.eval_shape(run.models.teacher.init, key, blank), extra)
     state = jax.eval_shape(run.whole.init, frozen, key)
     steps = (run.whole.begin, run.whole.generator_step, run.whole.finish, run.whole.student_step)
     for step in steps:
@@ -74,19 +86,19 @@ def test_steps_keep_the_state_at_true_size(name, method):
         )
         assert all(value.shape == () for value in metrics.values())
     image, label = jax.eval_shape(run.whole.sample, frozen, state, key)
-    batch = config.synthesis.student_batch_size
+    batch = config.synthesis.get('student_batch_size', config.synthesis.batch_size)
     assert image.shape == (batch, *run.models.image_shape)
     assert label.shape == (batch,)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_flags_do_what_they_say(name):
-    plain, smoke = get_config(name), get_config(name, 'smoke')
+    plain, smoke = get_config(name, 'cpsc'), get_config(name, 'cpsc,smoke')
     assert sum(p.rounds for p in smoke.phases) < 10 <= sum(p.rounds for p in plain.phases)
-    untrained = get_config(name, 'untrained')
+    untrained = get_config(name, 'cpsc,untrained')
     assert untrained.generator.lr == 0
-    assert untrained.phases == get_config(name).phases  # and all else as in the run it controls
-    published = get_config(name, 'as_published')
+    assert untrained.phases == plain.phases  # and all else as in the run it controls
+    published = get_config(name, 'cpsc,as_published')
     assert published.generator.reset_adam and published.loss.double_softmax
     # What only we do is off in the authors' way.
     assert (published.generator.spread, published.generator.decay) == (0, False)
@@ -107,6 +119,27 @@ def test_published_numbers_of_cifar100():
         0.5,
     )
     assert config.synthesis.batch_size == 512
+
+
+def test_published_numbers_of_diffdfkd():
+    """The repository of its authors: its defaults, and its scripts for CIFAR-10 and DomainNet."""
+    config = get_config('cifar10', 'diffdfkd')
+    assert (config.prior.steps, config.prior.scale, config.synthesis.per_class) == (50, 3, 5000)
+    assert (config.loss.bn, config.loss.ce, config.loss.adversarial) == (0.1, 1, 1)
+    recipe = config.distil
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (
+        240, 256, 0.2, 5e-4,
+    )  # fmt: skip
+    assert (recipe.kd_temperature, recipe.kd_weight, recipe.momentum) == (30, 1, 0.9)
+    assert recipe.milestones == (150, 180, 210)
+    config = get_config('domainnet', 'diffdfkd')
+    assert (config.prior.steps, config.prior.scale, config.prior.prompt) == (70, 7, 'an image.')
+    recipe = config.distil
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (
+        220, 256, 0.1, 1e-4,
+    )  # fmt: skip
+    assert recipe.random_resized_crop and config.synthesis.stored_size == 256
+    assert get_config('domainnet').method == 'diffdfkd'
 
 
 def test_argument_is_checked():

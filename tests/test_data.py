@@ -33,6 +33,7 @@ def root(tmp_path_factory) -> Path:
     prepare.prepare('fashion_mnist', root, standins.fashion_mnist_files(files / 'idx'))
     prepare.prepare('tiny_imagenet', root, standins.tiny_imagenet_files(files / 'tiny'))
     prepare.prepare('my_set', root, standins.class_folders(files / 'mine'))
+    prepare.prepare('domainnet', root, standins.domainnet_files(files / 'domain'))
     return root
 
 
@@ -83,7 +84,9 @@ print(json.dumps([answer, 'tensorflow' in sys.modules]))
 @pytest.mark.parametrize('name', sorted(data.DATASETS))
 def test_listed_sets(root, name):
     spec = data.DATASETS[name]
-    config = standins.config(name, root, resize='crop' if name == 'imagenet' else 'resize')
+    config = standins.config(
+        name, root, resize='crop' if name in ('imagenet', 'domainnet') else 'resize'
+    )
     facts = data.check(config)
     assert facts.mean == spec.mean and facts.std == spec.std
     assert len(facts.class_names) == facts.num_classes == spec.num_classes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dfkd_jax import build, checkpoint, contract, parallel, port, teach, train
+from dfkd_jax import build, checkpoint, contract, parallel, port, results, teach, train
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def config(of: str = 'cpsc', /, **changes):
 
 
 MISTAKES = {
-    'method': (dict(method='cpsk'), 'unknown method .cpsk.*expected one of cae, cpsc, nayer'),
+    'method': (dict(method='cpsk'), 'unknown method .cpsk.*one of cae, cpsc, diffdfkd, nayer'),
     'teacher': (dict(teacher__model='resnet9'), 'unknown model .resnet9.*Did you mean'),
     'student': (dict(student__model='wrn16'), 'unknown model .wrn16.*Known models'),
     'generator': (dict(generator__model='cpsc_gen'), 'unknown model .cpsc_gen'),
@@ -163,7 +163,7 @@ def test_batch_of_real_images_divides(tmp_path):
 def test_non_finite_loss_names_metric_and_round(tmp_path):
     rows = [{'g/loss': 1.0, 'g/bn': 2.0}, {'g/loss': 1.0, 'g/bn': float('nan')}]
     with pytest.raises(contract.NonFiniteError, match='g/bn is nan at round 8'):
-        train._finite(rows, 8, tmp_path)
+        results.finite(rows, 8, tmp_path)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

@@ -18,7 +18,7 @@ CONFIGS = sorted(ROOT.glob('configs/*.py'))
 
 # What each part may import of this package; a part is a module or a folder.
 RUN = {'augment', 'build', 'checkpoint', 'contract', 'data', 'evaluate', 'losses', 'methods'}
-RUN |= {'metrics', 'models', 'parallel', 'port', 'report', 'workdir', ''}
+RUN |= {'metrics', 'models', 'parallel', 'port', 'report', 'results', 'rounds', 'workdir', ''}
 INTERNAL = {
     '': {'models', 'port'},  # dfkd_jax/__init__.py: the public API
     'contract': set(),
@@ -28,7 +28,8 @@ INTERNAL = {
     'bank': {'parallel'},
     'inversion': {'bank', 'contract', 'losses'},
     'models': {'models'},
-    'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'inversion', 'parallel'},
+    'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'inversion', 'parallel'}
+    | {'diffusion'},
     'data': {'data'},
     'checkpoint': set(),
     'metrics': {'checkpoint'},
@@ -38,10 +39,15 @@ INTERNAL = {
     'port': {'port', 'models'},
     'labels': {'checkpoint', 'data', 'diffusion'},
     'diffusion': {'diffusion', 'checkpoint', 'models'},
-    'build': {'checkpoint', 'contract', 'data', 'labels', 'methods', 'models', 'parallel', 'port'},
+    'build': {'checkpoint', 'contract', 'data', 'labels', 'methods', 'models', 'parallel', 'port'}
+    | {'diffusion', 'disk_bank'},
     'cli': {'build'},
     'teach': RUN | {'cli'},
-    'train': RUN | {'teach'},
+    'rounds': {'contract', 'parallel'},
+    'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report'},
+    'disk_bank': {'checkpoint', 'data'},
+    'offline': RUN | {'disk_bank', 'teach'},
+    'train': RUN | {'offline', 'teach'},
     'transfer': RUN | {'teach'},
     'transfer_dense': RUN | {'teach', 'transfer'},
     'main': {'cli', 'train'},

@@ -173,7 +173,7 @@ def program(name: str, mode: str) -> Program:
     looped = method._replace(
         **{f: lambda fr, st, key, s=step: s(fr, st, (key, 0)) for f, step in steps.items()}
     )
-    frozen = plan.replicate(tiny.frozen())
+    frozen = plan.replicate(tiny.frozen(method=name))
     state = plan.call(whole.init)(frozen, jax.random.key(0))
     return Program(
         plan, whole, frozen, state, train.make_round(looped, config.phases[0], stepwise),
@@ -209,6 +209,8 @@ def equal(a: Any, b: Any) -> bool:
 # 1. Every method.
 
 every = pytest.mark.parametrize('name', CASES)
+# DiffDFKD's student learns when all images are there, as any network does.
+distils = pytest.mark.parametrize('name', [name for name in CASES if name != 'diffdfkd'])
 both = pytest.mark.parametrize('mode', MODES)
 
 
@@ -225,7 +227,7 @@ def test_steps_keep_the_structure_and_stay_finite(name: str, mode: str):
         assert all(metric[:2] in ('g/', 's/') for metric in metrics)
 
 
-@every
+@distils
 @both
 def test_synthesis_leaves_the_student_alone_and_the_student_the_synthesis(name: str, mode: str):
     p = program(name, mode)
@@ -251,7 +253,9 @@ def test_a_round_follows_from_its_key_and_compiles_once(name: str, mode: str):
         state, metrics = p.round(p.frozen, state, jax.random.key(seed + 10))  # see `traced_once`
         ends.append(jax.device_get((state, metrics)))
     assert equal(ends[0], ends[1])
-    assert not equal(ends[0][0].student.params, ends[2][0].student.params)
+    if p.whole.student_step is not contract.unchanged:
+        assert not equal(ends[0][0].student.params, ends[2][0].student.params)
+    assert not equal(ends[0][0].extra, ends[2][0].extra) or not ends[0][0].extra
     assert ends[0][0].round == 2
     assert equal(p.frozen, teacher)
 
@@ -264,10 +268,12 @@ def test_shares_of_a_batch_do_what_the_whole_batch_does(name: str):
         p = program(name, mode)
         state, metrics = p.round(p.frozen, copy(p), jax.random.key(3))
         ends.append((state.student.params, state.student.batch_stats, metrics))
+        if name == 'diffdfkd':
+            ends[-1] += (state.extra.x, state.extra.eps)
     tiny.close(ends[1], ends[0], 1e-4)
 
 
-@every
+@distils
 def test_the_student_learns_from_the_teacher(name: str):
     """Its divergence on the synthetic images falls in 20 steps."""
     p = program(name, 'jit')

@@ -23,9 +23,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common, digits
-from dfkd_jax import build, checkpoint, metrics, port, teach, train
+from dfkd_jax import build, checkpoint, metrics, port, results, teach, train
 from dfkd_jax.contract import ConfigError, Frozen
 
+pytestmark = pytest.mark.usefixtures('fast_runs')
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 7
 
@@ -45,23 +46,6 @@ def small() -> ConfigDict:
     )
     config.log_every_rounds, config.eval_every_rounds, config.save_every_rounds = 2, 3, 4
     return config
-
-
-# Programs that compile in a third of the time: what is asked here does not depend on their speed.
-FAST_TO_COMPILE = {
-    'jax_disable_most_optimizations': True,
-    'jax_persistent_cache_min_compile_time_secs': 0.0,  # every run compiles the same small programs
-}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_to_compile() -> Iterator[None]:
-    before = {name: jax.config.values[name] for name in FAST_TO_COMPILE}
-    for name, value in FAST_TO_COMPILE.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope='module')
@@ -315,7 +299,7 @@ def test_other_embeddings_are_refused(finished: Path, tmp_path: Path) -> None:
     config.labels.path = str(table)
     np.save(table, np.random.default_rng(0).normal(size=(10, 6)))
     train.run(config, workdir)
-    (workdir / train.SUMMARY).unlink()
+    (workdir / results.SUMMARY).unlink()
     np.save(table, np.random.default_rng(1).normal(size=(10, 6)))
     with pytest.raises(ConfigError, match='other embeddings'):
         train.run(config, workdir)
@@ -387,7 +371,8 @@ TIMEOUT = 400.0  # seconds; a run takes a twentieth of it where nothing else doe
 @contextlib.contextmanager
 def process(workdir: Path) -> Iterator[subprocess.Popen]:
     """A run in a process of its own, which never outlives the block."""
-    fast = {name.upper(): str(value) for name, value in FAST_TO_COMPILE.items()}
+    names = ('jax_disable_most_optimizations', 'jax_persistent_cache_min_compile_time_secs')
+    fast = {name.upper(): str(jax.config.values[name]) for name in names}
     environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | fast
     with open(workdir.with_suffix('.log'), 'ab') as log:
         running = subprocess.Popen(

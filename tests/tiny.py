@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import common
-from dfkd_jax import models, parallel
+from dfkd_jax import diffusion, models, parallel
 from dfkd_jax.contract import Frozen, Method, Models
-from dfkd_jax.methods import METHODS
+from dfkd_jax.methods import METHODS, diffdfkd
 from dfkd_jax.models import generators, layers
 from dfkd_jax.models.layers import BatchNorm, Output
 
@@ -73,12 +74,16 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     config = common.run(method)
     config.data = common.data('digits', num_classes=CLASSES, image_size=SIZE, channels=CHANNELS)
     getattr(common, method)(config, student='tiny')
-    config.generator.width = 4
-    config.synthesis.update(batch_size=BATCH, student_batch_size=BATCH)
+    config.synthesis.batch_size = BATCH
+    if method == 'diffdfkd':
+        config.prior.steps, config.in_loop.start = 6, 0
+    else:
+        config.generator.width = 4
+        config.synthesis.student_batch_size = BATCH
     if method == 'cpsc':
         config.generator.update(latent=8, spread=0.5)
         config.student.warmup_steps = 0
-    else:
+    elif method != 'diffdfkd':
         if method == 'nayer':
             config.generator.noisy_width = 8
         config.synthesis.update(bank=2 * BATCH, crop_padding=1)
@@ -94,7 +99,9 @@ def nets(
 ) -> Models:
     """The tiny teacher and student, and the method's generator or a smooth one."""
     generator: Any = SmoothGenerator(8, 0.5, axis_name=axis_name)
-    if not smooth:
+    if 'prior' in config:
+        generator = None
+    elif not smooth:
         sizes = TABLE | dict(config.generator.items())
         sizes |= {'image_size': SIZE, 'channels': CHANNELS, 'num_classes': CLASSES}
         fields = models.fields(config.generator.model)
@@ -108,6 +115,7 @@ def nets(
         image_shape=(SIZE, SIZE, CHANNELS),
         mean=(0.5,) * CHANNELS,
         std=(0.25,) * CHANNELS,
+        prior=prior() if 'prior' in config else None,
     )
 
 
@@ -116,7 +124,31 @@ def method(config: ConfigDict, shards: parallel.Shards, **nets_changes: Any) -> 
     return METHODS[config.method](config, nets(config, shards.axis, **nets_changes), shards)
 
 
-def frozen(smooth: bool = False) -> Frozen:
+def prior_params(channels: int = CHANNELS) -> dict[str, Any]:
+    """The parameters of `prior`."""
+    kernel = np.random.default_rng(3).normal(0, 0.02, (3, 3, channels, channels))
+    return {'kernel': kernel.astype(np.float32), 'bias': np.zeros(channels, np.float32)}
+
+
+def prior() -> diffusion.Prior:
+    """A diffusion model of pixels that is one convolution."""
+
+    def eps(params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        assert cond is None
+        share = (t / 1000).astype(jnp.float32)[:, None, None, None]
+        return (0.2 + 0.8 * share) * x + nn.Conv(x.shape[-1], (3, 3)).apply({'params': params}, x)
+
+    def decode(params: Any, z: jax.Array) -> jax.Array:
+        return jnp.clip(z / 2 + 0.5, 0, 1)
+
+    schedule = diffusion.schedule.from_config(diffusion.prior.DDPM)
+    shape = (SIZE, SIZE, CHANNELS)
+    return diffusion.Prior(
+        {}, diffusion.prior.Pure(eps, decode, decode), schedule, shape, 1, 1, None
+    )
+
+
+def frozen(smooth: bool = False, method: str = 'cpsc') -> Frozen:
     """A teacher with an opinion: logits far apart, and statistics that are no starting values.
 
     And label embeddings, for the methods that start from them.
@@ -132,6 +164,9 @@ def frozen(smooth: bool = False) -> Frozen:
         variables['params']['fc']['kernel'] *= 3 / jnp.std(out.logits)
         return variables | mutated
 
+    if method == 'diffdfkd':
+        params = jax.tree.map(jnp.asarray, prior_params())
+        return Frozen(teacher=make(jax.random.key(1)), extra=diffdfkd.Prior(params, ()))
     table = jax.random.normal(jax.random.key(2), (CLASSES, TABLE['embedding']))
     return Frozen(teacher=make(jax.random.key(1)), extra=table)
 

@@ -81,6 +81,14 @@ DATASETS: dict[str, Spec] = {
         _IMAGENET_MEAN, _IMAGENET_STD,
         test_split='validation',
     ),
+    # The ten classes of DiffDFKD, of one domain; `prepare` makes it from a folder.
+    'domainnet': Spec(
+        'domainnet_10', '1.0.0', 10, 3, None,
+        (0.5,) * 3, (0.5,) * 3,
+        class_names=tuple(
+            'airplane axe basketball bicycle bird bracelet clock flower pizza strawberry'.split()
+        ),
+    ),
     'imagenet': Spec(
         'imagenet2012', '5.1.0', 1000, 3, None,
         _IMAGENET_MEAN, _IMAGENET_STD,
@@ -114,6 +122,11 @@ def how_to_prepare(name: str, data_dir: str) -> str:
         )
     if name == 'tiny_imagenet':
         return f'with the folder of tiny-imagenet-200.zip:\n{command} --source=tiny-imagenet-200'
+    if name == 'domainnet':
+        return (
+            'with the ten classes of one domain, as train/CLASS/* and test/CLASS/* in FOLDER:\n'
+            f'{command} --source=FOLDER'
+        )
     if name in ('imagenet', 'imagenet2012'):
         return (
             'with the images, which must be asked for at https://image-net.org/download-images,\n'

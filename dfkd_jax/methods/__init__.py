@@ -1,9 +1,10 @@
 """The methods: names to functions ``make(config, models, shards) -> Method``."""
 
-from dfkd_jax.methods import cae, cpsc, nayer
+from dfkd_jax.methods import cae, cpsc, diffdfkd, nayer
 
 METHODS = {
     'cae': cae.make,
     'cpsc': cpsc.make,
+    'diffdfkd': diffdfkd.make,
     'nayer': nayer.make,
 }

@@ -1,0 +1,117 @@
+"""A bank of synthetic images on disk: a folder of whole batches, for images that fill no memory.
+
+``batch-000012.safetensors`` holds `image` [n, S, S, channels] uint8, `label` [n] int32 and `seed`
+[n, 2] int32, the run's seed and the number of the batch, from which the images follow, and what was
+measured of them.  A file is whole or absent, so the number of the next batch says all that a
+continued synthesis needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from dfkd_jax import checkpoint, data
+
+MEASURED = 'measured/'  # before the names of a batch's metrics
+
+
+class BankError(ValueError):
+    """A bank that is damaged, incomplete or made for something else."""
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """The file of a batch."""
+    return folder / f'batch-{number:06d}.safetensors'
+
+
+def count(folder: Path) -> int:
+    """Batches that are there, without a gap from the first on."""
+    number = 0
+    while path_of(folder, number).exists():
+        number += 1
+    return number
+
+
+def write(
+    folder: Path,
+    number: int,
+    image: np.ndarray,
+    label: np.ndarray,
+    seed: int,
+    measured: Mapping[str, float],
+) -> None:
+    """Puts in a batch of images [n, S, S, channels] uint8, labels [n], and what was measured."""
+    seeds = np.tile(np.asarray([seed, number], np.int32), (len(label), 1))
+    arrays = {'image': image, 'label': label.astype(np.int32), 'seed': seeds}
+    arrays |= {MEASURED + name: np.asarray(x, np.float32) for name, x in measured.items()}
+    checkpoint.save_arrays(path_of(folder, number), arrays)
+
+
+def read(folder: Path, number: int) -> dict[str, np.ndarray]:
+    """A batch: `image`, `label` and `seed`.  Raises BankError if it is damaged or absent."""
+    try:
+        return checkpoint.load_arrays(path_of(folder, number))
+    except checkpoint.CheckpointError as error:
+        raise BankError(
+            f'{error} Without it and all after it, synthesis makes it again.'
+        ) from error
+
+
+def measured(folder: Path, number: int) -> dict[str, float]:
+    """What was measured of a batch.  Raises BankError as `read`."""
+    arrays = read(folder, number)
+    names = [name for name in arrays if name.startswith(MEASURED)]
+    return {name.removeprefix(MEASURED): float(arrays[name]) for name in names}
+
+
+def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Dataset:
+    """The first so many batches as a data set: in memory if they are small, read row by row if not.
+
+    facts: of the teacher's data; the images have its channels and `size` pixels a side.
+    Raises BankError where they do not.
+    """
+    shape = (size, size, facts.image_shape[2])
+    labels, places = [], []
+    for number in range(batches):
+        path = path_of(folder, number)
+        try:
+            with safe_open(path, framework='numpy') as file:
+                found = tuple(file.get_slice('image').get_shape())
+                label = file.get_tensor('label')
+        except Exception as error:  # safetensors raises its own type
+            raise BankError(
+                f'{path} is missing or damaged ({error}). Remove it and all after it; the command '
+                'that made the bank makes them again.'
+            ) from error
+        if found[1:] != shape or len(label) and label.max() >= facts.num_classes:
+            raise BankError(
+                f'{path} has images {list(found[1:])} of classes up to {label.max(initial=0)}: '
+                f'expected {list(shape)} and {facts.num_classes} classes. It is the bank of '
+                'another data set or config.synthesis.stored_size.'
+            )
+        labels.append(label)
+        places += [(number, row) for row in range(found[0])]
+    where, label = np.asarray(places).reshape(-1, 2), np.concatenate([*labels, []]).astype(np.int32)
+    facts = facts._replace(image_shape=shape)
+    if len(label) * int(np.prod(shape)) <= data.IN_MEMORY_BYTES:
+        whole = [read(folder, number)['image'] for number in range(batches)]
+        images = np.concatenate([np.zeros((0, *shape), np.uint8), *whole])
+        return data.Dataset(facts, len(label), lambda i: (images[i], label[i]), images, label)
+
+    @lru_cache(maxsize=64)
+    def opened(number: int) -> Any:
+        return safe_open(path_of(folder, number), framework='numpy')
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.zeros((len(indices), *shape), np.uint8)
+        for out, (number, row) in zip(images, where[indices].tolist(), strict=True):
+            out[:] = opened(number).get_slice('image')[row]
+        return images, label[indices]
+
+    return data.Dataset(facts, len(label), fetch, None, None)

@@ -1,0 +1,281 @@
+"""The loop of a method that samples from a diffusion model: all synthesis first, then distillation.
+
+    workdir/bank/          synthetic images (`disk_bank`), a file for each trajectory
+    workdir/synthesis/     what was measured of them
+    workdir/in_loop/       students trained on the images so far, if the method asks for one
+    workdir/distillation/  the student (`teach.fit`): a model folder with its checkpoints
+
+Killed at any moment it continues to the same images and the same student: image files are whole or
+absent, a trajectory depends on the run's seed, its number and the student of its time alone, and
+trainings have checkpoints of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dfkd_jax import build, checkpoint, data, disk_bank, evaluate, metrics, report, results, teach
+from dfkd_jax import workdir as folder
+from dfkd_jax.contract import Batch, ConfigError, Frozen
+from dfkd_jax.methods import diffdfkd
+from dfkd_jax.rounds import make_round
+
+SHOWN = 10  # images of a class in the picture that a run leaves
+
+
+def distil(
+    config: Any,
+    workdir: Path,
+    run: build.Run,
+    test: data.Dataset,
+    teacher: dict[str, Any],
+    interrupted: Callable[[], bool],
+) -> dict[str, Any]:
+    """Synthesises into ``workdir/bank``, distils from it and leaves what every run leaves.
+
+    Returns the summary; ``{}`` for a run that was asked to stop.  Raises BankError for a damaged
+    bank, NonFiniteError, and ConfigError where another run's bank is not full.
+    """
+    on_devices = run.plan.replicate(teacher)
+    classify_teacher = evaluate.classifier(run.plan, run.models.teacher, run.facts)
+    by_teacher, label = classify_teacher(on_devices, test, config.eval_batch_size)
+    teacher_accuracy = evaluate.accuracy(by_teacher, label)
+    print(
+        f'teacher {config.teacher.model}: {teacher_accuracy:.2f} % of the {test.size} test '
+        f'images of {config.data.name}',
+        flush=True,
+    )
+    total, bank = batches(config), Path(config.synthesis.bank or workdir / 'bank')
+    if config.synthesis.bank:
+        if disk_bank.count(bank) < total:
+            raise ConfigError(
+                f'config.synthesis.bank={bank} has {disk_bank.count(bank)} of the {total} batches '
+                'that config.synthesis asks for: finish the run that fills it.'
+            )
+        synthesis_seconds = 0.0
+    else:
+        seconds = synthesise(config, workdir, run, teacher, interrupted)
+        if seconds is None:
+            return {}
+        synthesis_seconds = seconds
+
+    images = disk_bank.dataset(bank, total, run.facts, config.synthesis.stored_size)
+    epoch_steps = images.size // config.distil.batch_size
+    name, at = config.student.model, workdir / 'distillation'
+    training = teach.prepare(config, 'distil', name, epoch_steps, distil=True)
+    facts = teach.fit(
+        training, config, at, images, test, 'student', interrupted, on_devices, seed=config.seed
+    )
+    if not facts:
+        return {}
+    student = checkpoint.load_model(at)[1]
+    classify = evaluate.classifier(run.plan, run.models.student, run.facts)
+    predicted, _ = classify(run.plan.replicate(student), test, config.eval_batch_size)
+    summary = {
+        'method': config.method,
+        'teacher': config.teacher.model,
+        'student': config.student.model,
+        'dataset': config.data.name,
+        'seed': config.seed,
+        'teacher_accuracy': teacher_accuracy,
+        'student_accuracy_last': facts['accuracy'],
+        'student_accuracy_best': facts['best_accuracy'],
+        'agreement_with_teacher': evaluate.accuracy(predicted, by_teacher),
+        'seconds': round(synthesis_seconds + facts['seconds'], 2),
+        'seconds_synthesis': round(synthesis_seconds, 2),
+        'seconds_distillation': facts['seconds'],
+        'images_synthesised': images.size,
+        'images_distilled': config.distil.epochs * epoch_steps * config.distil.batch_size,
+        'bank': str(bank),
+        'device': folder.device(),
+        'versions': folder.versions(),
+        'config': checkpoint.plain(config),
+    }
+    history = metrics.read(at)
+    history = {
+        'round': history['round'],
+        'student_accuracy': history['test_accuracy'],
+        's/kd': history['loss'],
+    }
+    shown = _shown(bank, total, run)
+    results.leave(workdir, config, run.facts, student, shown, history, summary, unit='epochs')
+    print(
+        f'student {name}: last {facts["accuracy"]:.2f} %, best {facts["best_accuracy"]:.2f} %, '
+        f'agreement with the teacher {summary["agreement_with_teacher"]:.2f} %, '
+        f'{synthesis_seconds:.0f} s of synthesis, {facts["seconds"]:.0f} s of distillation; see '
+        f'{workdir / report.PAGE}',
+        flush=True,
+    )
+    return summary
+
+
+def batches(config: Any) -> int:
+    """Trajectories of a run: of every class, as many as its images need."""
+    return config.data.num_classes * -(-config.synthesis.per_class // config.synthesis.batch_size)
+
+
+def kept(config: Any, number: int) -> int:
+    """Images of a trajectory that are kept: the last of a class may be more than are wanted."""
+    made = number // config.data.num_classes * config.synthesis.batch_size
+    return min(config.synthesis.batch_size, config.synthesis.per_class - made)
+
+
+def sessions(config: Any) -> list[int]:
+    """The numbers of trajectories after which the in-loop student learns.
+
+    Whenever there are `in_loop.every` more images of every class, once they fill a batch, and
+    unless none are to follow.
+    """
+    every, classes = config.in_loop.every, config.data.num_classes
+    if not (every and config.loss.adversarial and config.synthesis.source == 'guided'):
+        return []
+    chosen, size = [], config.synthesis.batch_size
+    for done in range(classes, batches(config), classes):
+        images = done // classes * size
+        crossed = images // every > (images - size) // every
+        if crossed and images * classes >= config.in_loop.batch_size:
+            chosen.append(done)
+    return chosen
+
+
+def synthesise(
+    config: Any,
+    workdir: Path,
+    run: build.Run,
+    teacher: dict[str, Any],
+    interrupted: Callable[[], bool],
+) -> float | None:
+    """Fills ``workdir/bank``; returns the seconds it took in all, None when asked to stop."""
+    bank, place, total = workdir / 'bank', workdir / 'synthesis', batches(config)
+    done, per_row = disk_bank.count(bank), config.log_every_rounds
+    timer = place / 'seconds.json'
+    before = json.loads(timer.read_text())['seconds'] if timer.exists() else 0.0
+    if done >= total:
+        return before
+    frozen = run.plan.replicate(Frozen(teacher=teacher, extra=conditions(config, run)))
+    key_init, key_rounds = jax.random.split(jax.random.key(config.seed))
+    state = run.plan.call(run.whole.init)(frozen, key_init)
+    state = state.replace(round=jnp.asarray(done, jnp.int32))
+    state = run.plan.replicate(state)
+    steps = 0 if config.synthesis.source == 'noise' else config.prior.steps - 1
+    phase = ConfigDict(dict(rounds=total, loops=1, g_steps=steps, s_steps=0))
+    trajectory = make_round(run.method, phase, run.plan)
+    learn = learner(config, workdir, run, frozen.teacher, interrupted)
+    if done:
+        print(f'continuing after trajectory {done} of {total}', flush=True)
+    # What the batches since the last row of metrics.csv measured lies beside their images.
+    pending = [disk_bank.measured(bank, number) for number in range(done - done % per_row, done)]
+    started = time.monotonic() - before
+    line = metrics.Progress(total, done, unit='trajectory')
+    with metrics.Writer(place, done) as writer, contextlib.closing(line):
+        while done < total and not interrupted():
+            student = learn(done)
+            if student is None:
+                break
+            if student:
+                net = state.student.replace(**run.plan.replicate(student))
+                state = state.replace(student=net)
+            state, row = trajectory(frozen, state, jax.random.fold_in(key_rounds, done))
+            [row] = results.finite([row], done + 1, workdir)
+            image = _kept_images(config, state.extra, kept(config, done))
+            label = np.full(len(image), done % config.data.num_classes)
+            disk_bank.write(bank, done, image, label, config.seed, row)
+            done += 1
+            pending.append(row)
+            seconds = time.monotonic() - started
+            checkpoint.write_json(timer, {'trajectories': done, 'seconds': seconds})
+            if done % per_row == 0 or done == total:
+                row = {name: float(np.mean([r[name] for r in pending])) for name in row}
+                writer.write(done, {'seconds': seconds, **row})
+                pending = []
+            line.update(done, row, {'images_synthesised': done * config.synthesis.batch_size})
+    if done < total:
+        print(
+            f'stopped after trajectory {done} of {total}; continue with the same command and '
+            f'--workdir={workdir}',
+            flush=True,
+        )
+        return None
+    return time.monotonic() - started
+
+
+def learner(
+    config: Any, workdir: Path, run: build.Run, teacher: Any, interrupted: Callable[[], bool]
+) -> Callable[[int], dict[str, Any] | None]:
+    """What trains the student that the adversarial term is held against.
+
+    ``learn(done)`` returns the variables of the student of this moment where they are new, ``{}``
+    where nothing changed, None when asked to stop.  A session begins with the student of the one
+    before, and trains `in_loop.steps` batches (the repository: 20 epochs of what is there; with a
+    fixed number one compiled program serves all sessions).
+    """
+    place, size = workdir / 'in_loop', config.synthesis.stored_size
+    planned, learnt = sessions(config), 0
+    prepared = cache(
+        lambda: teach.prepare(
+            config, 'in_loop', config.student.model, config.in_loop.steps, distil=True
+        )
+    )
+
+    def learn(done: int) -> dict[str, Any] | None:
+        nonlocal learnt
+        past = [number for number in planned if number <= done]
+        if not past or past[-1] == learnt:
+            return {}
+        start, at = None, place / f'{past[-1]:06d}'
+        if past[1:]:
+            start = checkpoint.load_model(place / f'{past[-2]:06d}')[1]
+        images = disk_bank.dataset(workdir / 'bank', past[-1], run.facts, size)
+        if not teach.fit(
+            prepared(), config, at, images, None, 'in-loop student', interrupted, teacher, start,
+            config.seed + past[-1],
+        ):  # fmt: skip
+            return None
+        learnt = past[-1]
+        return checkpoint.load_model(at)[1]
+
+    return learn
+
+
+def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
+    """The diffusion model's parameters, and the text states of the config's prompts."""
+    prior, prompt = run.extra, config.prior.prompt
+    text: Any = ()
+    if prior.tokenize is not None:
+        names = run.facts.class_names if '{}' in prompt else ['']
+        prompts = [prompt.format(name) for name in names]
+        text = prior.encode([*prompts, config.prior.negative])
+    return diffdfkd.Prior(prior.frozen, text)
+
+
+def _kept_images(config: Any, extra: Any, number: int) -> np.ndarray:
+    image = np.asarray(extra.image)[:number]
+    on_the_way = np.asarray(extra.intermediate)[:, :number]
+    return np.concatenate([*on_the_way, image])
+
+
+def _shown(bank: Path, total: int, run: build.Run) -> Batch:
+    """Some images of every class, as networks see them."""
+    classes = run.models.num_classes
+    chosen: list[tuple[Any, Any]] = []
+    for label in np.unique(np.linspace(0, classes - 1, report.MAX_CLASSES).round().astype(int)):
+        images: list[np.ndarray] = []
+        for number in range(int(label), total, classes):
+            if len(images) < SHOWN:
+                images += list(disk_bank.read(bank, number)['image'][: SHOWN - len(images)])
+        chosen += [(image, label) for image in images]
+    image = np.stack([each for each, _ in chosen])
+    mean, std = run.facts.mean, run.facts.std
+    labels = jnp.asarray([label for _, label in chosen], jnp.int32)
+    return Batch(data.normalise(image, mean, std), labels)

@@ -1,0 +1,65 @@
+"""What a run leaves behind, and how it ends when a loss stops being finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dfkd_jax import build, checkpoint, data, port, report
+from dfkd_jax.contract import Batch, NonFiniteError
+
+SUMMARY = 'summary.json'
+
+
+def leave(
+    workdir: Path,
+    config: Any,
+    facts: data.Facts,
+    student: Any,
+    samples: Batch,
+    history: Mapping[str, np.ndarray],
+    summary: dict[str, Any],
+    unit: str = 'rounds',
+) -> None:
+    """Writes the student in three formats, pictures, the page and, last, ``summary.json``.
+
+    student: its variables, on the host.  samples: synthetic images to show.
+    history: what `metrics.read` returns; a row is a `unit`.
+    """
+    name, accuracy = config.student.model, summary['student_accuracy_last']
+    checkpoint.save_arrays(workdir / 'student.safetensors', checkpoint.flatten(student))
+    checkpoint.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
+    build.save_network(workdir / 'student', name, student, config, accuracy=accuracy)
+    pixels = np.asarray(data.denormalise(samples.image, facts.mean, facts.std))
+    labels = np.asarray(samples.label)
+    report.image_grid(pixels, labels, facts.class_names, workdir / report.IMAGES)
+    references = {'teacher': summary['teacher_accuracy']}
+    report.curves(history, workdir / report.CURVES, references, unit)
+    report.page(workdir, summary)
+    checkpoint.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
+
+
+def finite(rows: list[Any], done: int, workdir: Path) -> list[dict[str, float]]:
+    """Waits for the rounds up to `done`: their metrics, on the host.
+
+    Raises NonFiniteError naming the first round and metric that are not finite.
+    """
+    rows = jax.device_get(rows)
+    for number, row in enumerate(rows, start=done - len(rows) + 1):
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise diverged(f'{name} is {value} at round {number}', workdir)
+    return [{name: float(value) for name, value in row.items()} for row in rows]
+
+
+def diverged(what: str, workdir: Path) -> NonFiniteError:
+    """The error that says so, and what to do."""
+    return NonFiniteError(
+        f'{what}. The last good checkpoint is kept in {workdir / "checkpoints"}. Lower '
+        'config.student.lr or config.generator.lr, or the weight of the term, in a new --workdir.'
+    )
