@@ -14,8 +14,11 @@ from flax import linen as nn
 from dfkd_jax.diffusion import folder as folders
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.diffusion import tokenizer as tokenizers
+from dfkd_jax.diffusion.clip_text import CLIPText
 from dfkd_jax.diffusion.errors import DiffusionError
 from dfkd_jax.diffusion.schedule import Schedule
+from dfkd_jax.diffusion.unet import UNet
+from dfkd_jax.diffusion.vae import AutoencoderKL
 from dfkd_jax.models.layers import Array, Dtype
 
 # The table of Ho et al., for a UNet2DModel in a folder without a scheduler.
@@ -169,6 +172,16 @@ def _latent(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prio
     tokenize = tokenizers.load(
         folder / 'tokenizer', text.config.length, text.config.vocabulary
     )  # fmt: skip
+    frozen = {'unet': network_params, 'vae': vae_params, 'text': text_params}
+    config = folders.read_json(folder / 'unet' / 'config.json')
+    return Prior(jax.tree.map(jnp.asarray, frozen), latent_functions(network, vae, text, schedule),
+                 schedule, _shape(config, latent), network.config.divisor, vae.config.factor,
+                 tokenize)  # fmt: skip
+
+
+def latent_functions(network: UNet, vae: AutoencoderKL, text: CLIPText, schedule: Schedule) -> Pure:
+    """The functions of a prior of latents; its `frozen` has 'unet', 'vae' and 'text'."""
+    latent, width = vae.config.latent_channels, text.config.width
 
     def eps(frozen: Frozen, x: Array, t: Array, cond: Array | None) -> Array:
         _check_x(x, t, latent, network.config.divisor)
@@ -188,11 +201,7 @@ def _latent(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prio
     def encode(frozen: Frozen, tokens: Array) -> Array:
         return _apply(text, frozen['text'], tokens)
 
-    frozen = {'unet': network_params, 'vae': vae_params, 'text': text_params}
-    config = folders.read_json(folder / 'unet' / 'config.json')
-    return Prior(jax.tree.map(jnp.asarray, frozen), Pure(eps, decode, encode), schedule,
-                 _shape(config, latent), network.config.divisor, vae.config.factor,
-                 tokenize)  # fmt: skip
+    return Pure(eps, decode, encode)
 
 
 def _pixel(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prior:
