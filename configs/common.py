@@ -85,6 +85,8 @@ def teach(epochs: int, batch_size: int, lr: float, **changes) -> ConfigDict:
             crop_padding=4,
             random_resized_crop=False,  # an area of 8 to 100 % of the image, in place of crops
             flip=True,
+            shade=0.0,  # as for cpsc, by another image of the batch; only towards a teacher
+            cutmix=0.0,
             kd_temperature=4.0,  # ordinary distillation on real data: alpha KD + (1 - alpha) CE
             kd_weight=0.9,
             save_every_epochs=1,

@@ -114,6 +114,11 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
         plan.shards.check(f'config.{group}.batch_size', recipe.batch_size)
     except ValueError as error:
         raise contract.ConfigError(str(error)) from error
+    if (recipe.shade or recipe.cutmix) and not (distil and recipe.kd_weight == 1):
+        raise contract.ConfigError(
+            f'config.{group}.shade and cutmix mix images of several classes, which only a teacher '
+            'can tell: set them to 0, or distil with kd_weight=1.'
+        )
     tx = optimiser(recipe, epoch_steps)
     step = plan.compile(make_step(module, teacher, tx, recipe, facts, plan.shards))
     return Training(plan, recipe, name, whole, tx, step, epoch_steps)
@@ -243,7 +248,14 @@ def make_step(
         key_crop, key_flip = jax.random.split(jax.random.fold_in(key, state.step))
         total = images.shape[0]
         label = shards.share(label)
-        x = data.normalise(shards.share(images), facts.mean, facts.std)
+        pixel = shards.share(images)
+        if recipe.shade or recipe.cutmix:
+            key_crop, key_mix = jax.random.split(key_crop)
+            whole = augment.draw_mixture(key_mix, images.shape, recipe.shade, recipe.cutmix)
+            other = shards.share(jnp.roll(images, 1, axis=0)).astype(jnp.float32) / 255
+            mixture = jax.tree.map(shards.share, whole)
+            pixel = 255 * augment.mix(pixel.astype(jnp.float32) / 255, other, mixture)
+        x = data.normalise(pixel, facts.mean, facts.std)
         if recipe.random_resized_crop:
             areas = augment.draw_areas(key_crop, total)
             x = augment.resized_crop(x, shards.share(areas), facts.image_shape[0])

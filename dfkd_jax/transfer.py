@@ -74,6 +74,8 @@ class Recipe(NamedTuple):
     final_lr: float = 0.0
     milestones: tuple[int, ...] = ()
     random_resized_crop: bool = False
+    shade: float = 0.0
+    cutmix: float = 0.0
     crop_padding: int | None = None
     flip: bool | None = None
 

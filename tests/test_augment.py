@@ -172,3 +172,39 @@ def test_boxes_are_pasted_from_another_image(key):
 def test_boxes_as_often_as_asked(key, p, expected):
     boxes = augment.draw_boxes(key, 50, 8, 8, p)
     assert int((boxes[:, 2] > 0).sum()) == expected
+
+
+# --- Areas -----------------------------------------------------------------------------------
+
+
+def test_areas_lie_in_the_image_and_have_the_sizes_drawn():
+    areas = np.asarray(augment.draw_areas(jax.random.key(0), 4000))
+    top, left, height, width = areas.T
+    assert (areas >= 0).all()
+    assert (top + height <= 1 + 1e-6).all() and (left + width <= 1 + 1e-6).all()
+    part, ratio = height * width, width / height
+    assert 0.07 < part.min() < 0.1 and 0.9 < part.max() <= 1 + 1e-6
+    assert 0.45 < part.mean() < 0.55
+    whole = (height < 1) & (width < 1)
+    assert (0.75 - 1e-4 < ratio[whole]).all() and (ratio[whole] < 4 / 3 + 1e-4).all()
+
+
+def test_resized_crop_of_the_whole_image_is_a_resize():
+    x = np.random.default_rng(0).random((2, 12, 12, 3)).astype(np.float32)
+    areas = jnp.asarray([[0.0, 0, 1, 1]] * 2)
+    near = dict(rtol=0, atol=1e-5)
+    np.testing.assert_allclose(augment.resized_crop(jnp.asarray(x), areas, 12), x, **near)
+    for size in (7, 20):
+        expected = jax.image.resize(jnp.asarray(x), (2, size, size, 3), 'linear', antialias=True)
+        actual = augment.resized_crop(jnp.asarray(x), areas, size)
+        np.testing.assert_allclose(actual, expected, **near)
+
+
+def test_resized_crop_cuts_the_area_of_each_image():
+    x = np.random.default_rng(0).random((2, 16, 16, 1)).astype(np.float32)
+    areas = jnp.asarray([[0.25, 0.5, 0.5, 0.25], [0.0, 0.0, 0.5, 0.5]])  # whole pixels
+    y = np.asarray(augment.resized_crop(jnp.asarray(x), areas, 8))
+    # Away from the cut's borders, where what lies beyond them is not seen.
+    tall = jax.image.resize(jnp.asarray(x[:1, 4:12, 8:12]), (1, 8, 8, 1), 'linear')
+    np.testing.assert_allclose(y[0, 1:-1, 1:-1], tall[0, 1:-1, 1:-1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(y[1], x[1, :8, :8], rtol=0, atol=1e-5)
