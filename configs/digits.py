@@ -19,7 +19,8 @@ def get_config(arg: str | None = None):
         config.student.update(lr=0.2, warmup_steps=50)
         config.phases = (common.phase(rounds=72, g_steps=3, s_steps=20),)
     elif method == 'diffdfkd':
-        common.small_diffdfkd(config)
+        if 'as_published' not in flags:
+            common.small_diffdfkd(config)
     elif method != 'cpsc':
         common.small_embeddings(config, method)
         config.synthesis.update(bank=170 * 120, crop_padding=1, flip=False)

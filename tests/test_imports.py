@@ -46,7 +46,7 @@ INTERNAL = {
     'rounds': {'contract', 'parallel'},
     'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report'},
     'disk_bank': {'checkpoint', 'data'},
-    'offline': RUN | {'disk_bank', 'teach'},
+    'offline': RUN | {'disk_bank', 'labels', 'teach'},
     'train': RUN | {'offline', 'teach'},
     'transfer': RUN | {'teach'},
     'transfer_dense': RUN | {'teach', 'transfer'},
