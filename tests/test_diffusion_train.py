@@ -69,6 +69,7 @@ def tiny(pictures: Path | None = None) -> ConfigDict:
     config.unet.update(widths=(4,), groups=2, head_width=4)
     config.train.update(steps=STEPS, batch_size=16, lr=1e-2, ema_decay=0.5)
     config.log_every_steps, config.save_every_steps = 10, 30
+    config.parallel = 'jit'
     return config
 
 
@@ -291,6 +292,7 @@ def test_clip_art_is_cut_to_its_object(tmp_path: Path) -> None:
 )
 def test_mistakes_in_fields(field: str, value: Any, message: str) -> None:
     config = tiny()
+    config.parallel = 'shard_map'
     config.unet.update(widths=(4, 4), groups=4)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=message):
