@@ -34,7 +34,6 @@ lost and which does not run as published.  Where the two leave a choice, a field
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
@@ -346,7 +345,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
         schedules.timesteps(prior.schedule, config.prior.steps)  # raises DiffusionError
     elif synthesis.source != 'noise' and not synthesis.bank:
         raise ValueError('diffdfkd needs a diffusion model: set config.prior.path.')
-    if re.search('[{}]', config.prior.prompt.replace('{}', '')):
+    if set('{}') & set(config.prior.prompt.replace('{}', '')):
         raise ValueError(
             f'config.prior.prompt={config.prior.prompt!r}: expected a text, with {{}} where the '
             "class's name goes, or without one."
