@@ -21,6 +21,7 @@ def get_config(arg: str | None = None):
     elif method == 'diffdfkd':
         if 'as_published' not in flags:
             common.small_diffdfkd(config)
+            config.synthesis.per_class, config.distil.epochs = 128, 100
         config.prior.path = 'strokes16'  # ships with the package
     elif method != 'cpsc':
         common.small_embeddings(config, method)

@@ -23,6 +23,7 @@ def get_config(arg: str | None = None):
     elif method == 'diffdfkd':
         if 'as_published' not in flags:
             common.small_diffdfkd(config)
+            config.distil.update(shade=0.7, cutmix=0.5, epochs=60)
         config.prior.path = 'clipart32'  # ships with the package
     elif method != 'cpsc':
         common.small_embeddings(config, method)
