@@ -1,8 +1,10 @@
-"""A prior of random strokes, 16 px grey on black, for the digits' teacher: a minute.
+"""A prior of random strokes, 16 px grey on black, for the digits' teacher: three minutes of a core.
 
     python experiments/prior_data.py strokes --output=strokes16
     python -m dfkd_jax.diffusion.train --config=configs/prior_strokes.py --workdir=DIR \\
         --config.data.folder=strokes16
+
+Loss of images held out 0.1695; the receipt and samples are in dfkd_jax/diffusion/priors/strokes16.
 """
 
 from configs import common_prior
