@@ -181,6 +181,8 @@ def fit(
         started = time.monotonic() - progress['seconds']
         batches = train.shuffled(recipe.batch_size, seed, start=epoch * epoch_steps)
         print(f'training {name} on {train.size} images of {train.facts.name} ({role})', flush=True)
+        if epoch:
+            print(f'continuing after epoch {epoch} of {recipe.epochs}', flush=True)
         line = metrics.Progress(recipe.epochs, epoch, unit='epoch', subject=role)
         with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
             while epoch < recipe.epochs and not stop:
@@ -301,8 +303,8 @@ if __name__ == '__main__':
     def job(config: Any, workdir: str | None) -> None:
         path = Path(str(workdir))
         data.check(config.data)
-        folder.claim(path, settings(config, ROLE.value))
-        with folder.Interruption() as interrupted:
+        mine = settings(config, ROLE.value)
+        with folder.claim(path, mine), folder.Interruption() as interrupted:
             facts = run(config, path, ROLE.value, interrupted)
         if facts:
             print(f'{facts["model"]}: {facts["accuracy"]:.2f} % on the test images; see {path}')

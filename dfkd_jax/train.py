@@ -32,12 +32,11 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     run = build.build(config)
     workdir = Path(workdir or folder.default(config))
     test = data.load(config.data, 'test')
-    folder.claim(workdir, config)
-    print(f'workdir {workdir}', flush=True)
-    if (workdir / results.SUMMARY).exists():
-        print('the run there is finished; for another, choose another --workdir', flush=True)
-        return json.loads((workdir / results.SUMMARY).read_text())
-    with folder.Interruption() as interrupted:
+    with folder.claim(workdir, config), folder.Interruption() as interrupted:
+        print(f'workdir {workdir}', flush=True)
+        if (workdir / results.SUMMARY).exists():
+            print('the run there is finished; for another, choose another --workdir', flush=True)
+            return json.loads((workdir / results.SUMMARY).read_text())
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,7 @@ import jax
 from dfkd_jax import __version__, checkpoint
 from dfkd_jax.contract import ConfigError
 
+CONFIG, LOCK = 'config.json', 'lock'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -25,26 +28,50 @@ def default(config: Any) -> Path:
     return Path('runs') / f'{"-".join(names)}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}'
 
 
-def claim(workdir: Path, config: Any) -> None:
-    """Makes the folder this config's, or checks that it is.
+@contextlib.contextmanager
+def claim(workdir: Path, config: Any) -> Iterator[None]:
+    """Holds the folder while the block runs: makes it this config's, or checks that it is.
 
-    Raises ConfigError where another config ran there, naming the fields that differ, or where the
-    folder holds something that is not a run.  A folder where nothing ran yet is taken over: a run
-    that ended with a mistake in its config may be started again with another.
+    Raises ConfigError where another process holds it, where another config ran there, naming the
+    fields that differ, where the folder holds something that is not a run, and where it cannot be
+    written.  A folder where nothing ran yet is taken over: a run that ended with a mistake in its
+    config may be started again with another.
     """
-    path, wanted = workdir / 'config.json', checkpoint.plain(config)
-    # `.tmp`: a file that a killed process was writing.
-    contents = (
-        {p.name for p in workdir.iterdir() if p.suffix != '.tmp'} if workdir.exists() else set()
-    )
-    if not contents - {path.name}:
+    try:
+        # `.tmp`: a file that a killed process was writing.
+        contents = (
+            {p.name for p in workdir.iterdir() if p.suffix != '.tmp'} if workdir.exists() else set()
+        )
+        if contents - {LOCK} and CONFIG not in contents:
+            raise ConfigError(
+                f'{workdir} is not empty and not a run (it has no {CONFIG}). Nothing there was '
+                'touched; choose another --workdir.'
+            )
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / LOCK, 'ab')  # noqa: SIM115, closed below
+    except OSError as error:
+        raise ConfigError(
+            f'{workdir} cannot be written ({error.strerror}): choose another --workdir.'
+        ) from error
+    with lock:
+        try:
+            # The system lets go of it however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f'another process is running in {workdir}: wait for its end, or choose another '
+                '--workdir.'
+            ) from error
+        _own(workdir, checkpoint.plain(config), fresh=not contents - {LOCK, CONFIG})
+        yield
+
+
+def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
+    """Writes the config into a folder where nothing ran, or compares the one there."""
+    path = workdir / CONFIG
+    if fresh:
         checkpoint.write_json(path, wanted)
         return
-    if not path.exists():
-        raise ConfigError(
-            f'{workdir} is not empty and not a run (it has no config.json). Nothing there was '
-            'touched; choose another --workdir.'
-        )
     # Through JSON, so that tuples and lists compare.
     found, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(wanted)))
     differ = [

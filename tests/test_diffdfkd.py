@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from processes import at_row, killed_at, output, to_the_end
 from reference import last, near
 
 from configs import common, digits
@@ -516,6 +517,75 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(
         ours, theirs = metrics.read(workdir / place), metrics.read(finished / place)
         for column in theirs.keys() - {'seconds'}:
             np.testing.assert_array_equal(ours[column], theirs[column], column)
+
+
+@pytest.mark.faults
+def test_killed_as_a_process_it_ends_the_same(home: Path, tmp_path: Path):
+    """While images are made, twice, and while the student learns of them."""
+    arguments = [
+        '--config=configs/digits.py:diffdfkd,smoke', '--config.data.image_size=4',
+        '--config.synthesis.stored_size=4', '--config.teacher.model=resnet8_half',
+        '--config.teach.batch_size=128', f'--config.prior.path={home}',
+        '--config.loss.adversarial=1.0', '--config.synthesis.batch_size=2',
+        '--config.synthesis.per_class=12', '--config.in_loop.every=4', '--config.in_loop.start=4',
+        '--config.in_loop.steps=3', '--config.in_loop.batch_size=8', '--config.distil.epochs=20',
+        '--config.distil.batch_size=8', '--config.distil.save_every_epochs=2',
+        '--config.log_every_rounds=4',
+    ]  # fmt: skip
+    whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+    to_the_end(arguments, whole)
+    moments = [
+        (at_row(workdir / 'synthesis', 4), 0.01),
+        (at_row(workdir / 'synthesis', 32), 0.02),
+        (at_row(workdir / 'distillation', 5), 0.05),
+    ]
+    killed_at(arguments, workdir, moments)
+    to_the_end(arguments, workdir)
+    assert output(workdir).count('continuing after trajectory') == 2
+    assert output(workdir).count('continuing after epoch') == 1
+    assert bank_of(workdir) == bank_of(whole)
+    assert digest(workdir) == digest(whole)
+    assert len(metrics.read(workdir / 'distillation')['round']) == 20
+
+
+def filled(config: ConfigDict, teacher: Path, workdir: Path) -> list[dict[str, np.ndarray]]:
+    """The files of a bank that the loop filled for this teacher, without a student."""
+    run = build.build(config)
+    variables = checkpoint.load_model(teacher)[1]
+    assert offline.synthesise(config, workdir, run, variables, lambda: False)
+    total = diffdfkd.trajectories(config)
+    return [disk_bank.read(workdir / 'bank', number) for number in range(total)]
+
+
+def test_two_and_four_devices_fill_the_same_bank(
+    finished: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All classes, through the loop; bytes may round to either side."""
+    images, make = {}, parallel.make
+    config = small(home, batch_size=4, per_class=4)
+    config.loss.adversarial, config.parallel = 0.0, 'shard_map'
+    for count in (1, 2, 4):
+        devices = jax.devices()[:count]
+        with monkeypatch.context() as patch:
+            patch.setattr(parallel, 'make', lambda mode, devices=devices: make(mode, devices))
+            files = filled(config, finished / 'teacher', tmp_path / str(count))
+        assert [set(each['label']) for each in files] == [{label} for label in range(10)]
+        images[count] = np.concatenate([each['image'] for each in files]).astype(int)
+    for count in (2, 4):
+        difference = np.abs(images[count] - images[1])
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+def test_latents_of_a_text_to_image_model_fill_a_bank(golden: Path, finished: Path, tmp_path: Path):
+    """A folder of Stable Diffusion's format, prompts by class, colours to the teacher's grey."""
+    pytest.importorskip('tokenizers', reason='pip install tokenizers')
+    config = small(golden / 'tiny_sd' / 'model')
+    config.loss.adversarial = 0.0
+    config.prior.update(prompt='a photo of a {}.', steps=3)
+    files = filled(config, finished / 'teacher', tmp_path)
+    assert [len(each['image']) for each in files] == [2] * 10 + [1] * 10
+    images = np.concatenate([each['image'] for each in files])
+    assert images.shape == (30, 4, 4, 1) and images.std((1, 2, 3)).min() > 0
 
 
 def test_larger_images_are_cut_to_size_and_read_from_disk(

@@ -127,8 +127,8 @@ def test_checkpoint_of_another_network(tmp_path):
 
 
 def test_workdir_of_another_config(tmp_path):
-    train.folder.claim(tmp_path / 'run', config())
-    (tmp_path / 'run' / 'checkpoints').mkdir()
+    with train.folder.claim(tmp_path / 'run', config()):
+        (tmp_path / 'run' / 'checkpoints').mkdir()
     was = f'config.student.lr was {config().student.lr}, now 0.3'
     with pytest.raises(contract.ConfigError, match=was):
         train.run(config(student__lr=0.3), tmp_path / 'run')
@@ -137,15 +137,34 @@ def test_workdir_of_another_config(tmp_path):
 def test_workdir_where_nothing_ran_yet_takes_the_mended_config(tmp_path):
     """Even where the process was killed while it wrote the first file."""
     workdir = tmp_path / 'run'
-    train.folder.claim(workdir, config())
-    (workdir / '.config.json.12.34.tmp').write_text('{')
+    with train.folder.claim(workdir, config()):
+        (workdir / '.config.json.12.34.tmp').write_text('{')
     mended = config(student__lr=0.3)
-    train.folder.claim(workdir, mended)
-    (workdir / 'checkpoints').mkdir()
-    train.folder.claim(workdir, mended)
+    with train.folder.claim(workdir, mended):
+        (workdir / 'checkpoints').mkdir()
+    with train.folder.claim(workdir, mended):
+        pass
     was = f'config.student.lr was 0.3, now {config().student.lr}'
     with pytest.raises(contract.ConfigError, match=was):
-        train.folder.claim(workdir, config())
+        with train.folder.claim(workdir, config()):
+            pass
+
+
+def test_two_runs_of_one_workdir(tmp_path):
+    workdir = tmp_path / 'run'
+    with train.folder.claim(workdir, config()):
+        with pytest.raises(contract.ConfigError, match='another process is running in .*run: wait'):
+            train.run(config(), workdir)
+    with train.folder.claim(workdir, config()):
+        pass
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('here')
+    for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+        with pytest.raises(contract.ConfigError, match='cannot be written .Not a directory.: choo'):
+            train.run(config(), workdir)
+    assert (tmp_path / 'file').read_text() == 'here'
 
 
 def test_folder_that_is_no_run(tmp_path):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from processes import TIMEOUT, at_row, killed_at, output, process, to_the_end, wait_for
 
 from configs import common, digits
 from dfkd_jax import build, checkpoint, metrics, port, results, teach, train
@@ -356,87 +352,22 @@ def test_teaching_stopped_and_continued(finished: Path, tmp_path: Path) -> None:
 
 PROCESS_ROUNDS = 30
 TEACHER_EPOCHS = 5
-COMMAND = [
-    sys.executable, '-m', 'dfkd_jax.main', '--config=configs/digits.py:cpsc,smoke',
-    '--config.data.image_size=4', '--config.teacher.model=resnet8_half',
-    f'--config.teach.epochs={TEACHER_EPOCHS}',
+ARGUMENTS = [
+    '--config=configs/digits.py:cpsc,smoke', '--config.data.image_size=4',
+    '--config.teacher.model=resnet8_half', f'--config.teach.epochs={TEACHER_EPOCHS}',
     '--config.teach.batch_size=128', '--config.generator.latent=8', '--config.generator.width=4',
     '--config.synthesis.batch_size=8', '--config.synthesis.student_batch_size=8',
     f'--config.phases[0].rounds={PROCESS_ROUNDS}', '--config.log_every_rounds=2',
     '--config.eval_every_rounds=3', '--config.save_every_rounds=4',
 ]  # fmt: skip
-TIMEOUT = 400.0  # seconds; a run takes a twentieth of it where nothing else does
-
-
-@contextlib.contextmanager
-def process(workdir: Path) -> Iterator[subprocess.Popen]:
-    """A run in a process of its own, which never outlives the block."""
-    names = ('jax_disable_most_optimizations', 'jax_persistent_cache_min_compile_time_secs')
-    fast = {name.upper(): str(jax.config.values[name]) for name in names}
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | fast
-    with open(workdir.with_suffix('.log'), 'ab') as log:
-        running = subprocess.Popen(
-            [*COMMAND, f'--workdir={workdir}'],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment,
-        )
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.wait()
-
-
-def output(workdir: Path) -> str:
-    """What all processes of a workdir printed."""
-    return workdir.with_suffix('.log').read_text(errors='replace')
-
-
-def to_the_end(workdir: Path) -> None:
-    with process(workdir) as running:
-        assert running.wait(TIMEOUT) == 0, output(workdir)
-
-
-def wait_for(reached: Callable[[], bool], running: subprocess.Popen, workdir: Path) -> None:
-    """Waits until a run got somewhere; it must not have ended before."""
-    deadline = time.monotonic() + TIMEOUT
-    while not reached():
-        assert running.poll() is None, output(workdir)
-        assert time.monotonic() < deadline, output(workdir)
-        time.sleep(0.005)
-
-
-def at_row(folder: Path, number: int) -> Callable[[], bool]:
-    """Whether ``metrics.csv`` holds a row of this round, or a later one."""
-
-    def reached() -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            rounds = re.findall(r'^(\d+),.*\n', (folder / metrics.FILE).read_text(), re.MULTILINE)
-            return any(int(found) >= number for found in rounds)
-        return False
-
-    return reached
 
 
 @pytest.fixture(scope='module')
 def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a process that nobody disturbed."""
     workdir = tmp_path_factory.mktemp('unkilled') / 'run'
-    to_the_end(workdir)
+    to_the_end(ARGUMENTS, workdir)
     return workdir
-
-
-def killed_at(workdir: Path, moments: list[tuple[Callable[[], bool], float]]) -> None:
-    """Starts the run again and again, each time killed so many seconds after a moment."""
-    for reached, delay in moments:
-        with process(workdir) as running:
-            wait_for(reached, running, workdir)
-            time.sleep(delay)
-            assert running.poll() is None, 'it ended before it could be killed'
-            running.send_signal(signal.SIGKILL)
-            assert running.wait(TIMEOUT) == -signal.SIGKILL
 
 
 @pytest.mark.faults
@@ -448,8 +379,8 @@ def test_killed_anywhere_ends_the_same(unkilled: Path, tmp_path: Path) -> None:
         (at_row(workdir, rng.randint(2, 10)), rng.uniform(0, 0.2)),
         (at_row(workdir, rng.randint(14, PROCESS_ROUNDS - 8)), rng.uniform(0, 0.1)),
     ]
-    killed_at(workdir, moments)
-    to_the_end(workdir)
+    killed_at(ARGUMENTS, workdir, moments)
+    to_the_end(ARGUMENTS, workdir)
     assert output(workdir).count('continuing after round') >= 1
     assert_same_run(workdir, unkilled)
 
@@ -467,15 +398,15 @@ def test_killed_ten_times_ends_the_same(unkilled: Path, tmp_path: Path, seed: in
         moments.append((at_row(workdir, number), rng.uniform(0, 0.2)))
     moments.append(((workdir / 'student.safetensors').exists, rng.uniform(0, 0.1)))
     assert len(moments) == 10
-    killed_at(workdir, moments)
-    to_the_end(workdir)
+    killed_at(ARGUMENTS, workdir, moments)
+    to_the_end(ARGUMENTS, workdir)
     assert_same_run(workdir, unkilled)
 
 
 @pytest.mark.faults
 def test_terminated_process_saves_and_exits_cleanly(unkilled: Path, tmp_path: Path) -> None:
     workdir = tmp_path / 'run'
-    with process(workdir) as running:
+    with process(ARGUMENTS, workdir) as running:
         wait_for(at_row(workdir, 5), running, workdir)
         running.terminate()
         assert running.wait(TIMEOUT) == 0, output(workdir)
@@ -485,6 +416,6 @@ def test_terminated_process_saves_and_exits_cleanly(unkilled: Path, tmp_path: Pa
     assert said and 'Traceback' not in output(workdir)
     assert (workdir / 'checkpoints' / said[1]).is_dir()
     assert not (workdir / 'summary.json').exists()
-    to_the_end(workdir)
+    to_the_end(ARGUMENTS, workdir)
     assert f'continuing after round {said[1]} of {PROCESS_ROUNDS}' in output(workdir)
     assert_same_run(workdir, unkilled)

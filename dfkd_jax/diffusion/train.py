@@ -345,9 +345,8 @@ if __name__ == '__main__':
             raise ConfigError('name a folder: --workdir=DIR.')
         path = Path(workdir)
         check(config)
-        folders.claim(path, config)
         command = ' '.join(['python -m dfkd_jax.diffusion.train', *sys.argv[1:]])
-        with folders.Interruption() as interrupted:
+        with folders.claim(path, config), folders.Interruption() as interrupted:
             receipt = run(config, path, interrupted, command)
         if receipt:
             print(f'{path / PRIOR}: loss {receipt["loss"]:.4f}; look at {path / PRIOR / SAMPLES}')
