@@ -30,7 +30,7 @@ class Output(NamedTuple):
     logits: Array  # [B, num_classes] float32
     features: Array  # [B, F] float32, the input of the last linear layer
     statistics: dict[str, Any]  # {layer: {'mean': [C], 'var': [C]}}, nested as the module is
-    stages: tuple[Array, ...] = ()  # [B, h, w, C] each
+    stages: tuple[Array, ...] = ()  # [B, h, w, C] each, in the module's dtype
 
 
 class BatchNorm(nn.Module):
