@@ -22,7 +22,10 @@ def get_config(arg: str | None = None):
         config.student.update(lr=0.2, warmup_steps=50)
         config.phases = (common.phase(rounds=72, g_steps=3, s_steps=20),)
     elif method == 'diffdfkd':
-        common.small_diffdfkd(config)
+        if 'as_published' not in flags:
+            common.small_diffdfkd(config)
+            config.synthesis.per_class, config.distil.epochs = 128, 100
+        config.prior.path = 'strokes16'  # ships with the package
     elif method in common.GENERATIVE and 'benchmark' not in flags:
         common.small_generative(config, method)
         config.phases = (common.phase(rounds=200, g_steps=1, s_steps=10),)

@@ -24,7 +24,10 @@ def get_config(arg: str | None = None):
         config.student.update(lr=0.2, warmup_steps=100)
         config.phases = (common.phase(rounds=380, g_steps=3, s_steps=20),)
     elif method == 'diffdfkd':
-        common.small_diffdfkd(config)
+        if 'as_published' not in flags:
+            common.small_diffdfkd(config)
+            config.distil.update(shade=0.7, cutmix=0.5, epochs=60)
+        config.prior.path = 'clipart32'  # ships with the package
     elif method in common.GENERATIVE and 'benchmark' not in flags:
         common.small_generative(config, method)
         config.phases = (common.phase(rounds=1000, g_steps=1, s_steps=10),)

@@ -87,8 +87,8 @@ def load_table(config: Any, facts: Any) -> np.ndarray | None:
 
 
 def load_prior(config: Any) -> diffusion.Prior | None:
-    """The diffusion model that `config.prior` names; None for a method without."""
-    if 'prior' not in config:
+    """The diffusion model that `config.prior` names; None where none is sampled from."""
+    if 'prior' not in config or config.synthesis.bank or config.synthesis.source == 'noise':
         return None
     if config.prior.path is None:
         raise ConfigError(

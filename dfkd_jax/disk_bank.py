@@ -8,6 +8,7 @@ continued synthesis needs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +20,38 @@ from safetensors import safe_open
 from dfkd_jax import checkpoint, data
 
 MEASURED = 'measured/'  # before the names of a batch's metrics
+FACTS = 'bank.json'
 
 
 class BankError(ValueError):
     """A bank that is damaged, incomplete or made for something else."""
+
+
+def describe(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Says what a bank is of, in ``bank.json``: before its first batch."""
+    checkpoint.write_json(folder / FACTS, facts)
+
+
+def check(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raises BankError unless a bank is full and is of these facts, as `describe` wrote them."""
+    if not (folder / FACTS).is_file():
+        raise BankError(f'{folder} is not a bank: it has no {FACTS}.')
+    found = json.loads((folder / FACTS).read_text())
+    differ = [
+        f'{name} {found.get(name)!r}, here {value!r}'
+        for name, value in checkpoint.plain(facts).items()
+        if found.get(name) != value
+    ]
+    if differ:
+        raise BankError(
+            f'{folder} is of another synthesis: {"; ".join(differ)}. Set config.synthesis to what '
+            'made it.'
+        )
+    there = count(folder)
+    if there < facts['batches']:
+        raise BankError(
+            f'{folder} has {there} of its {facts["batches"]} batches: finish the run that fills it.'
+        )
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -98,7 +127,7 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
         labels.append(label)
         places += [(number, row) for row in range(found[0])]
     where, label = np.asarray(places).reshape(-1, 2), np.concatenate([*labels, []]).astype(np.int32)
-    facts = facts._replace(image_shape=shape)
+    facts = facts._replace(image_shape=shape, name=f'the bank {folder}')
     if len(label) * int(np.prod(shape)) <= data.IN_MEMORY_BYTES:
         whole = [read(folder, number)['image'] for number in range(batches)]
         images = np.concatenate([np.zeros((0, *shape), np.uint8), *whole])

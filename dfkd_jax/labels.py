@@ -129,19 +129,25 @@ def _spelled_out(dataset: str, names: Sequence[str]) -> list[str]:
 
 
 def _texts(settings: Any, dataset: str, names: Sequence[str], num_classes: int) -> list[str]:
-    """The sentence of each class."""
     if settings.text == 'index':
-        words = [f'class {label}' for label in range(num_classes)]
-    else:
-        words = _spelled_out(dataset, names or class_names(dataset))
-        if len(words) != num_classes:
-            raise LabelError(
-                f'the data set {dataset!r} has {len(words)} class names and '
-                f'config.data.num_classes={num_classes}: expected as many. Give the data set its '
-                "names, or set config.labels.text='index' or config.labels.source='onehot', which "
-                'need none.'
-            )
-    return [_sentence(settings.prompt, word) for word in words]
+        return [_sentence(settings.prompt, f'class {label}') for label in range(num_classes)]
+    return sentences(settings.prompt, dataset, names, num_classes)
+
+
+def sentences(prompt: str, dataset: str, names: Sequence[str], num_classes: int) -> list[str]:
+    """A prompt with each class's name in place of '{}'.
+
+    Raises LabelError unless there are as many names as classes.
+    """
+    words = _spelled_out(dataset, names or class_names(dataset))
+    if len(words) != num_classes:
+        raise LabelError(
+            f'the data set {dataset!r} has {len(words)} class names and '
+            f'config.data.num_classes={num_classes}: expected as many. Give the data set its '
+            "names, or set config.labels.text='index' or config.labels.source='onehot', which "
+            'need none.'
+        )
+    return [_sentence(prompt, word) for word in words]
 
 
 def _sentence(prompt: str, name: str) -> str:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,28 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dfkd_jax import build, checkpoint, data, disk_bank, evaluate, metrics, report, results, teach
+from dfkd_jax import (
+    build,
+    checkpoint,
+    data,
+    disk_bank,
+    evaluate,
+    labels,
+    metrics,
+    report,
+    results,
+    teach,
+)
 from dfkd_jax import workdir as folder
-from dfkd_jax.contract import Batch, ConfigError, Frozen
+from dfkd_jax.contract import Batch, Frozen
 from dfkd_jax.methods import diffdfkd
 from dfkd_jax.rounds import make_round
 
 SHOWN = 10  # images of a class in the picture that a run leaves
+UNSTABLE = (
+    'The images so far are in {bank}. Lower config.loss, or set config.prior.dtype=float32, in a '
+    'new --workdir.'
+)
 
 
 def distil(
@@ -45,7 +60,7 @@ def distil(
     """Synthesises into ``workdir/bank``, distils from it and leaves what every run leaves.
 
     Returns the summary; ``{}`` for a run that was asked to stop.  Raises BankError for a damaged
-    bank, NonFiniteError, and ConfigError where another run's bank is not full.
+    bank or another's that is not full or not of this config, ConfigError and NonFiniteError.
     """
     on_devices = run.plan.replicate(teacher)
     classify_teacher = evaluate.classifier(run.plan, run.models.teacher, run.facts)
@@ -56,13 +71,14 @@ def distil(
         f'images of {config.data.name}',
         flush=True,
     )
-    total, bank = batches(config), Path(config.synthesis.bank or workdir / 'bank')
+    total, bank = diffdfkd.trajectories(config), Path(config.synthesis.bank or workdir / 'bank')
+    # Now, since a mistake in it would be told hours later.
+    size = config.data.num_classes * config.synthesis.per_class
+    name, at = config.student.model, workdir / 'distillation'
+    epoch_steps = size // config.distil.batch_size
+    training = teach.prepare(config, 'distil', name, epoch_steps, distil=True)
     if config.synthesis.bank:
-        if disk_bank.count(bank) < total:
-            raise ConfigError(
-                f'config.synthesis.bank={bank} has {disk_bank.count(bank)} of the {total} batches '
-                'that config.synthesis asks for: finish the run that fills it.'
-            )
+        disk_bank.check(bank, description(config))
         synthesis_seconds = 0.0
     else:
         seconds = synthesise(config, workdir, run, teacher, interrupted)
@@ -71,9 +87,6 @@ def distil(
         synthesis_seconds = seconds
 
     images = disk_bank.dataset(bank, total, run.facts, config.synthesis.stored_size)
-    epoch_steps = images.size // config.distil.batch_size
-    name, at = config.student.model, workdir / 'distillation'
-    training = teach.prepare(config, 'distil', name, epoch_steps, distil=True)
     facts = teach.fit(
         training, config, at, images, test, 'student', interrupted, on_devices, seed=config.seed
     )
@@ -120,35 +133,6 @@ def distil(
     return summary
 
 
-def batches(config: Any) -> int:
-    """Trajectories of a run: of every class, as many as its images need."""
-    return config.data.num_classes * -(-config.synthesis.per_class // config.synthesis.batch_size)
-
-
-def kept(config: Any, number: int) -> int:
-    """Images of a trajectory that are kept: the last of a class may be more than are wanted."""
-    made = number // config.data.num_classes * config.synthesis.batch_size
-    return min(config.synthesis.batch_size, config.synthesis.per_class - made)
-
-
-def sessions(config: Any) -> list[int]:
-    """The numbers of trajectories after which the in-loop student learns.
-
-    Whenever there are `in_loop.every` more images of every class, once they fill a batch, and
-    unless none are to follow.
-    """
-    every, classes = config.in_loop.every, config.data.num_classes
-    if not (every and config.loss.adversarial and config.synthesis.source == 'guided'):
-        return []
-    chosen, size = [], config.synthesis.batch_size
-    for done in range(classes, batches(config), classes):
-        images = done // classes * size
-        crossed = images // every > (images - size) // every
-        if crossed and images * classes >= config.in_loop.batch_size:
-            chosen.append(done)
-    return chosen
-
-
 def synthesise(
     config: Any,
     workdir: Path,
@@ -157,10 +141,11 @@ def synthesise(
     interrupted: Callable[[], bool],
 ) -> float | None:
     """Fills ``workdir/bank``; returns the seconds it took in all, None when asked to stop."""
-    bank, place, total = workdir / 'bank', workdir / 'synthesis', batches(config)
+    bank, place, total = workdir / 'bank', workdir / 'synthesis', diffdfkd.trajectories(config)
     done, per_row = disk_bank.count(bank), config.log_every_rounds
     timer = place / 'seconds.json'
     before = json.loads(timer.read_text())['seconds'] if timer.exists() else 0.0
+    recover(place, bank, done, per_row, total)
     if done >= total:
         return before
     frozen = run.plan.replicate(Frozen(teacher=teacher, extra=conditions(config, run)))
@@ -172,6 +157,7 @@ def synthesise(
     phase = ConfigDict(dict(rounds=total, loops=1, g_steps=steps, s_steps=0))
     trajectory = make_round(run.method, phase, run.plan)
     learn = learner(config, workdir, run, frozen.teacher, interrupted)
+    disk_bank.describe(bank, description(config))
     if done:
         print(f'continuing after trajectory {done} of {total}', flush=True)
     # What the batches since the last row of metrics.csv measured lies beside their images.
@@ -187,8 +173,8 @@ def synthesise(
                 net = state.student.replace(**run.plan.replicate(student))
                 state = state.replace(student=net)
             state, row = trajectory(frozen, state, jax.random.fold_in(key_rounds, done))
-            [row] = results.finite([row], done + 1, workdir)
-            image = _kept_images(config, state.extra, kept(config, done))
+            [row] = results.finite([row], done + 1, UNSTABLE.format(bank=bank))
+            image = _kept_images(config, state.extra, diffdfkd.kept(config, done))
             label = np.full(len(image), done % config.data.num_classes)
             disk_bank.write(bank, done, image, label, config.seed, row)
             done += 1
@@ -210,6 +196,31 @@ def synthesise(
     return time.monotonic() - started
 
 
+def description(config: Any) -> dict[str, Any]:
+    """What a bank is of: what another run must agree to that takes it."""
+    synthesis = config.synthesis
+    names = ('source', 'per_class', 'batch_size', 'stored_size', 'intermediate')
+    facts = {'dataset': config.data.name, 'classes': config.data.num_classes}
+    facts |= {name: synthesis[name] for name in names}
+    return facts | {'batches': diffdfkd.trajectories(config)}
+
+
+def recover(place: Path, bank: Path, done: int, per_row: int, total: int) -> None:
+    """Writes the rows of metrics.csv that a killed process had made the images of, but not written.
+
+    Without their seconds, which nobody knows.
+    """
+    due = [number for number in range(1, done + 1) if number % per_row == 0 or number == total]
+    with metrics.Writer(place, done) as writer:
+        known = metrics.read(place).get('round', ())
+        for number in due:
+            if number not in known:
+                first = (number - 1) // per_row * per_row
+                rows = [disk_bank.measured(bank, i) for i in range(first, number)]
+                row = {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
+                writer.write(number, row)
+
+
 def learner(
     config: Any, workdir: Path, run: build.Run, teacher: Any, interrupted: Callable[[], bool]
 ) -> Callable[[int], dict[str, Any] | None]:
@@ -221,28 +232,31 @@ def learner(
     fixed number one compiled program serves all sessions).
     """
     place, size = workdir / 'in_loop', config.synthesis.stored_size
-    planned, learnt = sessions(config), 0
-    prepared = cache(
-        lambda: teach.prepare(
-            config, 'in_loop', config.student.model, config.in_loop.steps, distil=True
-        )
-    )
+    planned, learnt = diffdfkd.sessions(config), 0
+    training = None
+    if planned:
+        name, steps = config.student.model, config.in_loop.steps
+        training = teach.prepare(config, 'in_loop', name, steps, distil=True)
 
     def learn(done: int) -> dict[str, Any] | None:
         nonlocal learnt
         past = [number for number in planned if number <= done]
-        if not past or past[-1] == learnt:
+        if training is None or not past or past[-1] == learnt:
             return {}
         start, at = None, place / f'{past[-1]:06d}'
         if past[1:]:
             start = checkpoint.load_model(place / f'{past[-2]:06d}')[1]
         images = disk_bank.dataset(workdir / 'bank', past[-1], run.facts, size)
         if not teach.fit(
-            prepared(), config, at, images, None, 'in-loop student', interrupted, teacher, start,
+            training, config, at, images, None, 'in-loop student', interrupted, teacher, start,
             config.seed + past[-1],
         ):  # fmt: skip
             return None
         learnt = past[-1]
+        # A whole student is there: what it took to train it, and those long before, are not needed.
+        shutil.rmtree(at / 'checkpoints', ignore_errors=True)
+        for number in past[:-2]:
+            shutil.rmtree(place / f'{number:06d}', ignore_errors=True)
         return checkpoint.load_model(at)[1]
 
     return learn
@@ -251,10 +265,14 @@ def learner(
 def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
     """The diffusion model's parameters, and the text states of the config's prompts."""
     prior, prompt = run.extra, config.prior.prompt
+    if not prior:  # for images of noise
+        return diffdfkd.Prior({}, ())
     text: Any = ()
     if prior.tokenize is not None:
-        names = run.facts.class_names if '{}' in prompt else ['']
-        prompts = [prompt.format(name) for name in names]
+        prompts = [prompt]
+        if '{}' in prompt:
+            names, number = run.facts.class_names, run.models.num_classes
+            prompts = labels.sentences(prompt, config.data.name, names, number)
         text = prior.encode([*prompts, config.prior.negative])
     return diffdfkd.Prior(prior.frozen, text)
 

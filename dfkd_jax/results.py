@@ -44,8 +44,10 @@ def leave(
     checkpoint.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
 
 
-def finite(rows: list[Any], done: int, workdir: Path) -> list[dict[str, float]]:
+def finite(rows: list[Any], done: int, advice: str) -> list[dict[str, float]]:
     """Waits for the rounds up to `done`: their metrics, on the host.
+
+    advice: what to do if they diverged.
 
     Raises NonFiniteError naming the first round and metric that are not finite.
     """
@@ -53,13 +55,5 @@ def finite(rows: list[Any], done: int, workdir: Path) -> list[dict[str, float]]:
     for number, row in enumerate(rows, start=done - len(rows) + 1):
         for name, value in row.items():
             if not math.isfinite(value):
-                raise diverged(f'{name} is {value} at round {number}', workdir)
+                raise NonFiniteError(f'{name} is {value} at round {number}. {advice}')
     return [{name: float(value) for name, value in row.items()} for row in rows]
-
-
-def diverged(what: str, workdir: Path) -> NonFiniteError:
-    """The error that says so, and what to do."""
-    return NonFiniteError(
-        f'{what}. The last good checkpoint is kept in {workdir / "checkpoints"}. Lower '
-        'config.student.lr or config.generator.lr, or the weight of the term, in a new --workdir.'
-    )

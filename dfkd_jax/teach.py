@@ -119,6 +119,16 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
             f'config.{group}.shade and cutmix mix images of several classes, which only a teacher '
             'can tell: set them to 0, or distil with kd_weight=1.'
         )
+    for field in ('epochs', 'save_every_epochs', 'eval_every_epochs'):
+        if recipe[field] < 1:
+            raise contract.ConfigError(
+                f'config.{group}.{field}={recipe[field]}: expected 1 or more.'
+            )
+    if epoch_steps < 1:
+        raise contract.ConfigError(
+            f'config.{group}.batch_size={recipe.batch_size} is more than there are images, or '
+            f'config.{group}.steps is not positive.'
+        )
     tx = optimiser(recipe, epoch_steps)
     step = plan.compile(make_step(module, teacher, tx, recipe, facts, plan.shards))
     return Training(plan, recipe, name, whole, tx, step, epoch_steps)
@@ -162,11 +172,11 @@ def fit(
         restored = checkpoints.restore(jax.eval_shape(init, key_init))
         if restored is not None:
             epoch, state, progress = restored
-        else:
+        elif start is None:
             state = plan.call(init)(key_init)
-            if start is not None:
-                params, batch_stats = start['params'], start['batch_stats']
-                state = state.replace(net=state.net.replace(params=params, batch_stats=batch_stats))
+        else:
+            net = contract.start(start['params'], start.get('batch_stats', {}), tx)
+            state = State(jnp.zeros((), jnp.int32), net)
         state = plan.replicate(state)
         started = time.monotonic() - progress['seconds']
         batches = train.shuffled(recipe.batch_size, seed, start=epoch * epoch_steps)

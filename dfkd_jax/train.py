@@ -16,7 +16,7 @@ import numpy as np
 
 from dfkd_jax import build, checkpoint, data, evaluate, metrics, offline, results, teach
 from dfkd_jax import workdir as folder
-from dfkd_jax.contract import ConfigError, Frozen, State
+from dfkd_jax.contract import ConfigError, Frozen, NonFiniteError, State
 from dfkd_jax.rounds import make_round
 
 TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
@@ -41,7 +41,7 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}
-        if run.models.prior is not None:
+        if 'prior' in config:
             return offline.distil(config, workdir, run, test, teacher, interrupted)
         # Not before: a folder with nothing but a config can be given another.
         run = run._replace(extra=_kept(workdir, run.extra))
@@ -149,7 +149,7 @@ def _distil(
                 log = measure or done % config.log_every_rounds == 0
                 save = stop or done == total or done % config.save_every_rounds == 0
                 if log or save:
-                    pending = results.finite(pending, done, workdir)
+                    pending = results.finite(pending, done, _advice(workdir))
                     progress['seconds'] = time.monotonic() - started
                 if measure:
                     predicted, _ = classify(state.student.variables, test, config.eval_batch_size)
@@ -226,4 +226,11 @@ def _check_weights(state: State, done: int, workdir: Path) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
         if not np.all(np.isfinite(x)):
             name = jax.tree_util.keystr(path, simple=True, separator='/')
-            raise results.diverged(f'{name} is not finite after round {done}', workdir)
+            raise NonFiniteError(f'{name} is not finite after round {done}. {_advice(workdir)}')
+
+
+def _advice(workdir: Path) -> str:
+    return (
+        f'The last good checkpoint is kept in {workdir / "checkpoints"}. Lower config.student.lr '
+        'or config.generator.lr, or the weight of the term, in a new --workdir.'
+    )

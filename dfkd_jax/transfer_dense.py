@@ -104,6 +104,7 @@ def run(
         'stages': len(head),
         'source': str(student),
         'source_dataset': network.facts['dataset'],
+        'source_accuracy': network.facts.get('accuracy'),
         **{name: network.facts.get(name) for name in ('model', 'role', 'variables_sha256')},
         'num_classes': num_classes,
         'train_size': len(train.images),

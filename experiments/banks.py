@@ -5,7 +5,8 @@
 RUN is a finished run of DiffDFKD (`configs/...:diffdfkd`); NAME is what its row is called.  As many
 images of each class are taken of every bank as the smallest has.  Measured with the teacher of the
 run: the probability of the class asked for, the share of images taken for it, the classes of which
-most images are (coverage), the distance of batch statistics of mixed batches of 256, and the
+most images are (coverage), the distance of batch statistics of mixed batches of 256 (so that many
+images are needed, of the teacher's size), and the
 distance between features of two images of a class, in units of that between any two real test
 images (diversity).  The output folder gets ``rows.csv``, ``table.md`` and a picture of each bank.
 """
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 from table import save
 
 from dfkd_jax import build, data, disk_bank, losses, report
+from dfkd_jax.methods import diffdfkd
 
 BATCH = 256
 
@@ -59,10 +61,10 @@ def images_of(run: Path) -> tuple[Any, np.ndarray, np.ndarray]:
     """The config of a finished run, and the images and labels of its bank."""
     summary = json.loads((run / 'summary.json').read_text())
     config = ConfigDict(summary['config'])
-    bank, number, arrays = Path(summary['bank']), 0, []
-    while disk_bank.path_of(bank, number).exists():
-        arrays.append(disk_bank.read(bank, number))
-        number += 1
+    if config.teacher.checkpoint is None:
+        config.teacher.checkpoint = str(run / 'teacher')
+    total = diffdfkd.trajectories(config)
+    arrays = [disk_bank.read(Path(summary['bank']), number) for number in range(total)]
     return config, *(np.concatenate([each[key] for each in arrays]) for key in ('image', 'label'))
 
 

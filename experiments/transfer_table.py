@@ -52,9 +52,10 @@ def main() -> None:
     for task in args.tasks.split(','):
         for row in args.rows.split(','):
             for seed in seeds:
-                one = row == 'teacher'  # a single network serves all seeds
                 source = 'cpsc' if row == 'new' else row  # of which only the architecture is read
-                network = root / source / f'seed{seeds[0] if one or row == "new" else seed}'
+                network = root / source / f'seed{seed}'
+                if row in ('teacher', 'new'):  # a single network serves all seeds
+                    network = min((root / source).glob('seed*'))
                 results.append(measure(row, task, seed, network, args))
                 write(args.output, results)
 
@@ -78,7 +79,7 @@ def measure(row: str, task: str, seed: int, network: Path, args: argparse.Namesp
     facts = json.loads(output.read_text())
     score = facts['miou' if protocol == 'dense' else 'accuracy']
     versions = ' '.join(f'{name} {version}' for name, version in facts['versions'].items())
-    values = (row, task, seed, score, None if row == 'new' else facts['source_accuracy'],
+    values = (row, task, seed, score, None if row == 'new' else facts.get('source_accuracy'),
               facts['seconds'], facts['device'], versions, shlex.join(command))  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

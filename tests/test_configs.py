@@ -19,7 +19,9 @@ from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.methods import METHODS, diffdfkd
 
 NAMES = sorted(
-    path.stem for path in Path('configs').glob('*.py') if path.stem not in ('__init__', 'common')
+    path.stem
+    for path in Path('configs').glob('*.py')
+    if not path.stem.startswith(('__init__', 'common', 'prior'))
 )
 
 

@@ -24,6 +24,7 @@ from dfkd_jax import (
     data,
     diffusion,
     disk_bank,
+    losses,
     metrics,
     models,
     offline,
@@ -49,8 +50,8 @@ class Telling(parallel.Shards):
 
     def value_and_grad(self, loss_fn: Any) -> Any:
         def fn(x: jax.Array) -> Any:
-            (loss, (terms, z0)), grad = parallel.Shards.value_and_grad(self, loss_fn)(x)
-            return (loss, (terms | {'grad': grad, 'z0': z0}, z0)), grad
+            (loss, (terms, image)), grad = parallel.Shards.value_and_grad(self, loss_fn)(x)
+            return (loss, (terms | {'grad': grad, 'image': image}, image)), grad
 
         return fn
 
@@ -88,7 +89,7 @@ def test_a_guided_step_equals_the_reference(golden: Path, rule):
     near(measured['g/bn'], expected['guided_loss_bn'], 'bn')
     near(measured['g/ce'], expected['guided_loss_cls'], 'ce')
     near(measured['g/loss'], expected['guided_loss'], 'loss')
-    near(measured['g/z0'], last(expected['guided_z0']), 'z0')
+    near(measured['g/image'], last(expected['guided_image']), 'image')
     near(measured['g/grad'], last(expected['guided_grad']), 'gradient')
     x = z - measured['g/grad']
     noise = jax.random.normal(jax.random.split(key)[1], x.shape)
@@ -98,12 +99,13 @@ def test_a_guided_step_equals_the_reference(golden: Path, rule):
 
 @cache
 def trajectory(
-    source: str = 'guided', mode: str = 'jit', **synthesis: Any
+    source: str = 'guided', mode: str = 'jit', bn: float = 0.1, **synthesis: Any
 ) -> tuple[contract.State, dict[str, float]]:
     """The end of one trajectory of the tiny diffusion model, and what was measured at its end."""
     config = tiny.config('diffdfkd')
-    config.loss.adversarial = 0.0
+    config.loss.update(adversarial=0.0, bn=bn)
     config.synthesis.update(dict(source=source, cutmix=False) | synthesis)
+    config.distil.random_resized_crop = 'stored_size' in synthesis
     plan = parallel.make(mode)
     method = diffdfkd.make(config, tiny.nets(config, plan.shards.axis), plan.shards)
     frozen = plan.replicate(tiny.frozen(method='diffdfkd'))
@@ -118,7 +120,7 @@ def trajectory(
 def test_guidance_raises_confidence_and_lowers_the_distance_of_statistics():
     (state, guided), (_, unguided) = trajectory(), trajectory('unguided')
     assert guided['g/final_confidence'] > unguided['g/final_confidence'] + 0.1
-    assert guided['g/final_bn'] < unguided['g/final_bn']
+    assert trajectory(bn=2.0)[1]['g/final_bn'] < 0.9 * unguided['g/final_bn']
     assert guided['g/final_ce'] < unguided['g/final_ce']
     assert set(state.extra.label) == {2}, 'round r makes class r'
     assert 'g/ce' not in unguided, 'the teacher has no part in it'
@@ -169,11 +171,11 @@ def test_noise_images_need_no_diffusion_model():
     assert abs(np.corrcoef(np.ravel(flat[:, 1:]), np.ravel(flat[:, :-1]))[0, 1]) < 0.1
 
 
-def test_the_student_has_a_say_from_its_start_on():
-    """With weight zero before, so that the same program serves."""
-    config = tiny.config('diffdfkd')
-    config.synthesis.cutmix = False
-    config.in_loop.start = 2 * tiny.BATCH
+def test_the_student_has_a_say_once_it_has_learnt_enough():
+    """With weight zero before, so that the same program serves; the teacher's answers are given."""
+    config = tiny.config('diffdfkd', synthesis__cutmix=False, synthesis__per_class=6 * tiny.BATCH)
+    config.in_loop.update(start=2 * tiny.BATCH, every=tiny.BATCH, batch_size=tiny.BATCH)
+    assert diffdfkd.sessions(config)[0] == tiny.CLASSES
     method = diffdfkd.make(config, tiny.nets(config), parallel.Shards())
     frozen = tiny.frozen(method='diffdfkd')
     state, _ = method.begin(frozen, method.init(frozen, jax.random.key(0)), jax.random.key(1))
@@ -184,15 +186,50 @@ def test_the_student_has_a_say_from_its_start_on():
     )  # agrees with the teacher, and is less sure
     step = jax.jit(method.generator_step)
     seen = {}
-    for round in (0, 1, 2):
-        at = state.replace(round=jnp.asarray(round * tiny.CLASSES, jnp.int32))
+    for loops in (0, 1, 2):
+        at = state.replace(round=jnp.asarray(loops * tiny.CLASSES, jnp.int32))
         after, row = step(frozen, at, jax.random.key(2))
-        sum_ = config.loss.bn * row['g/bn'] + config.loss.ce * row['g/ce']
-        seen[round] = (after.extra.x, float(row['g/loss'] - sum_), float(row['g/adversarial']))
+        rest = config.loss.bn * row['g/bn'] + config.loss.ce * row['g/ce']
+        seen[loops] = (after.extra.x, float(row['g/loss'] - rest), float(row['g/adversarial']))
     assert seen[0][2] < -1e-3
     assert np.array_equal(seen[0][0], seen[1][0]) and abs(seen[1][1]) < 1e-5
     assert not np.array_equal(seen[0][0], seen[2][0])
     assert seen[2][1] == pytest.approx(seen[2][2], rel=1e-3)
+    # A session that comes late, because its batch is large, keeps the student silent until then.
+    config.in_loop.batch_size = 3 * tiny.BATCH * tiny.CLASSES
+    late = jax.jit(diffdfkd.make(config, tiny.nets(config), parallel.Shards()).generator_step)
+    at = state.replace(round=jnp.asarray(2 * tiny.CLASSES, jnp.int32))
+    np.testing.assert_array_equal(late(frozen, at, jax.random.key(2))[0].extra.x, seen[0][0])
+
+
+def test_only_the_student_is_pushed_by_the_adversarial_term():
+    config = tiny.config('diffdfkd', synthesis__cutmix=False, synthesis__per_class=6 * tiny.BATCH)
+    config.in_loop.update(start=0, every=tiny.BATCH, batch_size=tiny.BATCH)
+    config.loss.update(bn=0.0, ce=0.0, adversarial=1.0)
+    nets, frozen = tiny.nets(config), tiny.frozen(method='diffdfkd')
+    method = diffdfkd.make(config, nets, Telling())
+    state, _ = method.begin(frozen, method.init(frozen, jax.random.key(0)), jax.random.key(1))
+    half = jax.tree.map(lambda leaf: 0.5 * leaf, frozen.teacher['params']['fc'])
+    student = frozen.teacher | {'params': frozen.teacher['params'] | {'fc': half}}
+    state = state.replace(
+        student=state.student.replace(**student), round=jnp.asarray(tiny.CLASSES, jnp.int32)
+    )
+    _, row = jax.jit(method.generator_step)(frozen, state, jax.random.key(2))
+
+    def expected(x: jax.Array, answers: Any = None) -> tuple[jax.Array, jax.Array]:
+        t = schedules.timesteps(nets.prior.schedule, config.prior.steps)[0]
+        eps = nets.prior.pure.eps(frozen.extra.params, x, np.full(len(x), t), None)
+        z0 = schedules.to_x0(nets.prior.schedule, eps, x, t)
+        image = nets.normalise(nets.prior.pure.decode({}, z0))
+        logits = nets.teacher.apply(frozen.teacher, image).logits
+        answers = logits if answers is None else answers
+        student_logits = nets.student.apply(student, image).logits
+        return jnp.mean(losses.adversarial(student_logits, answers)), logits
+
+    _, answers = expected(state.extra.x)
+    grad = jax.jit(jax.grad(lambda x: expected(x, answers)[0]))(state.extra.x)
+    assert np.abs(grad).max() > 0
+    near(row['g/grad'], grad, 'gradient')
 
 
 def test_texts_are_those_of_the_classes_or_one_for_all():
@@ -335,11 +372,11 @@ def test_a_bank_that_does_not_fit_is_refused(tmp_path: Path):
 
 def test_every_class_gets_exactly_the_images_wanted():
     config = tiny.config('diffdfkd', synthesis__per_class=21, synthesis__batch_size=8)
-    total = offline.batches(config)
+    total = diffdfkd.trajectories(config)
     assert total == 3 * tiny.CLASSES
     kept = np.zeros(tiny.CLASSES)
     for number in range(total):
-        kept[number % tiny.CLASSES] += offline.kept(config, number)
+        kept[number % tiny.CLASSES] += diffdfkd.kept(config, number)
     assert kept.tolist() == [21] * tiny.CLASSES
 
 
@@ -347,13 +384,13 @@ def test_the_in_loop_student_learns_whenever_there_is_more_to_learn_from():
     config = tiny.config('diffdfkd', synthesis__per_class=40, synthesis__batch_size=4)
     config.in_loop.update(every=10, batch_size=32)
     # 10, 20 and 30 images a class are passed after 3, 5 and 8 batches of each of 4 classes.
-    assert offline.sessions(config) == [12, 20, 32]
+    assert diffdfkd.sessions(config) == [12, 20, 32]
     config.in_loop.batch_size = 60  # more than the first 48 images
-    assert offline.sessions(config) == [20, 32]
+    assert diffdfkd.sessions(config) == [20, 32]
     for group, change in (('loss', {'adversarial': 0.0}), ('in_loop', {'every': 0})):
         other = config.copy_and_resolve_references()
         other[group].update(change)
-        assert offline.sessions(other) == []
+        assert diffdfkd.sessions(other) == []
 
 
 # 4. Whole runs.
@@ -449,7 +486,8 @@ def killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, b
     'owner, name, call, before',
     [
         (disk_bank, 'write', 5, True),
-        (disk_bank, 'write', 13, False),
+        (disk_bank, 'write', 11, False),  # between the images and a row of what was measured
+        (disk_bank, 'write', 19, False),  # after the last images
         (checkpoint.Checkpoints, 'save', 0, False),  # of the student in the loop
         (checkpoint.Checkpoints, 'save', 2, False),  # of the student
     ],
@@ -480,6 +518,55 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(
             np.testing.assert_array_equal(ours[column], theirs[column], column)
 
 
+def test_larger_images_are_cut_to_size_and_read_from_disk(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Noise, which needs no diffusion model; stopped and continued while the student learns."""
+    config = small(Path('nowhere'), source='noise', stored_size=6)
+    config.teacher.checkpoint = str(finished / 'teacher')
+    config.distil.random_resized_crop = True
+    monkeypatch.setattr(disk_bank.data, 'IN_MEMORY_BYTES', 0)
+    assert train.run(config, tmp_path / 'whole')['images_synthesised'] == 30
+    with monkeypatch.context() as patch:
+        killing(patch, checkpoint.Checkpoints, 'save', 0, before=False)
+        with pytest.raises(Killed):
+            train.run(config, tmp_path / 'killed')
+    train.run(config, tmp_path / 'killed')
+    assert digest(tmp_path / 'killed') == digest(tmp_path / 'whole')
+
+
+def test_prompts_are_encoded_by_class(golden: Path):
+    pytest.importorskip('tokenizers', reason='pip install tokenizers')
+    prior = diffusion.load(golden / 'tiny_sd' / 'model')
+    config = tiny.config('diffdfkd')
+    config.prior.prompt = 'a photo of a {}'
+    facts = FACTS._replace(class_names=('cat', 'dog', 'fork_lift', 'owl'))
+    run = build.Run(None, None, None, tiny.nets(config), facts, prior)
+    found = offline.conditions(config, run)
+    wanted = prior.encode(['a photo of a cat', 'a photo of a dog', 'a photo of a fork lift',
+                           'a photo of a owl', ''])  # fmt: skip
+    near(found.text, wanted, 'text')
+    config.prior.prompt = 'a photo.'
+    near(offline.conditions(config, run).text, prior.encode(['a photo.', '']), 'text')
+
+
+def test_students_of_the_loop_follow_each_other_and_leave_little(
+    finished: Path, home: Path, tmp_path: Path
+):
+    config = small(home, per_class=7)
+    config.in_loop.every = 2
+    assert diffdfkd.sessions(config) == [10, 20, 30]
+    config.teacher.checkpoint = str(finished / 'teacher')
+    run = build.build(config)
+    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config)
+    assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
+    assert [path.name for path in sorted((tmp_path / 'in_loop').iterdir())] == ['000020', '000030']
+    assert not list((tmp_path / 'in_loop').glob('*/checkpoints'))
+    # A session goes on where the one before ended: from other weights it ends elsewhere.
+    learn = offline.learner(config, tmp_path / 'other', run, teacher, lambda: False)
+    assert learn(5) == {}
+
+
 def test_asked_to_stop_it_stops_and_continues(
     finished: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -501,8 +588,11 @@ def test_another_students_run_takes_the_bank_as_it_is(finished: Path, home: Path
     assert summary['seconds_synthesis'] == 0 and not (tmp_path / 'run' / 'bank').exists()
     assert digest(tmp_path / 'run') != digest(finished)
     config.synthesis.per_class = 9
-    with pytest.raises(contract.ConfigError, match='20 of the 50 batches'):
+    with pytest.raises(disk_bank.BankError, match='per_class 3, here 9'):
         train.run(config, tmp_path / 'more')
+    with pytest.raises(disk_bank.BankError, match='is not a bank'):
+        config.synthesis.bank = str(tmp_path)
+        train.run(config, tmp_path / 'none')
 
 
 # 5. Mistakes.
@@ -522,13 +612,17 @@ def test_another_students_run_takes_the_bank_as_it_is(finished: Path, home: Path
         (dict(synthesis__batch_size=3), 'does not divide over 4 devices'),
         (dict(synthesis__stored_size=5), 'stored_size=5 and config.data.image_size=4 differ'),
         (dict(synthesis__per_class=0), 'config.synthesis.per_class=0'),
-        (dict(distil__batch_size=64), 'more than the 40 images'),
+        (dict(distil__batch_size=96), 'more than the 80 images'),
         (dict(in_loop__batch_size=2), 'config.in_loop.batch_size=2 does not divide'),
+        (dict(distil__cutmix=0.5, distil__kd_weight=0.5), 'which only a teacher can tell'),
+        (dict(distil__eval_every_epochs=0), 'config.distil.eval_every_epochs=0'),
+        (dict(in_loop__steps=0), 'config.in_loop.steps is not positive'),
+        (dict(prior__prompt='A {name}'), "config.prior.prompt='A {name}': expected a text"),
         (dict(distil__batch_size=10), 'config.distil.batch_size=10 does not divide'),
     ],
 )
 def test_mistakes_are_told(finished: Path, home: Path, tmp_path: Path, change: dict, match: str):
-    config = small(home, batch_size=4, per_class=4)
+    config = small(home, batch_size=4, per_class=8)
     config.teacher.checkpoint = str(finished / 'teacher')
     config.parallel = 'shard_map'
     for name, value in change.items():

@@ -163,7 +163,7 @@ def test_batch_of_real_images_divides(tmp_path):
 def test_non_finite_loss_names_metric_and_round(tmp_path):
     rows = [{'g/loss': 1.0, 'g/bn': 2.0}, {'g/loss': 1.0, 'g/bn': float('nan')}]
     with pytest.raises(contract.NonFiniteError, match='g/bn is nan at round 8'):
-        results.finite(rows, 8, tmp_path)
+        results.finite(rows, 8, 'Lower it.')
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

@@ -47,10 +47,11 @@ INTERNAL = {
     'rounds': {'contract', 'parallel'},
     'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report'},
     'disk_bank': {'checkpoint', 'data'},
-    'offline': RUN | {'disk_bank', 'teach'},
+    'offline': RUN | {'disk_bank', 'labels', 'teach'},
     'train': RUN | {'offline', 'teach'},
     'transfer': RUN | {'teach'},
     'transfer_dense': RUN | {'teach', 'transfer'},
+    'diffusion.train': RUN | {'cli', 'diffusion'},  # a program, beside what it trains
     'main': {'cli', 'train'},
 }
 # What the pure parts may import of others' packages, beside the standard library's types.
@@ -96,9 +97,12 @@ SHARDING = {'pmap', 'shard_map', 'Mesh', 'make_mesh', 'NamedSharding', 'Partitio
 
 
 def part(path: Path) -> str:
-    """`models/wrn.py` -> 'models', `losses.py` -> 'losses', `__init__.py` -> ''."""
-    first = path.relative_to(ROOT / PACKAGE).parts[0]
-    return first.removesuffix('.py').removesuffix('__init__')
+    """`models/wrn.py` -> 'models', `losses.py` -> 'losses', `__init__.py` -> ''.
+
+    A program in a folder is a part of its own: `diffusion/train.py` -> 'diffusion.train'.
+    """
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
+    return name if (name := '.'.join(parts)) in INTERNAL else parts[0].removesuffix('__init__')
 
 
 def parse(path: Path) -> ast.Module:

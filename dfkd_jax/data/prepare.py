@@ -320,6 +320,11 @@ def _class_folders(
             f'{name} has {spec.num_classes} classes, {top} has {len(classes)} folders of images: '
             f'prepare a part of it under a name of your own'
         )
+    if spec and spec.class_names and classes != sorted(spec.class_names):
+        raise DataError(
+            f'{top} has the folders {", ".join(classes)}: expected the classes of {name}, '
+            f'{", ".join(sorted(spec.class_names))}'
+        )
     files = {'train': _labelled(top, classes)}
     if top != folder:
         for part, split in (('val', 'validation'), ('validation', 'validation'), ('test', 'test')):

@@ -26,6 +26,8 @@ DDPM = {'_class_name': 'DDPMScheduler', 'beta_schedule': 'linear', 'beta_start':
         'beta_end': 0.02, 'num_train_timesteps': 1000, 'clip_sample': True}  # fmt: skip
 LATENT = {'UNet2DConditionModel': 'unet', 'AutoencoderKL': 'vae', 'CLIPTextModel': 'text_encoder'}
 
+SHIPPED = Path(__file__).parent / 'priors'  # small ones; each has a receipt.json
+
 Frozen = dict[str, Any]  # parameters: 'unet', and of a latent prior 'vae' and 'text'
 
 
@@ -86,21 +88,24 @@ class Prior(NamedTuple):
 
 
 def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) -> Prior:
-    """The prior in a folder of diffusers' format.
+    """The prior in a folder of diffusers' format, or one that ships with this package.
 
     Args:
       folder: of a pipeline (Stable Diffusion 1.x or 2.x: unet, vae, text_encoder, tokenizer,
         scheduler; or unet and scheduler), or of a UNet2DModel alone, whose schedule is that of
-        scheduler_config.json beside it, or the linear one of Ho et al.
+        scheduler_config.json beside it, or the linear one of Ho et al.; or a name of `shipped`.
       dtype: of the arithmetic in the U-Net and the decoder; what comes out is float32.
       remat: recompute blocks in the backward pass: less memory, more time.
 
     Raises:
       DiffusionError: for a folder that is incomplete, damaged, or of a model that is not supported.
     """
-    folder = Path(folder).expanduser()
+    folder = SHIPPED / folder if folder in shipped() else Path(folder).expanduser()
     if not folder.is_dir():
-        raise DiffusionError(f'there is no folder {folder}: check the path.')
+        raise DiffusionError(
+            f'there is no folder {folder}: check the path. The priors that ship with dfkd_jax, to '
+            f'be named without one, are {" and ".join(shipped())}.'
+        )
     alone = (folder / 'config.json').is_file() and not (folder / 'unet').is_dir()
     home = folder if alone else folder / 'unet'
     kind = folders.read_json(home / 'config.json').get('_class_name')
@@ -115,6 +120,11 @@ def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) ->
     if kind == 'UNet2DConditionModel':
         return _latent(folder, schedule, dtype, remat)
     return _pixel(home, schedule, dtype, remat)
+
+
+def shipped() -> list[str]:
+    """The names of the priors that ship with this package, for `load`."""
+    return sorted(path.parent.name for path in SHIPPED.glob('*/config.json'))
 
 
 def _check_pipeline(folder: Path) -> None:

@@ -157,6 +157,13 @@ def add_noise(schedule: Schedule, x0: Array, noise: Array, t: Array) -> Array:
     return jnp.sqrt(share) * x0 + jnp.sqrt(1 - share) * noise
 
 
+def velocity(schedule: Schedule, x0: Array, noise: Array, t: Array) -> Array:
+    """What a network with v_prediction predicts (Salimans & Ho 2022): sqrt(share) noise -
+    sqrt(1 - share) x0."""
+    share = _share(schedule, t, x0)
+    return jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * x0
+
+
 def to_eps(schedule: Schedule, output: Array, x: Array, t: Array) -> Array:
     """The noise that a network's output for x at timestep t stands for.
 

@@ -90,10 +90,16 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     batch, stored = synthesis.batch_size, synthesis.stored_size
     classes, (size, _, channels) = models.num_classes, models.image_shape
     noised = (batch, *prior_shape(config, models))
-    timesteps = schedules.timesteps(prior.schedule, settings.steps)
-    following = schedules.previous(prior.schedule, settings.steps)
+    timesteps: Any = ()
+    following: Any = ()
+    if prior is not None:
+        timesteps = schedules.timesteps(prior.schedule, settings.steps)
+        following = schedules.previous(prior.schedule, settings.steps)
     part = max(settings.steps // PARTS, 1)
-    kept = PARTS - 1 if synthesis.intermediate else 0
+    on_the_way = PARTS - 1 if synthesis.intermediate else 0
+    learns = sessions(config)
+    # Trajectories until a student has learnt from images of every class, and may have a say.
+    silent = max(*learns[:1], -(-config.in_loop.start // batch) * classes, 0)
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
@@ -109,7 +115,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 eps=jnp.zeros(noised),
                 step=jnp.zeros((), jnp.int32),
                 image=jnp.zeros(image, jnp.uint8),
-                intermediate=jnp.zeros((kept, *image), jnp.uint8),
+                intermediate=jnp.zeros((on_the_way, *image), jnp.uint8),
             ),
         )
 
@@ -137,9 +143,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         with_text, without = jnp.split(both, 2)
         return without + settings.scale * (with_text - without)
 
-    def decoded(frozen: Frozen, z0: Array, side: int) -> Array:
-        """Pixels [B, side, side, channels] in [0, 1], and a little beyond where resizing rings."""
-        pixel = resize_bicubic(prior.pure.decode(frozen.extra.params, z0), side)
+    def resized(pixel: Array, side: int) -> Array:
+        """Decoded images [B, side, side, channels]; a little beyond [0, 1] where resizing rings."""
+        pixel = resize_bicubic(pixel, side)
         if pixel.shape[-1] > channels:
             pixel = jnp.mean(pixel, axis=-1, keepdims=True)
         return jnp.broadcast_to(pixel, (*pixel.shape[:3], channels))
@@ -153,13 +159,14 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             'bn': losses.bn_statistics(teacher.statistics, statistics),
             'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
         }
-        total = loss.bn * terms['bn'] + loss.ce * terms['ce']
-        if loss.adversarial and config.in_loop.every:
+        total = jnp.zeros(())
+        for name, weight in (('bn', loss.bn), ('ce', loss.ce)):
+            total = total + weight * terms[name] if weight else total
+        if learns:
             student = models.student.apply(state.student.variables, image)
-            terms['adversarial'] = jnp.mean(losses.adversarial(student.logits, teacher.logits))
-            # Only a student that has seen some images of every class has a say.
-            images = state.round // classes * batch
-            scale = jnp.where(images >= config.in_loop.start, loss.adversarial, 0.0)
+            fixed = jax.lax.stop_gradient(teacher.logits)
+            terms['adversarial'] = jnp.mean(losses.adversarial(student.logits, fixed))
+            scale = jnp.where(state.round >= silent, loss.adversarial, 0.0)
             total = total + scale * terms['adversarial']
         wanted = jax.nn.softmax(teacher.logits)[jnp.arange(len(label)), label]
         return total, terms | {'loss': total, 'confidence': jnp.mean(wanted)}
@@ -176,21 +183,20 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             if not synthesis.through_unet:
                 eps = jax.lax.stop_gradient(eps)
             z0 = schedules.to_x0(prior.schedule, eps, x, t)
-            total, terms = judged(frozen, state, decoded(frozen, z0, size), label)
-            return total, (terms, z0)
+            pixel = prior.pure.decode(frozen.extra.params, z0)
+            total, terms = judged(frozen, state, resized(pixel, size), label)
+            return total, (terms, pixel)
 
         x, metrics, intermediate = extra.x, {}, extra.intermediate
         if synthesis.source == 'guided':
-            (_, (metrics, z0)), grad = shards.value_and_grad(guidance)(x)
+            (_, (metrics, pixel)), grad = shards.value_and_grad(guidance)(x)
             x = x - (batch if synthesis.per_image else 1) * grad
-            if kept:
-                pixel = shards.gather(decoded(frozen, z0, stored))
-                intermediate = jnp.where(
-                    (jnp.arange(kept) == (extra.step + 1) // part - 1)[:, None, None, None, None]
-                    & ((extra.step + 1) % part == 0),
-                    to_bytes(pixel)[None],
-                    intermediate,
-                )
+            if on_the_way:
+                number = extra.step + 1
+                now = (jnp.arange(on_the_way) == number // part - 1) & (number % part == 0)
+                image = to_bytes(shards.gather(resized(pixel, stored)))
+                now = now[:, None, None, None, None]
+                intermediate = jnp.where(now, image[None], intermediate)
         if synthesis.cutmix:
             # Not after the last part: what follows repairs the seams.
             number = extra.step + 1
@@ -215,7 +221,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             if synthesis.final == 'fresh':
                 eps = predict(frozen, x, t, label)
             z0 = schedules.to_x0(prior.schedule, eps, x, t)
-            pixel = decoded(frozen, z0, stored)
+            pixel = resized(prior.pure.decode(frozen.extra.params, z0), stored)
         seen = pixel if stored == size else resize_bicubic(pixel, size)
         _, terms = judged(frozen, state, jnp.clip(seen, 0, 1), label)
         image = shards.gather(to_bytes(pixel))
@@ -229,6 +235,42 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return Batch(models.normalise(resize_bicubic(pixel, size)), state.extra.label)
 
     return Method(init, generator_step, contract.unchanged, sample, begin, finish)
+
+
+def per_trajectory(synthesis: Any) -> int:
+    """Images that a trajectory makes."""
+    return synthesis.batch_size * (PARTS if synthesis.intermediate else 1)
+
+
+def trajectories(config: Any) -> int:
+    """Trajectories of a run: of every class, as many as its images need."""
+    synthesis = config.synthesis
+    return config.data.num_classes * -(-synthesis.per_class // per_trajectory(synthesis))
+
+
+def kept(config: Any, number: int) -> int:
+    """Images of a trajectory that are kept: the last of a class may make more than are wanted."""
+    made = per_trajectory(config.synthesis)
+    before = number // config.data.num_classes * made
+    return min(made, config.synthesis.per_class - before)
+
+
+def sessions(config: Any) -> list[int]:
+    """The numbers of trajectories after which the in-loop student learns.
+
+    Whenever there are `in_loop.every` more images of every class, once they fill a batch, and
+    unless none are to follow.
+    """
+    every, classes = config.in_loop.every, config.data.num_classes
+    if not (every and config.loss.adversarial and config.synthesis.source == 'guided'):
+        return []
+    chosen, made = [], per_trajectory(config.synthesis)
+    for done in range(classes, trajectories(config), classes):
+        images = done // classes * made
+        crossed = images // every > (images - made) // every
+        if crossed and images * classes >= config.in_loop.batch_size:
+            chosen.append(done)
+    return chosen
 
 
 def to_bytes(pixel: Array) -> Array:
@@ -261,7 +303,9 @@ def cutmix(key: Key, x: Array, ratio: str = 'uniform') -> Array:
 
 
 def prior_shape(config: Any, models: Models) -> tuple[int, int, int]:
-    """[h, w, c] of what is diffused: the size that the prior was trained at."""
+    """[h, w, c] of what is diffused: the size that the prior was trained at; nothing of none."""
+    if models.prior is None:
+        return 1, 1, 1
     height, width, channels = models.prior.shape
     if not height:
         size = models.image_shape[0]
@@ -271,8 +315,6 @@ def prior_shape(config: Any, models: Models) -> tuple[int, int, int]:
 
 def _check(config: Any, models: Models, shards: Shards) -> None:
     synthesis, prior = config.synthesis, models.prior
-    if prior is None:
-        raise ValueError('diffdfkd needs a diffusion model: set config.prior.path.')
     if synthesis.cutmix and synthesis.batch_size < 2 and synthesis.source != 'noise':
         raise ValueError(
             'config.synthesis.cutmix mixes the images of a batch: set config.synthesis.batch_size '
@@ -299,26 +341,34 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
         )
     if config.prior.steps < 2:
         raise ValueError(f'config.prior.steps={config.prior.steps}: expected 2 or more.')
-    schedules.timesteps(prior.schedule, config.prior.steps)  # raises DiffusionError
+    if prior is not None:
+        schedules.timesteps(prior.schedule, config.prior.steps)  # raises DiffusionError
+    elif synthesis.source != 'noise' and not synthesis.bank:
+        raise ValueError('diffdfkd needs a diffusion model: set config.prior.path.')
+    if set('{}') & set(config.prior.prompt.replace('{}', '')):
+        raise ValueError(
+            f'config.prior.prompt={config.prior.prompt!r}: expected a text, with {{}} where the '
+            "class's name goes, or without one."
+        )
 
 
 def _check_distillation(config: Any, models: Models, shards: Shards) -> None:
     """Whether a student can learn from the images, before hours go into making them."""
-    synthesis, recipe, size = config.synthesis, config.distil, models.image_shape[0]
-    if not recipe.random_resized_crop and synthesis.stored_size != size:
-        raise ValueError(
-            f'config.synthesis.stored_size={synthesis.stored_size} and config.data.image_size='
-            f'{size} differ: make them equal, or set config.distil.random_resized_crop=True, which '
-            'cuts images to size.'
-        )
-    images = synthesis.per_class * models.num_classes
-    if images < recipe.batch_size:
-        raise ValueError(
-            f'config.distil.batch_size={recipe.batch_size} is more than the {images} images of '
-            'config.synthesis: lower it, or raise config.synthesis.per_class.'
-        )
-    shards.check('config.distil.batch_size', recipe.batch_size)
+    synthesis, size = config.synthesis, models.image_shape[0]
     if config.in_loop.every < 0:
         raise ValueError(f'config.in_loop.every={config.in_loop.every}: expected 0 or more.')
-    if config.loss.adversarial and config.in_loop.every:
-        shards.check('config.in_loop.batch_size', config.in_loop.batch_size)
+    for group in ('distil', 'in_loop') if sessions(config) else ('distil',):
+        recipe = config[group]
+        if not recipe.random_resized_crop and synthesis.stored_size != size:
+            raise ValueError(
+                f'config.synthesis.stored_size={synthesis.stored_size} and config.data.image_size='
+                f'{size} differ: make them equal, or set config.{group}.random_resized_crop=True, '
+                'which cuts images to size.'
+            )
+        shards.check(f'config.{group}.batch_size', recipe.batch_size)
+    images = synthesis.per_class * models.num_classes
+    if images < config.distil.batch_size:
+        raise ValueError(
+            f'config.distil.batch_size={config.distil.batch_size} is more than the {images} images '
+            'of config.synthesis: lower it, or raise config.synthesis.per_class.'
+        )
