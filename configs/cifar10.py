@@ -11,7 +11,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
+    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+
+    CONTROL: untrained, or for diffdfkd unguided / noise.
+    """
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('cifar10', num_classes=10, image_size=32)

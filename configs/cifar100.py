@@ -8,7 +8,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
+    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+
+    CONTROL: untrained, or for diffdfkd unguided / noise.
+    """
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('cifar100', num_classes=100, image_size=32)
@@ -17,7 +20,11 @@ def get_config(arg: str | None = None):
     common.use(config, method, 'resnet18', flags)
     if method == 'diffdfkd':
         config.synthesis.per_class = 500  # as many images as for CIFAR-10; ours
-    elif method != 'cpsc':
+    elif method in common.EMBEDDED:
         for phase in config.phases:
             phase.g_steps = 40
+    elif method == 'dafl' and 'benchmark' not in flags:
+        config.loss.balance = 8.686  # --ie 20 in the README of its authors, over ln 10
+    elif method == 'dfq':
+        config.student.lr = 0.05  # CMI's script for ResNet-34 -> ResNet-18
     return common.finish(config, flags)

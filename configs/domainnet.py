@@ -12,10 +12,15 @@ methods have their ImageNet settings here; nothing is published.
 
 from configs import common, imagenet
 
+METHODS = ('diffdfkd', *(method for method in common.METHODS if method != 'diffdfkd'))
+
 
 def get_config(arg: str | None = None):
-    """`[diffdfkd|cpsc|nayer|cae][,smoke][,unguided|noise][,as_published][,untrained]`."""
-    method, flags = common.parse(arg, ('diffdfkd', 'cpsc', 'nayer', 'cae'))
+    """`[diffdfkd|cpsc|nayer|cae|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+
+    CONTROL: unguided / noise, or for the others untrained.
+    """
+    method, flags = common.parse(arg, METHODS)
     config = common.run(method)
     config.data = common.data('domainnet', num_classes=10, image_size=224, resize='crop')
     config.teacher = common.teacher('resnet34_imagenet')
@@ -34,8 +39,10 @@ def get_config(arg: str | None = None):
     elif method == 'cpsc':
         config.generator.update(model='cpsc_deep_generator', lr=2e-4)
         config.synthesis.batch_size = config.synthesis.student_batch_size = 256
-    else:
+    elif method in common.EMBEDDED:
         imagenet.from_embeddings(config, method)
+    else:
+        config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'
     config.eval_batch_size = 256
     return common.finish(config, flags)

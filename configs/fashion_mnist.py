@@ -4,7 +4,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
+    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+
+    CONTROL: untrained, or for diffdfkd unguided / noise.
+    """
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data(
@@ -25,7 +28,10 @@ def get_config(arg: str | None = None):
             common.small_diffdfkd(config)
             config.distil.update(shade=0.7, cutmix=0.5, epochs=60)
         config.prior.path = 'clipart32'  # ships with the package
-    elif method != 'cpsc':
+    elif method in common.GENERATIVE and 'benchmark' not in flags:
+        common.small_generative(config, method)
+        config.phases = (common.phase(rounds=1000, g_steps=1, s_steps=10),)
+    elif method in common.EMBEDDED:
         common.small_embeddings(config, method)
         config.synthesis.update(bank=170 * 120, crop_padding=2, shade=0.7, cutmix=0.5)
         config.phases = (

@@ -9,7 +9,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
+    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+
+    CONTROL: untrained, or for diffdfkd unguided / noise.
+    """
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('imagenet', num_classes=1000, image_size=224, resize='crop')
@@ -26,8 +29,10 @@ def get_config(arg: str | None = None):
         config.synthesis.update(per_class=100, stored_size=256)  # the repository's default
         config.in_loop.update(batch_size=256, random_resized_crop=True)
         config.distil.update(lr=0.1, weight_decay=1e-4, random_resized_crop=True)
-    else:
+    elif method in common.EMBEDDED:
         from_embeddings(config, method)
+    else:
+        config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'
     config.eval_batch_size = 256
     return common.finish(config, flags)

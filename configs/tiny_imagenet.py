@@ -8,7 +8,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd][,smoke][,as_published][,untrained|unguided|noise]`."""
+    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+
+    CONTROL: untrained, or for diffdfkd unguided / noise.
+    """
     method, flags = common.parse(arg)
     config = common.run(method)
     config.data = common.data('tiny_imagenet', num_classes=200, image_size=64)
@@ -18,7 +21,7 @@ def get_config(arg: str | None = None):
     if method == 'diffdfkd':  # ours: its authors' code does not know this data set
         config.synthesis.per_class = 250
         config.distil.lr = 0.1
-    elif method != 'cpsc':  # NAYER's script nayer_100.sh for this data set
+    elif method in common.EMBEDDED:  # NAYER's script nayer_100.sh for this data set
         config.labels.source = 'minilm'  # a table of 200 names does not ship
         config.student.lr = 0.1
         config.synthesis.update(batch_size=200, student_batch_size=256, bank=800 * 200)

@@ -39,6 +39,24 @@ def cross_entropy_of_probabilities(logits: Array, label: Array) -> Array:
     return cross_entropy(jax.nn.softmax(logits), label)
 
 
+def one_hot(logits: Array) -> Array:
+    """The cross entropy of logits [B, C] with their own favourite class, [B] (DAFL).
+
+    Zero where a network is sure; the favourite has no gradient.
+    """
+    return cross_entropy(logits, jnp.argmax(logits, axis=-1))
+
+
+def class_balance(probability: Array) -> Array:
+    """sum_c p_c log p_c, minus the entropy of a distribution [C] over classes, in nats; a scalar.
+
+    Lowest, -log C, where all classes are equally likely: DAFL's information entropy, of the mean of
+    a network's probabilities over the whole batch.
+    """
+    safe = jnp.maximum(probability, jnp.finfo(probability.dtype).tiny)
+    return jnp.sum(probability * jnp.log(safe), axis=-1)
+
+
 def squared_error(student_logits: Array, teacher_logits: Array) -> Array:
     """Mean over classes of the squared difference of logits, [B]."""
     return jnp.mean(jnp.square(student_logits - teacher_logits), axis=-1)

@@ -27,9 +27,10 @@ INTERNAL = {
     'augment': set(),
     'bank': {'parallel'},
     'inversion': {'bank', 'contract', 'losses'},
+    'generative': {'contract', 'losses', 'parallel'},
     'models': {'models'},
     'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'inversion', 'parallel'}
-    | {'diffusion'},
+    | {'diffusion', 'generative'},
     'data': {'data'},
     'checkpoint': set(),
     'metrics': {'checkpoint'},
@@ -61,13 +62,15 @@ EXTERNAL = {
     'augment': {'jax'},
     'bank': {'jax', 'flax'},
     'inversion': {'jax', 'flax'},
+    'generative': {'jax', 'flax', 'optax'},
     'models': {'jax', 'flax'},
     'methods': {'jax', 'flax', 'optax'},
     'port': {'jax', 'flax', 'numpy', 'safetensors', 'torch'},
     'labels': {'jax', 'numpy', 'safetensors', 'scipy', 'tokenizers'},
     'diffusion': {'jax', 'flax', 'numpy', 'safetensors', 'tokenizers'},
 }
-PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'inversion', 'models', 'methods'}
+PURE = {'contract', 'parallel', 'losses', 'augment', 'bank', 'inversion', 'generative', 'models'}
+PURE |= {'methods'}
 PURE_STANDARD = {
     '__future__',
     'collections',

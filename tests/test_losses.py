@@ -14,7 +14,7 @@ from absl.testing import parameterized
 from jax.test_util import check_grads
 
 from dfkd_jax import losses
-from dfkd_jax.methods import cpsc
+from dfkd_jax.methods import cpsc, dafl, zskt
 from dfkd_jax.models.layers import Output
 from dfkd_jax.parallel import Shards
 
@@ -55,6 +55,7 @@ def test_losses_equal_the_reference(golden: Path):
         loss = jnp.mean(losses.supervised_contrastive(views, label, temperature))
         return loss * temperature / 0.07
 
+    l1 = SimpleNamespace(discrepancy='l1')
     ours = {
         'kl_T1': jnp.mean(losses.kd(student, teacher)),
         'kl_T20': jnp.mean(losses.kd(student, teacher, 20.0)),
@@ -63,7 +64,10 @@ def test_losses_equal_the_reference(golden: Path):
         'supcon_two_views_t0.5': contrast(0.5),
         'cpsc_ce_on_teacher_probs': generator_mse['ce'],
         'teacher_ce': jnp.mean(losses.cross_entropy(teacher, label)),
-        'teacher_ce_argmax': jnp.mean(losses.cross_entropy(teacher, np.argmax(teacher, -1))),
+        'teacher_ce_argmax': jnp.mean(losses.one_hot(teacher)),
+        'class_balance': losses.class_balance(jnp.mean(jax.nn.softmax(teacher), 0)),
+        'activation_l1': jnp.mean(dafl.activation(given['teacher_features'])),
+        'l1_logits': jnp.mean(zskt.discrepancy(l1, student, teacher)),
         'cpsc_ikd_log_mse': -generator_log['ikd'],
         'cpsc_ikd_log_norm': student_log['ikd'],
         'mse': student_mse['ikd'],
@@ -146,6 +150,14 @@ def test_double_softmax_is_one_nat_wide():
 # 3. Fixed points, gradients, extremes.
 
 
+def test_classes_are_balanced_where_all_are_as_likely():
+    np.testing.assert_allclose(losses.class_balance(jnp.full(4, 0.25)), -np.log(4), rtol=1e-6)
+    assert losses.class_balance(jnp.array([0.0, 1.0, 0.0, 0.0])) == 0
+    assert losses.class_balance(jnp.array([0.2, 0.3, 0.2, 0.3])) < losses.class_balance(
+        jnp.array([0.1, 0.4, 0.1, 0.4])
+    )
+
+
 def test_losses_are_zero_at_the_fixed_point():
     stats = {'bn': {'mean': jnp.arange(3.0), 'var': jnp.ones(3)}}
     assert np.all(losses.kd(TEACHER, TEACHER, 4.0) == 0)
@@ -168,6 +180,8 @@ GRADIENTS = {
     'kd of the teacher': lambda x: losses.kd(STUDENT, x, 4.0),
     'cross_entropy': lambda x: losses.cross_entropy(x, LABEL),
     'cross_entropy_of_probabilities': lambda x: losses.cross_entropy_of_probabilities(x, LABEL),
+    'one_hot': losses.one_hot,
+    'class_balance': lambda x: losses.class_balance(jnp.mean(jax.nn.softmax(x), 0)),
     'squared_error': lambda x: losses.squared_error(x, TEACHER),
     'supervised_contrastive': lambda x: losses.supervised_contrastive(
         losses.normalise(jnp.stack([x, TEACHER])), LABEL, 0.5

@@ -197,12 +197,15 @@ def test_outputs(name: str):
         return module.apply(variables, images, train=True, mutable=['batch_stats'])
 
     # An out_axis of None refuses what is not the same in every share: a norm of its share alone.
-    axes = (models.Output(0, 0, None), None)  # type: ignore[arg-type]
+    axes = (models.Output(0, 0, None, 0), None)  # type: ignore[arg-type]
     mapped = jax.vmap(train, in_axes=(None, 0), out_axes=axes, axis_name='data')
     out, updated = jax.eval_shape(mapped, variables, images)
     assert (out.logits.shape, out.logits.dtype) == ((2, 4, 7), jnp.float32)
     assert (out.features.shape[:2], out.features.dtype) == ((2, 4), jnp.float32)
     statistics = variables.get('batch_stats', {})
+    sizes = [stage.shape[2:4] for stage in out.stages]
+    assert sizes == sorted(set(sizes), reverse=True) and len(sizes) > 2, 'finest first'
+    assert {stage.shape[:2] for stage in out.stages} == {(2, 4)}
     assert out.statistics == statistics  # the same tree of the same shapes and dtypes
     assert updated.get('batch_stats', {}) == statistics
 
@@ -286,7 +289,9 @@ def test_bfloat16_keeps_outputs_and_statistics_in_float32(name: str):
     module = models.make(name, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     out = jax.eval_shape(module.apply, structure(name), images)
-    assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype('float32')}
+    maps, rest = out.stages, out._replace(stages=())
+    assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {jnp.dtype('float32')}
+    assert {leaf.dtype for leaf in maps} == {jnp.dtype('bfloat16')}
 
 
 def test_one_brightness_for_all_classes():

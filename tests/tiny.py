@@ -36,14 +36,17 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Output:
-        taps = {}
+        taps, maps = {}, []
         act = jnp.tanh if self.smooth else nn.relu
         x = layers.conv(images, self.width, 3, stride=2, name='conv1')
         x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, name='bn1')(x, train)
-        x = layers.conv(act(x), self.width, 3, stride=2, name='conv2')
+        maps.append(x := act(x))
+        x = layers.conv(x, self.width, 3, stride=2, name='conv2')
         x, taps['bn2'] = BatchNorm(axis_name=self.axis_name, name='bn2')(x, train)
-        features = jnp.mean(act(x), (1, 2))
-        return Output(layers.linear(features, self.num_classes, name='fc'), features, taps)
+        maps.append(x := act(x))
+        features = jnp.mean(x, (1, 2))
+        logits = layers.linear(features, self.num_classes, name='fc')
+        return Output(logits, features, taps, tuple(maps))
 
 
 class SmoothGenerator(nn.Module):
@@ -83,10 +86,12 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     if method == 'cpsc':
         config.generator.update(latent=8, spread=0.5)
         config.student.warmup_steps = 0
-    elif method != 'diffdfkd':
+    elif method in common.EMBEDDED:
         if method == 'nayer':
             config.generator.noisy_width = 8
         config.synthesis.update(bank=2 * BATCH, crop_padding=1)
+    elif method in common.GENERATIVE:
+        config.generator.latent = 8
     config.phases = (common.phase(rounds=20, g_steps=2, s_steps=2),)
     for name, value in changes.items():
         group, _, field = name.partition('__')

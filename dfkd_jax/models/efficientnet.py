@@ -78,6 +78,7 @@ class EfficientNetLite0(nn.Module):
             return nn.relu6(y)
 
         taps: dict = {}
+        maps: dict = {}
         x = layers.conv(images.astype(self.dtype), 32, 3, stride=2, padding='SAME',
                         name='conv_stem', dtype=self.dtype)  # fmt: skip
         x = norm(x, 'bn0')
@@ -89,7 +90,9 @@ class EfficientNetLite0(nn.Module):
         for n, sizes in enumerate(blocks):
             name = f'blocks_{n}'
             x, taps[name] = MBConv(*sizes, self.axis_name, self.dtype, name=name)(x, train)
+            maps[x.shape[1:3]] = x
         x = norm(layers.conv(x, 1280, 1, name='conv_head', dtype=self.dtype), 'bn1')
 
         features = jnp.mean(x.astype(jnp.float32), (1, 2))
-        return Output(layers.linear(features, self.num_classes, name='fc'), features, taps)
+        logits = layers.linear(features, self.num_classes, name='fc')
+        return Output(logits, features, taps, tuple(maps.values()))

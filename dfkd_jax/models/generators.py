@@ -131,20 +131,26 @@ class CPSCDeepGenerator(nn.Module):
 class DCGANGenerator(nn.Module):
     """The unconditional generator of DAFL, ZSKT, DFAD, DFQ, CMI and Fast-DFKD.
 
-    Called with latents [B, latent]; returns images [B, H, W, channels] in [0, 1].
+    Called with latents [B, latent]; returns images [B, H, W, channels].
+
+    ending: 'pixels', a sigmoid, so that images lie in [0, 1] (CMI's and Fast-DFKD's code), or
+        'norm', a tanh and a batch norm without scale and shift, so that they have zero mean and
+        unit variance per channel and the networks read them as normalised (DAFL's, DFAD's).
     """
 
     image_size: int = 32
     channels: int = 3
     latent: int = 256
     width: int = 64
+    ending: str = 'pixels'
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, train: bool = True) -> Array:
         x = _project(z, 2 * self.width, self.image_size // 4, self.dtype)
-        return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+        return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train,
+                            self.ending)  # fmt: skip
 
 
 class DCGANDeepGenerator(nn.Module):
@@ -154,13 +160,15 @@ class DCGANDeepGenerator(nn.Module):
     channels: int = 3
     latent: int = 256
     width: int = 64
+    ending: str = 'pixels'
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, train: bool = True) -> Array:
         x = _project(z, 2 * self.width, self.image_size // 16, self.dtype)
-        return _deep_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train)
+        return _deep_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train,
+                           self.ending)  # fmt: skip
 
 
 class NAYERGenerator(nn.Module):
@@ -244,9 +252,10 @@ def _project(z: Array, channels: int, size: int, dtype: Dtype) -> Array:
 
 
 def _dcgan_trunk(
-    x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool
-) -> Array:
-    """Two upsamplings by two from [B, s, s, 2 width] to images [B, 4s, 4s, channels] in [0, 1]."""
+    x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool,
+    ending: str = 'pixels',
+) -> Array:  # fmt: skip
+    """Two upsamplings by two from [B, s, s, 2 width] to images [B, 4s, 4s, channels]."""
 
     def norm(x: Array, name: str) -> Array:
         return BatchNorm(axis_name=axis_name, dtype=dtype, name=name)(x, train)[0]
@@ -258,13 +267,14 @@ def _dcgan_trunk(
     x = nn.leaky_relu(norm(upsample_conv(x, 2 * width, 'conv1'), 'norm1'), 0.2)
     x = nn.leaky_relu(norm(upsample_conv(x, width, 'conv2'), 'norm2'), 0.2)
     x = layers.conv(x, channels, 3, bias=True, name='conv3', dtype=dtype)
-    return nn.sigmoid(x).astype(jnp.float32)
+    return _end(x, ending, axis_name, dtype, train)
 
 
 def _deep_trunk(
-    x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool
-) -> Array:
-    """Four upsamplings by two from [B, s, s, 2 width] to images [B, 16s, 16s, channels] in [0, 1].
+    x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool,
+    ending: str = 'pixels',
+) -> Array:  # fmt: skip
+    """Four upsamplings by two from [B, s, s, 2 width] to images [B, 16s, 16s, channels].
 
     As NAYER's code has it for ImageNet.
     """
@@ -276,4 +286,14 @@ def _deep_trunk(
         x, _ = BatchNorm(axis_name=axis_name, dtype=dtype, name=f'norm{i}')(x, train)
         x = nn.leaky_relu(x, 0.2)
     x = layers.conv(x, channels, 3, bias=True, name='conv5', dtype=dtype)
-    return nn.sigmoid(x).astype(jnp.float32)
+    return _end(x, ending, axis_name, dtype, train)
+
+
+def _end(x: Array, ending: str, axis_name: str | None, dtype: Dtype, train: bool) -> Array:
+    """Images from a trunk's last map; see `DCGANGenerator.ending`."""
+    if ending == 'pixels':
+        x = nn.sigmoid(x)
+    else:
+        norm = BatchNorm(affine=False, axis_name=axis_name, dtype=dtype, name='norm')
+        x, _ = norm(jnp.tanh(x), train)
+    return x.astype(jnp.float32)

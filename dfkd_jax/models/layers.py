@@ -23,11 +23,14 @@ class Output(NamedTuple):
     statistics mirrors the `batch_stats` collection leaf for leaf: for every BatchNorm, the mean
     and the biased variance of its input over this batch (over all shards of it where the module
     has an `axis_name`), whether or not the layer normalised with them.
+
+    stages are the last map of each resolution, finest first.
     """
 
     logits: Array  # [B, num_classes] float32
     features: Array  # [B, F] float32, the input of the last linear layer
     statistics: dict[str, Any]  # {layer: {'mean': [C], 'var': [C]}}, nested as the module is
+    stages: tuple[Array, ...] = ()  # [B, h, w, C] each, in the module's dtype
 
 
 class BatchNorm(nn.Module):

@@ -36,13 +36,15 @@ class LeNet5(nn.Module):
             raise ValueError(f'LeNet-5 needs images of 32 px, not {height}x{width}: pad 28 px ones '
                              'by 2 on each side, resize others')  # fmt: skip
 
+        maps: dict = {}
         x = images.astype(self.dtype)
         for i, width in enumerate(self.widths[:3]):
             x = layers.max_pool(x, 2) if i > 0 else x
             x = layers.conv(x, width, 5, padding=0, bias=True, name=f'features_{3 * i}',
                             dtype=self.dtype)  # fmt: skip
             x = nn.relu(x)
+            maps[x.shape[1:3]] = x
         features = x.reshape(x.shape[0], -1)
         x = nn.relu(layers.linear(features, self.widths[3], name='fc_0', dtype=self.dtype))
         logits = layers.linear(x.astype(jnp.float32), self.num_classes, name='fc_2')
-        return Output(logits, features.astype(jnp.float32), {})
+        return Output(logits, features.astype(jnp.float32), {}, tuple(maps.values()))

@@ -77,6 +77,7 @@ class MobileNetV2(nn.Module):
             return nn.relu6(x)
 
         taps: dict = {}
+        maps: dict = {}
         x = conv_norm(images.astype(self.dtype), 32, 3, 2, 'features_0')
         blocks = [
             (width, stride if i == 0 else 1, expand)
@@ -87,10 +88,11 @@ class MobileNetV2(nn.Module):
             name = f'features_{n}'
             block = InvertedResidual(*sizes, self.axis_name, self.dtype, name=name)
             x, taps[name] = block(x, train)
+            maps[x.shape[1:3]] = x
         x = conv_norm(x, 1280, 1, 1, f'features_{len(blocks) + 1}')
 
         features = jnp.mean(x.astype(jnp.float32), (1, 2))
         logits = layers.linear(features, self.num_classes, name='classifier_1',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps)
+        return Output(logits, features, taps, tuple(maps.values()))

@@ -96,6 +96,7 @@ class ResNet(nn.Module):
         if self.stem == '7x7':
             x = layers.max_pool(x, 3, 2, padding=1)
 
+        maps: dict = {}
         for stage, (depth, width) in enumerate(
             zip(self.depths, self.widths[1:], strict=True), start=1
         ):
@@ -105,9 +106,11 @@ class ResNet(nn.Module):
                 block = Block(width, stride, self.bottleneck, self.shortcut, self.kernel_init,
                               self.axis_name, self.dtype, name=name)  # fmt: skip
                 x, taps[name] = block(x, train)
+            maps[x.shape[1:3]] = x
 
         features = jnp.mean(x.astype(jnp.float32), (1, 2))
-        return Output(layers.linear(features, self.num_classes, name=self.head), features, taps)
+        logits = layers.linear(features, self.num_classes, name=self.head)
+        return Output(logits, features, taps, tuple(maps.values()))
 
 
 def thin(depth: int, widths: tuple[int, ...] = (16, 16, 32, 64), stem: str = '3x3') -> partial:

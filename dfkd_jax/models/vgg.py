@@ -38,6 +38,7 @@ class VGG(nn.Module):
                 f'VGG needs images of 8 px and more, not {height}x{width}: resize them'
             )
         taps: dict = {}
+        maps: dict = {}
         x = images.astype(self.dtype)
         for block, (depth, channels) in enumerate(zip(self.depths, WIDTHS, strict=True)):
             for i in range(depth):
@@ -47,6 +48,7 @@ class VGG(nn.Module):
                 x, taps[norm] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype,
                                           name=norm)(x, train)  # fmt: skip
                 x = nn.relu(x)
+            maps[x.shape[1:3]] = x
             if block < 3 or (block == 3 and height == 64):
                 x = layers.max_pool(x, 2)
 
@@ -54,4 +56,4 @@ class VGG(nn.Module):
         logits = layers.linear(features, self.num_classes, name='classifier',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps)
+        return Output(logits, features, taps, tuple(maps.values()))

@@ -56,6 +56,7 @@ class WideResNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Output:
         """Classifies images [B, H, W, channels]."""
         taps: dict = {}
+        maps: dict = {}
         x = layers.conv(images.astype(self.dtype), 16, 3, name='conv1',
                         kernel_init=layers.he_normal, dtype=self.dtype)  # fmt: skip
         for group, width in enumerate((16, 32, 64), start=1):
@@ -64,8 +65,9 @@ class WideResNet(nn.Module):
                 stride = 2 if group > 1 and i == 0 else 1
                 block = Block(width * self.widen, stride, self.axis_name, self.dtype, name=name)
                 x, taps[name] = block(x, train)
+            maps[x.shape[1:3]] = x
         x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn1')(x, train)
         features = jnp.mean(nn.relu(x), (1, 2)).astype(jnp.float32)
         logits = layers.linear(features, self.num_classes, name='fc',
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps)
+        return Output(logits, features, taps, tuple(maps.values()))

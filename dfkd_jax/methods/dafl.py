@@ -1,0 +1,60 @@
+"""DAFL: data-free learning of student networks (arXiv 1904.01186, ICCV 2019).
+
+The teacher is a fixed discriminator: images are good where it is sure of a class, where its
+features are strongly activated, and where all classes are equally frequent.  The student has no say
+in them.  With t the teacher's logits on G(z), z ~ N(0, I), f its features, the input of its last
+linear layer (of LeNet-5: of its first), and p the mean of softmax(t) over the batch:
+
+    L_G = one_hot E[CE(t, argmax t)] - activation E[|f|] + balance sum_c p_c log p_c
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T)),     T = 1
+
+E[|f|] is the mean over features too.  The logarithm is natural; in the authors' code it has base
+10, so that a weight of 5 there is 5 / ln 10 = 2.17 here.  Other differences from that code:
+
+    generator and student step in turns, each on latents of its own; there they share a batch, of
+        images made before the generator's update.  `synthesis.fresh=False` shares the latents
+    the generator's two inner batch norms have the usual epsilon, theirs 0.8 (where a momentum was
+        meant), and its inner convolutions have no bias, which a norm takes out again
+
+The paper's text was not available to us beyond its abstract: the losses are those of the code.
+The benchmark of CMI and Fast-DFKD (the flag `benchmark`) has other weights and rates and a
+generator that ends in a sigmoid; its code distils at T = 1 too, whatever its `--T 20` says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dfkd_jax import generative, losses
+from dfkd_jax.contract import Array, Method, Models
+from dfkd_jax.generative import Seen
+from dfkd_jax.parallel import Shards
+
+
+def activation(features: Array) -> Array:
+    """Minus the mean size of an image's features [B, F], [B]: low where much is activated."""
+    return -jnp.mean(jnp.abs(features), axis=-1)
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """DAFL for these networks.  Raises ValueError where a batch or a generator does not fit."""
+
+    def one_hot(seen: Seen) -> Array:
+        return jnp.mean(losses.one_hot(seen.teacher.logits))
+
+    def active(seen: Seen) -> Array:
+        return jnp.mean(activation(seen.teacher.features))
+
+    def balance(seen: Seen) -> Array:
+        share = jnp.mean(jax.nn.softmax(seen.teacher.logits), axis=0)
+        return losses.class_balance(seen.shards.mean(share))
+
+    def kd(seen: Seen) -> Array:
+        temperature = config.loss.temperature
+        return jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits, temperature))
+
+    of_generator = {'one_hot': one_hot, 'activation': active, 'balance': balance}
+    return generative.make(config, models, shards, of_generator, of_student={'kd': kd})

@@ -1,0 +1,61 @@
+"""DFQ: data-free adversarial distillation with batch statistics (arXiv 2005.04136, CVPRW 2020).
+
+Proposed for quantised students, and compared since as a method of distillation: an adversarial
+generator that is held to the teacher's data by the teacher's batch norms, and to classes by what
+the teacher says.  With t, s the teacher's and the student's logits on G(z), z ~ N(0, I), and p the
+mean of softmax(t) over the batch:
+
+    L_G = - adversarial E[KL(t || s)] + bn L_BN + one_hot E[CE(t, argmax t)]
+          + balance sum_c p_c log p_c
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T)),     T = 1
+
+L_BN is the sum over batch norms of the distances of the batch's mean and variance to the running
+ones.  Gradients reach the generator through both networks.
+
+The paper's text was not available to us beyond its abstract, which names adversarial samples,
+matched statistics, and several generators and students; its authors publish no code.  Losses,
+weights and schedule are those of the benchmark code of CMI and Fast-DFKD, with one generator and
+one student, no quantisation.  What differs from that code:
+
+    the generator plays against the student; the benchmark hands over the teacher in its place, so
+        that the adversarial term and its gradient are zero (`synthesis.adversary='teacher'`)
+    the student is distilled at the temperature that the config says; the benchmark's code at 1,
+        whatever its `--T 20` says
+    the student's rate falls step by step, theirs by the epoch
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dfkd_jax import generative, losses
+from dfkd_jax.contract import Array, Method, Models
+from dfkd_jax.generative import Seen
+from dfkd_jax.parallel import Shards
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """DFQ for these networks.  Raises ValueError where a batch or a generator does not fit."""
+
+    def adversarial(seen: Seen) -> Array:
+        return -jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits))
+
+    def bn(seen: Seen) -> Array:
+        return losses.bn_statistics(seen.teacher.statistics, seen.running)
+
+    def one_hot(seen: Seen) -> Array:
+        return jnp.mean(losses.one_hot(seen.teacher.logits))
+
+    def balance(seen: Seen) -> Array:
+        share = jnp.mean(jax.nn.softmax(seen.teacher.logits), axis=0)
+        return losses.class_balance(seen.shards.mean(share))
+
+    def kd(seen: Seen) -> Array:
+        temperature = config.loss.temperature
+        return jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits, temperature))
+
+    of_generator = {'adversarial': adversarial, 'bn': bn, 'one_hot': one_hot, 'balance': balance}
+    return generative.make(config, models, shards, of_generator, of_student={'kd': kd})
