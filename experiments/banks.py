@@ -1,14 +1,15 @@
-"""What a teacher says of banks of synthetic images: the rows of the guidance table.
+"""What a teacher says of banks of synthetic images, and what students learn from them.
 
-    python experiments/banks.py --output=DIR NAME=RUN [NAME=RUN ...]
+    python experiments/banks.py --output=DIR NAME=RUN[,RUN...] [NAME=RUN[,RUN...] ...]
 
-RUN is a finished run of DiffDFKD (`configs/...:diffdfkd`); NAME is what its row is called.  As many
-images of each class are taken of every bank as the smallest has.  Measured with the teacher of the
-run: the probability of the class asked for, the share of images taken for it, the classes of which
-most images are (coverage), the distance of batch statistics of mixed batches of 256 (so that many
-images are needed, of the teacher's size), and the
-distance between features of two images of a class, in units of that between any two real test
-images (diversity).  The output folder gets ``rows.csv``, ``table.md`` and a picture of each bank.
+RUNs are finished runs of DiffDFKD (`configs/...:diffdfkd`): the first made the bank, the others
+took it (`--config.synthesis.bank`) for students of other seeds; NAME is what their row is called.
+As many images of each class are taken of every bank as the smallest has.  Measured with the teacher
+of the run: the probability of the class asked for, the share of images taken for it, the classes of
+which most images are (coverage), the distance of batch statistics of mixed batches of 256 (so that
+many images are needed, of the teacher's size), and the distance between features of two images of a
+class, in units of that between any two real test images (diversity).  The output folder gets
+``rows.csv`` (a line a student, with its bank's measures), ``table.md`` and a picture of each bank.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from table import save
+from table import save, spread
 
 from dfkd_jax import build, data, disk_bank, losses, report
 from dfkd_jax.methods import diffdfkd
@@ -32,29 +33,51 @@ BATCH = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('runs', nargs='+', metavar='NAME=RUN')
+    parser.add_argument('runs', nargs='+', metavar='NAME=RUN[,RUN...]')
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    runs = {name: Path(run) for name, _, run in (each.partition('=') for each in args.runs)}
-    banks = {name: images_of(run) for name, run in runs.items()}
+    runs = {}
+    for each in args.runs:
+        name, _, paths = each.partition('=')
+        runs[name] = [Path(path) for path in paths.split(',')]
+    banks = {name: images_of(first) for name, (first, *_) in runs.items()}
     per_class = min(int(np.bincount(label).min()) for _, _, label in banks.values())
-    results = []
+    results, lines = [], []
     for name, (config, image, label) in banks.items():
         chosen = np.concatenate(
             [np.flatnonzero(label == each)[:per_class] for each in np.unique(label)]
         )
         image, label = image[chosen], label[chosen]
-        results.append({'row': name, 'images': len(label)} | judge(config, image, label))
-        facts = data.check(config.data)
+        measured = judge(config, image, label)
+        students = [student(path) for path in runs[name]]
+        results += [{'row': name} | each | {'images': len(label)} | measured for each in students]
         grid = args.output / f'{name.replace(" ", "_")}.png'
-        report.image_grid(image / 255, label, facts.class_names, grid, title=name)
-    names = list(results[0])[1:]
-    lines = [f'| | {" | ".join(names)} |', '|---' * (1 + len(names)) + '|']
-    for result in results:
-        cells = [f'{result[name]:.3g}' if name != 'images' else str(result[name]) for name in names]
-        lines.append(f'| {result["row"]} | {" | ".join(cells)} |')
+        report.image_grid(image / 255, label, data.check(config.data).class_names, grid, title=name)
+        cells = [str(len(label)), *(f'{value:.3g}' for value in measured.values())]
+        cells.append(spread([each['last'] for each in students]))
+        cells.append(f'{students[0]["seconds_synthesis"]:.0f}')
+        lines.append(f'| {name} | {" | ".join(cells)} |')
+    names = ['', 'images', *measured, 'student, last, %', 'seconds of synthesis']
+    lines = [f'| {" | ".join(names)} |', '|---' * len(names) + '|', *lines]
     save(args.output, results, lines)
     print('\n'.join(lines))
+
+
+def student(run: Path) -> dict[str, Any]:
+    """What came of a finished run, and where."""
+    summary = json.loads((run / 'summary.json').read_text())
+    versions = ' '.join(f'{package} {version}' for package, version in summary['versions'].items())
+    return {
+        'seed': summary['seed'],
+        'last': summary['student_accuracy_last'],
+        'best': summary['student_accuracy_best'],
+        'agreement': summary['agreement_with_teacher'],
+        'seconds_synthesis': summary['seconds_synthesis'],
+        'seconds_distillation': summary['seconds_distillation'],
+        'run': run,
+        'device': summary['device'],
+        'versions': versions,
+    }
 
 
 def images_of(run: Path) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -89,17 +112,17 @@ def judge(config: Any, image: np.ndarray, label: np.ndarray) -> dict[str, float]
     coverage = [hit[wanted == each].mean() > 0.5 for each in np.unique(label)]
     test = data.load(config.data, 'test').fetch(np.arange(1024))[0]
     real = np.concatenate([apply(test[i : i + BATCH]).features for i in range(0, 1024, BATCH)])
-    within = np.mean([spread(features[wanted == each]) for each in np.unique(label)])
+    within = np.mean([apart(features[wanted == each]) for each in np.unique(label)])
     return {
         'confidence': float(probability.mean()),
         'hit': float(hit.mean()),
         'coverage': float(np.mean(coverage)),
         'statistics': float(np.mean(distance)),
-        'diversity': float(within / spread(real)),
+        'diversity': float(within / apart(real)),
     }
 
 
-def spread(features: np.ndarray) -> float:
+def apart(features: np.ndarray) -> float:
     """The mean distance between two rows."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, len(features), (2, 4000))
