@@ -626,6 +626,8 @@ def small_inverted(config: ConfigDict, method: str) -> None:
         config.generator.update(latent=64, width=16, lr=1e-2)
         config.head.width = 64
         config.synthesis.update(memory=8 * 128, negatives=256)
+    else:
+        config.loss.bn = 1.0
 
 
 def small_embeddings(config: ConfigDict, method: str) -> None:

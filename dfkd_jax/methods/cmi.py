@@ -24,8 +24,7 @@ Differences from the authors' code, beside those of the bank (see `nayer.py`):
         (`Output.stages`); there, of the input of every batch norm (2,704 of a WRN-40-2), and for
         ResNet-34 of the inputs of its four stages, which its comment calls outputs
     the memory is on the device, there on the host
-    before the memory holds `negatives` rows, empty ones are masked; there are fewer, there
-    the student's first batches may come from a set inverted before; here there is none
+    no images inverted before, with which CMI's own scripts start
     the paper's text was not available to us: all is read from the code
 """
 

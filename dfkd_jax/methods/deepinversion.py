@@ -11,19 +11,16 @@ JSD = [KL(m || p) + KL(m || q)] / 2 of the two distributions and their mean m, e
 [0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the batch
 statistics' second half.  Both wait for the end of the warm-up, the first phase without a student.
 R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.  Images
-are kept within the range of pixels.  Those of the step with the lowest L go to the bank.
+start as normalised noise and are kept within the range of pixels.  Those of the step with the
+lowest L go to the bank.
 
-Losses and numbers are those of the code by which CMI and Fast-DFKD compare it; the paper's own code
-has another form of the adaptive term, 1 - JSD.  Where that code does what it does not say,
+Losses and numbers are those of the code by which CMI and Fast-DFKD compare it, since the paper's
+text was not available to us beyond its abstract.  Differences from it, beside those of the bank
+(see `nayer.py`):
 
-    pixels.keep       'last': the images after the last step go to the bank, since its best ones
-                      share their memory; published numbers are of these.  Here 'best'
-
-Differences, beside those of the bank (see `nayer.py`):
-
-    images are kept, and their noise is drawn, in the range and scale of normalised images, as
-        there; labels are not sorted
-    the paper's text was not available to us beyond its abstract
+    pixels.keep       'best', as it means to do; 'last' as it does, since what it remembers as the
+                      best images shares their memory, and as its published numbers were made
+    it has no warm-up: one phase
 """
 
 from __future__ import annotations
