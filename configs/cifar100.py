@@ -8,9 +8,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
 
-    CONTROL: untrained, or for diffdfkd unguided / noise.
+    METHOD: cpsc if none is named, nayer, cae, diffdfkd, fast, cmi, deepinversion, dafl, zskt, dfad,
+    dfq.  CONTROL: untrained, or for diffdfkd unguided / noise.
     """
     method, flags = common.parse(arg)
     config = common.run(method)

@@ -8,9 +8,11 @@ field; fields are locked, so a misspelt `--config.` flag fails.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-METHODS = ('cpsc', 'nayer', 'cae', 'diffdfkd', 'dafl', 'zskt', 'dfad', 'dfq')
+METHODS = ('cpsc', 'nayer', 'cae', 'diffdfkd', 'fast', 'cmi', 'deepinversion')
+METHODS += ('dafl', 'zskt', 'dfad', 'dfq')
 GENERATIVE = ('dafl', 'zskt', 'dfad', 'dfq')  # a generator of plain latents, and no bank
 EMBEDDED = ('nayer', 'cae')  # a generator of label embeddings
+INVERTED = ('fast', 'cmi', 'deepinversion')  # latents or pixels that are trained, and a bank
 FLAGS = ('smoke', 'as_published', 'benchmark', 'untrained', 'unguided', 'noise')
 
 
@@ -190,7 +192,10 @@ def use(config: ConfigDict, method: str, student: str, flags: set[str]) -> None:
         {
             'nayer': nayer, 'cae': cae, 'diffdfkd': diffdfkd,
             'dafl': dafl, 'zskt': zskt, 'dfad': dfad, 'dfq': dfq,
+            'fast': fast, 'cmi': cmi, 'deepinversion': deepinversion,
         }[method](config, student)  # fmt: skip
+    if method == 'deepinversion' and 'as_published' in flags:
+        config.pixels.keep = 'last'
     if 'benchmark' in flags:
         benchmark(config, method, student)
     if method == 'diffdfkd' and 'as_published' in flags:
@@ -481,6 +486,150 @@ def small_generative(config: ConfigDict, method: str) -> None:
     config.synthesis.update(batch_size=128, student_batch_size=128)
 
 
+def inverted(config: ConfigDict, student: str) -> None:
+    """What DeepInversion, CMI and Fast-DFKD share: the benchmark of CMI and Fast-DFKD.
+
+    Source: the CIFAR scripts of Fast-DFKD's repository and the defaults of its driver.  200 epochs
+    of one batch of synthesis and 400 steps of the student; banks hold all that a run makes.
+    """
+    config.student = ConfigDict(
+        dict(model=student, lr=0.1, final_lr=2e-4, momentum=0.9, weight_decay=1e-4)
+    )
+    config.synthesis = ConfigDict(
+        dict(
+            batch_size=256,
+            student_batch_size=256,
+            bank=200 * 256,
+            crop_padding=4,
+            flip=True,
+            shade=0.0,  # as for cpsc; ours
+            cutmix=0.0,
+        )
+    )
+
+
+def deepinversion(config: ConfigDict, student: str) -> None:
+    """DeepInversion as the benchmark of CMI and Fast-DFKD runs it, on every pair alike.
+
+    Source: as of `inverted`.  Its table says 2,000 steps, its script has 1,000; CMI's script has
+    `tv=1e-3`.  A quick variant there: `g_steps=10`, `lr=1`.
+    """
+    inverted(config, student)
+    config.pixels = ConfigDict(
+        dict(
+            lr=0.1,
+            beta1=0.5,
+            beta2=0.99,
+            jitter=config.data.image_size // 8,  # pixels that a batch is rolled by at the most
+            keep='best',  # best / last; the published code keeps the last
+        )
+    )
+    config.loss = ConfigDict(
+        dict(
+            bn=10.0,
+            student_bn=1e-3,  # of the student's batch statistics, as a share of `bn`
+            ce=1.0,
+            adversarial=1.0,
+            adversarial_temperature=3.0,
+            tv=0.0,
+            l2=0.0,
+            temperature=20.0,
+        )
+    )
+    config.phases = (phase(rounds=200, g_steps=1000, s_steps=400),)
+
+
+def cmi(config: ConfigDict, student: str) -> None:
+    """CMI as Fast-DFKD's benchmark runs it, on every pair alike.
+
+    Source: as of `inverted`.  Its table says 500 steps, its script has 200.  CMI's own scripts have
+    student batches of 128 and `contrast_temperature=0.1`; with images inverted before, `ce=0.5`.
+    """
+    inverted(config, student)
+    config.generator = ConfigDict(
+        dict(model='dcgan_generator', latent=256, width=64, lr=1e-3, beta1=0.5, beta2=0.999)
+    )
+    config.head = ConfigDict(dict(width=256, lr=1e-3))
+    config.loss = ConfigDict(
+        dict(
+            bn=1.0,
+            ce=1.0,
+            adversarial=0.5,
+            contrast=0.8,
+            contrast_temperature=0.2,
+            bn_momentum=0.0,
+            temperature=20.0,
+        )
+    )
+    config.synthesis.update(
+        memory=40_960,  # images whose features are kept for the contrast
+        negatives=4096,  # of them at a step
+        local_area=0.25,  # the least share of an image that a local view shows
+    )
+    config.phases = (phase(rounds=200, g_steps=200, s_steps=400),)
+
+
+def fast(config: ConfigDict, student: str) -> None:
+    """Fast-DFKD with ten steps a batch (Fast-10), ResNet-34 -> ResNet-18; 220 epochs.
+
+    Source: the script fast_cifar.sh of its repository, the same for CIFAR-10 and CIFAR-100.
+
+        pair                                   adversarial  ce
+        resnet34 -> resnet18                          1.33  0.5
+        vgg11 -> resnet18                             1.0   0.5
+        wrn40_2 -> wrn16_1, wrn40_1, wrn16_2          1.1   0.4
+
+        g_steps (of both phases)  latent_lr    lr  meta_lr
+        2                              .015  5e-3     1e-2
+        5                               .01  3e-3   1.5e-2
+        10                              .01  2e-3     2e-2
+    """
+    inverted(config, student)
+    config.student.lr = 0.2
+    config.generator = ConfigDict(
+        dict(
+            model='dcgan_generator',
+            latent=256,
+            width=64,
+            meta='fomaml',  # fomaml / reptile / none: the last batch's generator goes on
+            lr=2e-3,
+            latent_lr=0.01,
+            meta_lr=2e-2,  # `lr` times the steps of a batch
+            beta1=0.5,
+            beta2=0.999,
+            reset_batch=140,  # before which the first layer is drawn anew; 0: never
+        )
+    )
+    config.loss = ConfigDict(
+        dict(bn=10.0, ce=0.5, adversarial=1.33, bn_momentum=0.9, temperature=20.0)
+    )
+    config.synthesis.bank = 220 * 256
+    config.phases = (
+        phase(rounds=20, g_steps=10, s_steps=0),
+        phase(rounds=200, g_steps=10, s_steps=400),
+    )
+
+
+def small_inverted(config: ConfigDict, method: str) -> None:
+    """Fast-DFKD, CMI or DeepInversion for minutes of a CPU.  Ours.
+
+    A narrow generator, small batches and high rates.  The phases are the caller's.
+    """
+    config.student.lr = 0.2
+    config.loss.temperature = 4.0
+    config.synthesis.update(batch_size=128, student_batch_size=128)
+    if method == 'fast':
+        config.generator.update(latent=64, width=16, lr=1e-2, latent_lr=0.05, meta_lr=3e-2)
+        config.generator.reset_batch = 0
+        config.loss.update(bn=1.0, ce=1.0, adversarial=1.0)
+    elif method == 'cmi':
+        config.generator.update(latent=64, width=16, lr=1e-2)
+        config.head.width = 64
+        config.synthesis.update(memory=8 * 128, negatives=256)
+    else:
+        config.loss.bn = 1.0
+
+
 def small_embeddings(config: ConfigDict, method: str) -> None:
     """NAYER or CAE-DFKD for minutes of a CPU.  Ours.
 
@@ -509,10 +658,12 @@ def smoke(config: ConfigDict) -> None:
             phase(rounds=2, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2))
             for p in config.phases
         )
-        config.generator.width = min(config.generator.width, 16)
+        if 'generator' in config:
+            config.generator.width = min(config.generator.width, 16)
         config.synthesis.batch_size = config.synthesis.student_batch_size = 16
-        if 'bank' in config.synthesis:
-            config.synthesis.bank = min(config.synthesis.bank, 64)
+        for name, size in (('bank', 64), ('memory', 64), ('negatives', 32)):
+            if name in config.synthesis:
+                config.synthesis[name] = min(config.synthesis[name], size)
     config.teach.epochs = 1
     config.eval_batch_size = 100
     config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 1
@@ -523,7 +674,10 @@ def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
     if 'untrained' in flags:  # the control: the same run with a generator that never trains
         if 'prior' in config:
             raise ValueError('diffdfkd trains no generator: its controls are unguided and noise.')
-        config.generator.lr = 0.0
+        group = config.generator if 'generator' in config else config.pixels
+        for rate in ('lr', 'latent_lr', 'meta_lr'):
+            if rate in group:
+                group[rate] = 0.0
     for source in ('unguided', 'noise'):
         if source in flags:
             if 'prior' not in config:

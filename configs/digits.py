@@ -4,9 +4,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
 
-    CONTROL: untrained, or for diffdfkd unguided / noise.
+    METHOD: cpsc if none is named, nayer, cae, diffdfkd, fast, cmi, deepinversion, dafl, zskt, dfad,
+    dfq.  CONTROL: untrained, or for diffdfkd unguided / noise.
     """
     method, flags = common.parse(arg)
     config = common.run(method)
@@ -35,6 +36,14 @@ def get_config(arg: str | None = None):
         config.phases = (
             common.phase(rounds=3, g_steps=30, s_steps=0),
             common.phase(rounds=64, g_steps=10, s_steps=20),
+        )
+    elif method in common.INVERTED:
+        common.small_inverted(config, method)
+        config.synthesis.update(bank=70 * 128, crop_padding=1, flip=False)
+        g_steps, s_steps, rounds = {'fast': (10, 20, 64)}.get(method, (50, 40, 32))
+        config.phases = (
+            common.phase(rounds=5, g_steps=g_steps, s_steps=0),
+            common.phase(rounds=rounds, g_steps=g_steps, s_steps=s_steps),
         )
     config.log_every_rounds = config.eval_every_rounds = 10
     config.save_every_rounds = 30

@@ -16,9 +16,10 @@ METHODS = ('diffdfkd', *(method for method in common.METHODS if method != 'diffd
 
 
 def get_config(arg: str | None = None):
-    """`[diffdfkd|cpsc|nayer|cae|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
 
-    CONTROL: unguided / noise, or for the others untrained.
+    METHOD: diffdfkd if none is named, cpsc, nayer, cae, fast, cmi, deepinversion, dafl, zskt, dfad,
+    dfq.  CONTROL: unguided / noise, or for the others untrained.
     """
     method, flags = common.parse(arg, METHODS)
     config = common.run(method)
@@ -41,6 +42,8 @@ def get_config(arg: str | None = None):
         config.synthesis.batch_size = config.synthesis.student_batch_size = 256
     elif method in common.EMBEDDED:
         imagenet.from_embeddings(config, method)
+    elif method in common.INVERTED:
+        imagenet.from_latents(config, method)
     else:
         config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'

@@ -4,9 +4,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
 
-    CONTROL: untrained, or for diffdfkd unguided / noise.
+    METHOD: cpsc if none is named, nayer, cae, diffdfkd, fast, cmi, deepinversion, dafl, zskt, dfad,
+    dfq.  CONTROL: untrained, or for diffdfkd unguided / noise.
     """
     method, flags = common.parse(arg)
     config = common.run(method)
@@ -37,6 +38,14 @@ def get_config(arg: str | None = None):
         config.phases = (
             common.phase(rounds=3, g_steps=30, s_steps=0),
             common.phase(rounds=157, g_steps=10, s_steps=40),
+        )
+    elif method in common.INVERTED:
+        common.small_inverted(config, method)
+        config.synthesis.update(bank=160 * 128, crop_padding=2, shade=0.7, cutmix=0.5)
+        g_steps, s_steps, rounds = {'fast': (10, 40, 157)}.get(method, (50, 80, 80))
+        config.phases = (
+            common.phase(rounds=5, g_steps=g_steps, s_steps=0),
+            common.phase(rounds=rounds, g_steps=g_steps, s_steps=s_steps),
         )
     config.log_every_rounds = 20
     config.eval_every_rounds, config.save_every_rounds = 20, 100

@@ -1,25 +1,47 @@
-"""A batch of images that a teacher takes for given classes: what NAYER and CAE-DFKD share.
+"""Batches of images that a teacher takes for given classes, and a student that learns from them.
+
+What the methods with a bank share: NAYER, CAE-DFKD, DeepInversion, CMI and Fast-DFKD.
 
 A generator changes its images for some steps; those of the step with the lowest loss go to a bank.
-With t, s the teacher's and the student's logits on them, and y the classes asked for:
+With t, s the teacher's and the student's logits on them, and y the classes asked for, all but
+DeepInversion lower
 
     L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
 
 L_BN compares the teacher's running statistics to a moving average over batches (`bn_momentum`), of
 which only the newest share carries a gradient (NAYER's code, arXiv 2310.00258).
+
+The student distils from the bank, with random crops and flips (CAE-DFKD's adds a term):
+
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T))
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
+from dfkd_jax import augment, contract, losses
 from dfkd_jax import bank as banks
-from dfkd_jax import losses
-from dfkd_jax.contract import Array, Metrics, Params
+from dfkd_jax.contract import (
+    Array,
+    Batch,
+    Frozen,
+    Key,
+    Metrics,
+    Models,
+    Net,
+    Params,
+    SampleFn,
+    State,
+    StepFn,
+)
+from dfkd_jax.parallel import Shards
 
 HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
 
@@ -120,3 +142,93 @@ def life_is_over(number: Array, renewed: Array, life: int, warmup: int) -> Array
     """
     ends = (number % life == 0) | ((number - warmup) % life == 0)
     return ends & (number != renewed)
+
+
+def check_latents(config: Any, models: Models) -> None:
+    """Raises ValueError unless the generator makes pixels of plain latents."""
+    if getattr(models.generator, 'ending', None) != 'pixels':
+        raise ValueError(
+            f'{config.method} needs a generator of pixels from plain latents: set '
+            'config.generator.model to dcgan_generator or dcgan_deep_generator.'
+        )
+
+
+class Learner(NamedTuple):
+    """A student and how it sees images: functions for a method whose state has `extra.bank`.
+
+    tx: its optimiser.  start: it before its first step; the key is consumed.
+    draw: this instance's crops and flips of a whole batch of a size; the key is consumed.
+    view: pixels [B, H, W, channels] as a network sees them: cropped and flipped so, normalised.
+    from_bank: this instance's share of a batch of the bank: pixels, labels and sources; the key is
+        consumed.
+    mix: pixels that other images of the bank, by the first key, lent their shades and parts.
+    sample, step: as `contract.Method` has them.
+    """
+
+    tx: optax.GradientTransformation
+    start: Callable[[Key], Net]
+    draw: Callable[[Key, int], augment.Moves]
+    view: Callable[[Array, augment.Moves], Array]
+    from_bank: Callable[[State, Key], tuple[Array, Array, Array]]
+    mix: Callable[[State, Array, Key, Key], Array]
+    sample: SampleFn
+    step: StepFn
+
+
+def learner(config: Any, models: Models, shards: Shards) -> Learner:
+    """The student of a config.  Raises ValueError where its batch, bank or phases do not fit."""
+    synthesis, temperature, shape = config.synthesis, config.loss.temperature, models.image_shape
+    shards.check('config.synthesis.batch_size', synthesis.batch_size)
+    shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
+    banks.check(synthesis)
+    size = synthesis.student_batch_size
+    tx = contract.sgd_by_round(config.student, config.phases)
+
+    def start(key: Key) -> Net:
+        variables = models.student.init(key, jnp.zeros((1, *shape)))
+        return contract.start(variables['params'], variables.get('batch_stats', {}), tx)
+
+    def draw(key: Key, batch_size: int) -> augment.Moves:
+        whole = augment.draw_moves(key, batch_size, synthesis.crop_padding, synthesis.flip)
+        return jax.tree.map(shards.share, whole)
+
+    def view(pixel: Array, moves: augment.Moves) -> Array:
+        return models.normalise(augment.move(pixel, moves, synthesis.crop_padding))
+
+    def from_bank(state: State, key: Key) -> tuple[Array, Array, Array]:
+        rows = shards.share(banks.draw(state.extra.bank, key, size))
+        return *banks.take(state.extra.bank, rows), state.extra.bank.source[rows]
+
+    def mix(state: State, pixel: Array, key_other: Key, key_mix: Key) -> Array:
+        if not synthesis.shade and not synthesis.cutmix:
+            return pixel
+        other, _, _ = from_bank(state, key_other)
+        whole = augment.draw_mixture(key_mix, (size, *shape), synthesis.shade, synthesis.cutmix)
+        return augment.mix(pixel, other, jax.tree.map(shards.share, whole))
+
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
+        del frozen
+        pixel, label, _ = from_bank(state, key)
+        return Batch(models.normalise(pixel), label)
+
+    def step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        key_bank, key_moves, key_other, key_mix = jax.random.split(key, 4)
+        pixel = mix(state, from_bank(state, key_bank)[0], key_other, key_mix)
+        image = view(pixel, draw(key_moves, size))
+        teacher = models.teacher.apply(frozen.teacher, image)
+
+        def student_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.student.batch_stats}
+            student, mutated = models.student.apply(
+                variables, image, train=True, mutable=['batch_stats']
+            )
+            kd = jnp.mean(losses.kd(student.logits, teacher.logits, temperature))
+            agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
+            return kd, ({'kd': kd, 'agreement': agreement}, mutated.get('batch_stats', {}))
+
+        (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
+        student = contract.update(state.student, grads, tx, batch_stats)
+        metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
+        return state.replace(student=student), metrics
+
+    return Learner(tx, start, draw, view, from_bank, mix, sample, step)

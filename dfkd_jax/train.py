@@ -231,5 +231,5 @@ def _check_weights(state: State, done: int, workdir: Path) -> None:
 def _advice(workdir: Path) -> str:
     return (
         f'The last good checkpoint is kept in {workdir / "checkpoints"}. Lower config.student.lr '
-        'or config.generator.lr, or the weight of the term, in a new --workdir.'
+        'or config.generator.lr (config.pixels.lr), or the weight of the term, in a new --workdir.'
     )

@@ -60,8 +60,9 @@ def facts_without_files(monkeypatch):
     'argument',
     ['', 'cpsc', 'cpsc,smoke', 'as_published', 'cpsc,untrained,smoke', 'nayer', 'nayer,smoke',
      'cae', 'cae,smoke', 'cae,untrained', 'dafl,smoke', 'dafl,benchmark', 'zskt,smoke',
-     'zskt,untrained', 'dfad,smoke', 'dfq,benchmark,smoke', 'diffdfkd', 'diffdfkd,smoke',
-     'diffdfkd,unguided', 'diffdfkd,noise,smoke', 'diffdfkd,as_published'],
+     'zskt,untrained', 'dfad,smoke', 'dfq,benchmark,smoke', 'fast', 'fast,smoke', 'fast,untrained',
+     'cmi', 'cmi,smoke', 'deepinversion,smoke', 'deepinversion,untrained', 'diffdfkd',
+     'diffdfkd,smoke', 'diffdfkd,unguided', 'diffdfkd,noise,smoke', 'diffdfkd,as_published'],
 )  # fmt: skip
 @pytest.mark.parametrize('name', NAMES)
 def test_builds(name, argument):

@@ -36,7 +36,7 @@ def config(of: str = 'cpsc', /, **changes):
 
 
 MISTAKES = {
-    'method': (dict(method='cpsk'), 'unknown method .cpsk.*one of cae, cpsc, dafl, dfad, dfq'),
+    'method': (dict(method='cpsk'), 'unknown method .cpsk.*one of cae, cmi, cpsc, dafl'),
     'teacher': (dict(teacher__model='resnet9'), 'unknown model .resnet9.*Did you mean'),
     'student': (dict(student__model='wrn16'), 'unknown model .wrn16.*Known models'),
     'generator': (dict(generator__model='cpsc_gen'), 'unknown model .cpsc_gen'),

@@ -26,7 +26,7 @@ INTERNAL = {
     'losses': set(),
     'augment': set(),
     'bank': {'parallel'},
-    'inversion': {'bank', 'contract', 'losses'},
+    'inversion': {'augment', 'bank', 'contract', 'losses', 'parallel'},
     'generative': {'contract', 'losses', 'parallel'},
     'models': {'models'},
     'methods': {'methods', 'contract', 'losses', 'augment', 'bank', 'inversion', 'parallel'}
@@ -61,7 +61,7 @@ EXTERNAL = {
     'losses': {'jax', 'optax'},
     'augment': {'jax'},
     'bank': {'jax', 'flax'},
-    'inversion': {'jax', 'flax'},
+    'inversion': {'jax', 'flax', 'optax'},
     'generative': {'jax', 'flax', 'optax'},
     'models': {'jax', 'flax'},
     'methods': {'jax', 'flax', 'optax'},

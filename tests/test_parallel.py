@@ -97,9 +97,9 @@ def test_sgd_moves_as_far_on_shares_as_on_the_whole_batch(mode: str):
     assert gap(moved(cpsc_run(mode)), moved(cpsc_run('jit'))) < 1e-5
 
 
-@pytest.mark.parametrize('name', ['nayer', 'cae'])
+@pytest.mark.parametrize('name', ['nayer', 'cae', 'fast', 'cmi', 'deepinversion'])
 @pytest.mark.parametrize('mode', SHARDED)
-def test_a_round_from_embeddings_is_the_same_on_every_device(mode: str, name: str):
+def test_a_round_with_a_bank_is_the_same_on_every_device(mode: str, name: str):
     """Above all the bank and what its images were made from, byte for byte."""
     ends = []
     for each in ('jit', mode):

@@ -81,7 +81,8 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     if method == 'diffdfkd':
         config.prior.steps, config.in_loop.start = 6, 0
     else:
-        config.generator.width = 4
+        if 'generator' in config:
+            config.generator.width = 4
         config.synthesis.student_batch_size = BATCH
     if method == 'cpsc':
         config.generator.update(latent=8, spread=0.5)
@@ -92,6 +93,13 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
         config.synthesis.update(bank=2 * BATCH, crop_padding=1)
     elif method in common.GENERATIVE:
         config.generator.latent = 8
+    elif method in common.INVERTED:
+        config.synthesis.update(bank=2 * BATCH, crop_padding=1)
+        if method != 'deepinversion':
+            config.generator.latent = 8
+        if method == 'cmi':
+            config.head.width = 8
+            config.synthesis.update(memory=2 * BATCH, negatives=BATCH)
     config.phases = (common.phase(rounds=20, g_steps=2, s_steps=2),)
     for name, value in changes.items():
         group, _, field = name.partition('__')
@@ -104,7 +112,7 @@ def nets(
 ) -> Models:
     """The tiny teacher and student, and the method's generator or a smooth one."""
     generator: Any = SmoothGenerator(8, 0.5, axis_name=axis_name)
-    if 'prior' in config:
+    if 'generator' not in config:
         generator = None
     elif not smooth:
         sizes = TABLE | dict(config.generator.items())

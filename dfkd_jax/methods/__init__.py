@@ -1,14 +1,28 @@
 """The methods: names to functions ``make(config, models, shards) -> Method``."""
 
-from dfkd_jax.methods import cae, cpsc, dafl, dfq, diffdfkd, nayer, zskt
+from dfkd_jax.methods import (
+    cae,
+    cmi,
+    cpsc,
+    dafl,
+    deepinversion,
+    dfq,
+    diffdfkd,
+    fast,
+    nayer,
+    zskt,
+)
 
 METHODS = {
     'cae': cae.make,
+    'cmi': cmi.make,
     'cpsc': cpsc.make,
     'dafl': dafl.make,
+    'deepinversion': deepinversion.make,
     'dfad': zskt.make,
     'dfq': dfq.make,
     'diffdfkd': diffdfkd.make,
+    'fast': fast.make,
     'nayer': nayer.make,
     'zskt': zskt.make,
 }

@@ -38,9 +38,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dfkd_jax import augment, contract, inversion, losses
 from dfkd_jax import bank as banks
-from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax import contract, inversion, losses
+from dfkd_jax.contract import Array, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.parallel import Shards
 
 SOURCES = {
@@ -96,20 +96,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     Raises ValueError where a batch, a bank, the sources or a generator do not fit.
     """
-    _check(config, models, shards)
+    _check(config, models)
     loss, synthesis, settings, noise = config.loss, config.synthesis, config.generator, config.noise
     shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
     width = models.generator.latent
     warmup = contract.warmup_rounds(config.phases)
-    student_tx = contract.sgd_by_round(config.student, config.phases)
+    learner = inversion.learner(config, models, shards)
     generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
 
     def init(frozen: Frozen, key: Key) -> State:
         key_student, key_generator = jax.random.split(key)
-        student = models.student.init(key_student, jnp.zeros((1, *shape)))
         return State(
             round=contract.first_round(),
-            student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
+            student=learner.start(key_student),
             generator=new_generator(frozen, key_generator),
             extra=Extra(
                 bank=banks.empty(synthesis.bank, shape),
@@ -143,18 +142,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         )
         return state.replace(generator=generator, extra=extra), {}
 
-    def draw_moves(key: Key, batch_size: int) -> augment.Moves:
-        """This instance's crops and flips."""
-        whole = augment.draw_moves(key, batch_size, synthesis.crop_padding, synthesis.flip)
-        return jax.tree.map(shards.share, whole)
-
-    def move(pixel: Array, moves: augment.Moves) -> Array:
-        """Pixels as a network sees them: cropped, flipped, normalised."""
-        return models.normalise(augment.move(pixel, moves, synthesis.crop_padding))
-
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_moves, key_noise = jax.random.split(key)
-        moves = draw_moves(key_moves, batch)
+        moves = learner.draw(key_moves, batch)
         making = state.extra.making
         label, source = making.label, making.source
         diffusion = diffuse(key_noise, source, width, noise) if noise.fresh else state.extra.noise
@@ -166,7 +156,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             pixel, mutated = models.generator.apply(
                 variables, embedding, train=True, mutable=['batch_stats']
             )
-            image = move(pixel, moves)
+            image = learner.view(pixel, moves)
             teacher = models.teacher.apply(frozen.teacher, image)
             student = models.student.apply(state.student.variables, image)
             total, terms = inversion.loss(
@@ -191,20 +181,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
         return state.replace(extra=extra.replace(making=making, bank=bank)), {}
 
-    def from_bank(state: State, key: Key) -> tuple[Array, Array, Array]:
-        """This instance's share of a batch of the bank: pixels, labels, sources."""
-        rows = shards.share(banks.draw(state.extra.bank, key, synthesis.student_batch_size))
-        return *banks.take(state.extra.bank, rows), state.extra.bank.source[rows]
-
-    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        del frozen
-        pixel, label, _ = from_bank(state, key)
-        return Batch(models.normalise(pixel), label)
-
     def blend(state: State, pixel: Array, key: Key) -> Array:
         """Mixup (Zhang et al. 2018) with other images of the bank; the teacher labels the blend."""
         key_other, key_weight = jax.random.split(key)
-        other, _, _ = from_bank(state, key_other)
+        other, _, _ = learner.from_bank(state, key_other)
         alpha = synthesis.mixup
         weight = jax.random.beta(key_weight, alpha, alpha, (synthesis.student_batch_size,))
         weight = shards.share(weight)[:, None, None, None]
@@ -220,18 +200,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_bank, key_moves, key_mixup, key_again, key_other, key_mix = jax.random.split(key, 6)
         size = synthesis.student_batch_size
-        pixel, label, source = from_bank(state, key_bank)
+        pixel, label, source = learner.from_bank(state, key_bank)
         if synthesis.mixup:
             pixel = blend(state, pixel, key_mixup)
-        if synthesis.shade or synthesis.cutmix:
-            other = from_bank(state, key_other)[0]
-            whole = augment.draw_mixture(key_mix, (size, *shape), synthesis.shade, synthesis.cutmix)
-            pixel = augment.mix(pixel, other, jax.tree.map(shards.share, whole))
-        image = move(pixel, draw_moves(key_moves, size))
+        pixel = learner.mix(state, pixel, key_other, key_mix)
+        image = learner.view(pixel, learner.draw(key_moves, size))
         again: Any = None
         if loss.contrast and loss.contrast_of == 'images':
             # Every image is a category of its own, and its augmentations are the sources.
-            again = move(pixel, draw_moves(key_again, size))
+            again = learner.view(pixel, learner.draw(key_again, size))
             label = shards.first_row(size) + jnp.arange(len(label), dtype=jnp.int32)
             source = jnp.zeros_like(label)
         teacher = models.teacher.apply(frozen.teacher, image)
@@ -258,18 +235,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             return total, (terms | {'loss': total}, mutated.get('batch_stats', {}))
 
         (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
-        student = contract.update(state.student, grads, student_tx, batch_stats)
+        student = contract.update(state.student, grads, learner.tx, batch_stats)
         metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
         return state.replace(student=student), metrics
 
-    return Method(init, generator_step, student_step, sample, begin, finish)
+    return Method(init, generator_step, student_step, learner.sample, begin, finish)
 
 
-def _check(config: Any, models: Models, shards: Shards) -> None:
+def _check(config: Any, models: Models) -> None:
     synthesis = config.synthesis
-    shards.check('config.synthesis.batch_size', synthesis.batch_size)
-    shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
-    banks.check(synthesis)
     sources, magnitudes = tuple(config.noise.sources), tuple(config.noise.magnitudes)
     unknown = [name for name in sources if name not in SOURCES]
     if unknown or not sources:

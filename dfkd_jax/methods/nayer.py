@@ -34,9 +34,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dfkd_jax import augment, contract, inversion, losses
 from dfkd_jax import bank as banks
-from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax import contract, inversion
+from dfkd_jax.contract import Array, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.parallel import Shards
 
 
@@ -58,19 +58,18 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     Raises ValueError where a batch, a bank or a generator does not fit.
     """
-    _check(config, models, shards)
+    _check(models)
     loss, synthesis, settings = config.loss, config.synthesis, config.generator
     shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
     warmup = contract.warmup_rounds(config.phases)
-    student_tx = contract.sgd_by_round(config.student, config.phases)
+    learner = inversion.learner(config, models, shards)
     generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
 
     def init(frozen: Frozen, key: Key) -> State:
         key_student, key_generator = jax.random.split(key)
-        student = models.student.init(key_student, jnp.zeros((1, *shape)))
         return State(
             round=contract.first_round(),
-            student=contract.start(student['params'], student.get('batch_stats', {}), student_tx),
+            student=learner.start(key_student),
             generator=new_generator(frozen, key_generator),
             extra=Extra(
                 bank=banks.empty(synthesis.bank, shape),
@@ -108,17 +107,8 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             generator=contract.start(params, batch_stats, generator_tx), extra=extra
         ), {}
 
-    def draw_moves(key: Key, batch_size: int) -> augment.Moves:
-        """This instance's crops and flips."""
-        whole = augment.draw_moves(key, batch_size, synthesis.crop_padding, synthesis.flip)
-        return jax.tree.map(shards.share, whole)
-
-    def move(pixel: Array, moves: augment.Moves) -> Array:
-        """Pixels as a network sees them: cropped, flipped, normalised."""
-        return models.normalise(augment.move(pixel, moves, synthesis.crop_padding))
-
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        moves = draw_moves(key, batch)
+        moves = learner.draw(key, batch)
         making = state.extra.making
         label = shards.share(making.label)
         embedding = frozen.extra[label]
@@ -129,7 +119,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 variables, embedding, first=shards.first_row(batch), train=True,
                 mutable=['batch_stats'],
             )  # fmt: skip
-            image = move(pixel, moves)
+            image = learner.view(pixel, moves)
             teacher = models.teacher.apply(frozen.teacher, image)
             student = models.student.apply(state.student.variables, image)
             total, terms = inversion.loss(
@@ -154,48 +144,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
         return state.replace(extra=extra.replace(making=making, bank=bank)), {}
 
-    def from_bank(state: State, key: Key) -> tuple[Array, Array]:
-        """This instance's share of a batch of the bank: pixels and labels."""
-        rows = banks.draw(state.extra.bank, key, synthesis.student_batch_size)
-        return banks.take(state.extra.bank, shards.share(rows))
-
-    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        del frozen
-        pixel, label = from_bank(state, key)
-        return Batch(models.normalise(pixel), label)
-
-    def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        key_bank, key_moves, key_other, key_mix = jax.random.split(key, 4)
-        size = synthesis.student_batch_size
-        pixel, _ = from_bank(state, key_bank)
-        if synthesis.shade or synthesis.cutmix:
-            other = from_bank(state, key_other)[0]
-            whole = augment.draw_mixture(key_mix, (size, *shape), synthesis.shade, synthesis.cutmix)
-            pixel = augment.mix(pixel, other, jax.tree.map(shards.share, whole))
-        image = move(pixel, draw_moves(key_moves, size))
-        teacher = models.teacher.apply(frozen.teacher, image)
-
-        def student_loss(params: Params) -> tuple[Array, tuple]:
-            variables = {'params': params, 'batch_stats': state.student.batch_stats}
-            student, mutated = models.student.apply(
-                variables, image, train=True, mutable=['batch_stats']
-            )
-            kd = jnp.mean(losses.kd(student.logits, teacher.logits, loss.temperature))
-            agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
-            return kd, ({'kd': kd, 'agreement': agreement}, mutated.get('batch_stats', {}))
-
-        (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
-        student = contract.update(state.student, grads, student_tx, batch_stats)
-        metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
-        return state.replace(student=student), metrics
-
-    return Method(init, generator_step, student_step, sample, begin, finish)
+    return Method(init, generator_step, learner.step, learner.sample, begin, finish)
 
 
-def _check(config: Any, models: Models, shards: Shards) -> None:
-    synthesis = config.synthesis
-    shards.check('config.synthesis.batch_size', synthesis.batch_size)
-    shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
-    banks.check(synthesis)
+def _check(models: Models) -> None:
     if models.generator is None or not hasattr(models.generator, 'noisy_width'):
         raise ValueError('nayer needs its noisy layer: set config.generator.model=nayer_generator.')

@@ -1,0 +1,210 @@
+"""Fast-DFKD: a generator that is quick to adapt to the next batch (arXiv 2112.15278, AAAI 2022).
+
+A batch of synthesis starts from a *meta-generator*: a copy of it, the fast generator, and the
+batch's latents z ~ N(0, I) are trained for `g_steps`, each at a rate of its own.  With t, s the
+teacher's and the student's logits on augmented images, and y classes drawn at random:
+
+    L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
+
+(`inversion.loss`).  The images of the step with the lowest L_G go to the bank, before augmentation.
+The meta-generator theta then takes one step of an Adam that lasts the whole run (`meta_lr`), along
+
+    generator.meta='fomaml'    the sum of the gradients of the fast generator's steps
+    generator.meta='reptile'   67 (theta - theta_fast)
+    generator.meta='none'      no gradient: it becomes the fast one, which is thus reused from batch
+                               to batch (the ablation without meta-learning)
+
+The Adam of the fast generator and of the latents starts anew at every batch.  Before the batch of
+number `generator.reset_batch`, counted from 1, the meta-generator's first linear layer and norm are
+drawn anew, N(0, 0.02), which its authors found to help diversity late in a run.  The first phase,
+without a student, is the warm-up: the student has no say in its images.
+
+Differences from the authors' code, beside those of the bank (see `nayer.py`):
+
+    the student has a say from the first round after the warm-up; there from the last one of it
+    the paper's text was not available to us: all is read from the code
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dfkd_jax import bank as banks
+from dfkd_jax import contract, inversion
+from dfkd_jax.contract import Array, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax.parallel import Shards
+
+META = ('fomaml', 'reptile', 'none')
+REPTILE = 67.0  # Adam takes it out again, up to its epsilon
+
+
+class Extra(struct.PyTreeNode):
+    """Fast-DFKD's own state; the meta-generator is the state's `generator`.
+
+    bank: synthetic images and the classes they were made for.
+    making: the batch in the making.
+    fast: its generator and latents, params {'generator': ..., 'latent': [B, latent]}.
+    gradient: the sum of the fast generator's gradients over the batch's steps; () unless 'fomaml'.
+    """
+
+    bank: banks.Bank
+    making: inversion.Making
+    fast: contract.Net
+    gradient: Any
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """Fast-DFKD for these networks.
+
+    Raises ValueError where a batch, a bank, a choice or the generator does not fit.
+    """
+    _check(config, models)
+    loss, synthesis, settings = config.loss, config.synthesis, config.generator
+    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
+    warmup = contract.warmup_rounds(config.phases)
+    learner = inversion.learner(config, models, shards)
+    fast_tx = two_rates(settings)
+    meta_tx = optax.adam(settings.meta_lr, settings.beta1, settings.beta2)
+
+    def init(frozen: Frozen, key: Key) -> State:
+        key_student, key_generator = jax.random.split(key)
+        latent = jnp.zeros((batch, models.generator.latent))
+        whole = models.generator.clone(axis_name=None)
+        variables = whole.init(key_generator, latent)
+        params, batch_stats = variables['params'], variables['batch_stats']
+        copy = jax.tree.map(jnp.zeros_like, {'generator': params, 'latent': latent})
+        return State(
+            round=contract.first_round(),
+            student=learner.start(key_student),
+            generator=contract.start(params, batch_stats, meta_tx),
+            extra=Extra(
+                bank=banks.empty(synthesis.bank, shape),
+                making=inversion.nothing(batch, shape, frozen.teacher.get('batch_stats', {})),
+                fast=contract.start(copy, jax.tree.map(jnp.zeros_like, batch_stats), fast_tx),
+                gradient=copy['generator'] if settings.meta == 'fomaml' else (),
+            ),
+        )
+
+    def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """A copy of the meta-generator, new latents, classes and a new Adam."""
+        del frozen
+        key_label, key_latent, key_reset = jax.random.split(key, 3)
+        generator, extra = state.generator, state.extra
+        if settings.reset_batch:
+            now = extra.making.batches + 1 == settings.reset_batch
+            fresh = reset_first_layer(generator.params, key_reset)
+            params = jax.tree.map(lambda a, b: jnp.where(now, a, b), fresh, generator.params)
+            generator = generator.replace(params=params)
+        latent = jax.random.normal(key_latent, (batch, models.generator.latent))
+        params = {'generator': generator.params, 'latent': latent}
+        label = jax.random.randint(key_label, (batch,), 0, classes, jnp.int32)
+        extra = extra.replace(
+            making=inversion.begin(extra.making, label),
+            fast=contract.start(params, generator.batch_stats, fast_tx),
+            gradient=jax.tree.map(jnp.zeros_like, extra.gradient),
+        )
+        return state.replace(generator=generator, extra=extra), {}
+
+    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """One step of the fast generator and of the latents."""
+        moves = learner.draw(key, batch)
+        extra, making = state.extra, state.extra.making
+        label = shards.share(making.label)
+
+        def generator_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params['generator'], 'batch_stats': extra.fast.batch_stats}
+            pixel, mutated = models.generator.apply(
+                variables, shards.share(params['latent']), train=True, mutable=['batch_stats']
+            )
+            image = learner.view(pixel, moves)
+            teacher = models.teacher.apply(frozen.teacher, image)
+            student = models.student.apply(state.student.variables, image)
+            total, terms = inversion.loss(
+                loss, making, teacher, student.logits, frozen.teacher.get('batch_stats', {}),
+                label, state.round >= warmup,
+            )  # fmt: skip
+            return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
+
+        (total, (terms, batch_stats, latest, pixel)), grads = shards.value_and_grad(generator_loss)(
+            extra.fast.params
+        )
+        gradient = extra.gradient
+        if settings.meta == 'fomaml':
+            gradient = jax.tree.map(jnp.add, gradient, grads['generator'])
+        extra = extra.replace(
+            making=inversion.keep(making, total, shards.gather(pixel), latest),
+            fast=contract.update(extra.fast, grads, fast_tx, batch_stats),
+            gradient=gradient,
+        )
+        metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
+        return state.replace(extra=extra), metrics
+
+    def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """The meta-generator's step; the best images to the bank."""
+        del frozen, key
+        generator, extra = state.generator, state.extra
+        learnt = extra.fast.params['generator']
+        if settings.meta == 'none':
+            generator = generator.replace(params=learnt, batch_stats=extra.fast.batch_stats)
+        elif settings.meta == 'fomaml':
+            generator = contract.update(generator, extra.gradient, meta_tx)
+        else:
+            gap = jax.tree.map(lambda a, b: REPTILE * (a - b), generator.params, learnt)
+            generator = contract.update(generator, gap, meta_tx)
+        making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
+        extra = extra.replace(making=making, bank=bank)
+        return state.replace(generator=generator, extra=extra), {}
+
+    return Method(init, generator_step, learner.step, learner.sample, begin, finish)
+
+
+def two_rates(settings: Any) -> optax.GradientTransformation:
+    """Adam of {'generator': ..., 'latent': ...}: the one at `lr`, the other at `latent_lr`."""
+    rates = {'generator': settings.lr, 'latent': settings.latent_lr}
+
+    def scale(updates: Params, params: Params) -> Params:
+        del params
+        return {
+            name: jax.tree.map(lambda u, rate=rates[name]: -rate * u, part)
+            for name, part in updates.items()
+        }
+
+    return optax.chain(optax.scale_by_adam(settings.beta1, settings.beta2), optax.stateless(scale))
+
+
+def reset_first_layer(params: Params, key: Key) -> Params:
+    """A generator's params with its first linear layer and norm anew; the key is consumed.
+
+    Weights and scales are drawn from N(0, 0.02) and biases are zero.
+    """
+    key_kernel, key_scale = jax.random.split(key)
+    project, norm = params['project'], params['norm0']
+    normal = lambda key, like: 0.02 * jax.random.normal(key, like.shape)  # noqa: E731
+    return params | {
+        'project': {
+            'kernel': normal(key_kernel, project['kernel']),
+            'bias': jnp.zeros_like(project['bias']),
+        },
+        'norm0': {
+            'scale': normal(key_scale, norm['scale']),
+            'bias': jnp.zeros_like(norm['bias']),
+        },
+    }
+
+
+def _check(config: Any, models: Models) -> None:
+    inversion.check_latents(config, models)
+    if config.generator.meta not in META:
+        raise ValueError(
+            f'config.generator.meta={config.generator.meta!r}; expected one of {META}.'
+        )
+    if config.generator.reset_batch < 0:
+        raise ValueError(
+            f'config.generator.reset_batch={config.generator.reset_batch}: expected the number of '
+            'a batch, counted from 1, or 0 for never.'
+        )
