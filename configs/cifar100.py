@@ -8,7 +8,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of common.METHODS.
 
     CONTROL: untrained, or for diffdfkd unguided / noise.
     """

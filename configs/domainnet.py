@@ -16,7 +16,7 @@ METHODS = ('diffdfkd', *(method for method in common.METHODS if method != 'diffd
 
 
 def get_config(arg: str | None = None):
-    """`[diffdfkd|cpsc|nayer|cae|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of METHODS.
 
     CONTROL: unguided / noise, or for the others untrained.
     """
@@ -41,7 +41,7 @@ def get_config(arg: str | None = None):
         config.synthesis.batch_size = config.synthesis.student_batch_size = 256
     elif method in common.EMBEDDED:
         imagenet.from_embeddings(config, method)
-    else:
+    elif method in common.GENERATIVE:
         config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'
     config.eval_batch_size = 256

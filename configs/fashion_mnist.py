@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of common.METHODS.
 
     CONTROL: untrained, or for diffdfkd unguided / noise.
     """
@@ -31,6 +31,8 @@ def get_config(arg: str | None = None):
     elif method in common.GENERATIVE and 'benchmark' not in flags:
         common.small_generative(config, method)
         config.phases = (common.phase(rounds=1000, g_steps=1, s_steps=10),)
+    elif method == 'noise':
+        common.small_noise(config, rounds=400)
     elif method in common.EMBEDDED:
         common.small_embeddings(config, method)
         config.synthesis.update(bank=170 * 120, crop_padding=2, shade=0.7, cutmix=0.5)

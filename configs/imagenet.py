@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[cpsc|nayer|cae|diffdfkd|dafl|zskt|dfad|dfq][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of common.METHODS.
 
     CONTROL: untrained, or for diffdfkd unguided / noise.
     """
@@ -31,7 +31,7 @@ def get_config(arg: str | None = None):
         config.distil.update(lr=0.1, weight_decay=1e-4, random_resized_crop=True)
     elif method in common.EMBEDDED:
         from_embeddings(config, method)
-    else:
+    elif method in common.GENERATIVE:
         config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'
     config.eval_batch_size = 256

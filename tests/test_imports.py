@@ -45,10 +45,11 @@ INTERNAL = {
     'cli': {'build'},
     'teach': RUN | {'cli'},
     'rounds': {'contract', 'parallel'},
-    'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report'},
+    'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report', 'workdir'},
     'disk_bank': {'checkpoint', 'data'},
     'offline': RUN | {'disk_bank', 'labels', 'teach'},
-    'train': RUN | {'offline', 'teach'},
+    'real': RUN | {'teach'},
+    'train': RUN | {'offline', 'real', 'teach'},
     'transfer': RUN | {'teach'},
     'transfer_dense': RUN | {'teach', 'transfer'},
     'diffusion.train': RUN | {'cli', 'diffusion'},  # a program, beside what it trains

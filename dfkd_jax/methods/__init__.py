@@ -1,6 +1,6 @@
 """The methods: names to functions ``make(config, models, shards) -> Method``."""
 
-from dfkd_jax.methods import cae, cpsc, dafl, dfq, diffdfkd, nayer, zskt
+from dfkd_jax.methods import cae, cpsc, dafl, dfq, diffdfkd, nayer, noise, zskt
 
 METHODS = {
     'cae': cae.make,
@@ -10,5 +10,6 @@ METHODS = {
     'dfq': dfq.make,
     'diffdfkd': diffdfkd.make,
     'nayer': nayer.make,
+    'noise': noise.make,
     'zskt': zskt.make,
 }
