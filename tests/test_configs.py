@@ -13,7 +13,7 @@ import tiny
 from absl import flags
 from ml_collections import config_flags
 
-from dfkd_jax import build, data, teach
+from dfkd_jax import build, data, real, teach
 from dfkd_jax.contract import Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.methods import METHODS, diffdfkd
@@ -61,7 +61,7 @@ def facts_without_files(monkeypatch):
     ['', 'cpsc', 'cpsc,smoke', 'as_published', 'cpsc,untrained,smoke', 'nayer', 'nayer,smoke',
      'cae', 'cae,smoke', 'cae,untrained', 'dafl,smoke', 'dafl,benchmark', 'zskt,smoke',
      'zskt,untrained', 'dfad,smoke', 'dfq,benchmark,smoke', 'diffdfkd', 'diffdfkd,smoke',
-     'diffdfkd,unguided', 'diffdfkd,noise,smoke', 'diffdfkd,as_published'],
+     'diffdfkd,unguided', 'diffdfkd,noise,smoke', 'diffdfkd,as_published', 'noise,smoke'],
 )  # fmt: skip
 @pytest.mark.parametrize('name', NAMES)
 def test_builds(name, argument):
@@ -92,6 +92,19 @@ def test_steps_keep_the_state_at_true_size(name, method):
     batch = config.synthesis.get('student_batch_size', config.synthesis.batch_size)
     assert image.shape == (batch, *run.models.image_shape)
     assert label.shape == (batch,)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_references(name):
+    """Noise is a method and a control of DiffDFKD; KD on real data is a run without a method."""
+    config = get_config(name, 'kd,smoke')
+    config.teach.batch_size = 50  # of the 100 images there are here
+    assert real.prepare(config).epoch_steps == 2
+    assert 'synthesis' not in config and 'phases' not in config
+    assert get_config(name, 'diffdfkd,noise').synthesis.source == 'noise'
+    assert get_config(name, 'noise').method == 'noise'
+    with pytest.raises(ValueError, match='trains no generator'):
+        get_config(name, 'noise,untrained')
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -219,6 +219,18 @@ def test_configs_are_self_contained(path: Path) -> None:
     assert found <= {'__future__', 'ml_collections', 'configs'}
 
 
+@pytest.mark.parametrize('path', FILES, ids=ids)
+def test_training_images_are_read_where_real_data_is_the_point(path: Path) -> None:
+    """A data-free run loads the test split alone, by its name."""
+    splits = {
+        ast.unparse(node.args[1])
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'data.load'
+    }
+    allowed = {'teach', 'real', 'transfer', 'diffusion.train'}
+    assert splits <= {"'test'"} or part(path) in allowed
+
+
 def test_the_entry_point_has_no_ideas() -> None:
     path = ROOT / PACKAGE / 'main.py'
     assert len(path.read_text().splitlines()) <= 50

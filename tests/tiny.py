@@ -81,7 +81,8 @@ def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     if method == 'diffdfkd':
         config.prior.steps, config.in_loop.start = 6, 0
     else:
-        config.generator.width = 4
+        if 'generator' in config:
+            config.generator.width = 4
         config.synthesis.student_batch_size = BATCH
     if method == 'cpsc':
         config.generator.update(latent=8, spread=0.5)
@@ -104,7 +105,7 @@ def nets(
 ) -> Models:
     """The tiny teacher and student, and the method's generator or a smooth one."""
     generator: Any = SmoothGenerator(8, 0.5, axis_name=axis_name)
-    if 'prior' in config:
+    if 'generator' not in config:
         generator = None
     elif not smooth:
         sizes = TABLE | dict(config.generator.items())
