@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 HEAD = """# Published numbers, and ours
 
 Rendered by `python experiments/published.py` from [published.csv](published.csv), whose tags
-[published.py](published.py) explains. Accuracies are as the sources print them, nearly all of them
-the best on test images of one run; hours are of synthesis, on GPUs not told. None was reproduced
+[published.py](published.py) explains. Accuracies are as the sources print them (their code keeps
+the best epoch by test accuracy); hours are of synthesis, on GPUs not told. None was reproduced
 here. A cell is empty where a number could not be had, or where we have not run."""
 
 
