@@ -13,8 +13,9 @@ import tiny
 from absl import flags
 from ml_collections import config_flags
 
+from configs import common
 from dfkd_jax import build, data, real, teach
-from dfkd_jax.contract import Frozen
+from dfkd_jax.contract import ConfigError, Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.methods import METHODS, diffdfkd
 
@@ -94,11 +95,35 @@ def test_steps_keep_the_state_at_true_size(name, method):
     assert label.shape == (batch,)
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_a_teacher_without_batch_norms(method):
+    """Told where a loss compares its statistics; without that term every method can be traced."""
+    config = get_config('fashion_mnist', method)
+    config.parallel, config.teacher.model, config.student.model = 'jit', 'lenet5', 'lenet5_half'
+    if 'bn' in config.loss and config.loss.bn:
+        with pytest.raises(ConfigError, match='lenet5 has no batch norms: set --config.loss.bn=0'):
+            build.build(config)
+        config.loss.bn = 0.0
+    run = build.build(config)
+    key = jax.random.key(0)
+    blank = np.zeros((1, *run.models.image_shape), np.float32)
+    teacher = {'batch_stats': {}} | jax.eval_shape(run.models.teacher.init, key, blank)
+    extra = diffdfkd.Prior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
+    phase = common.phase(rounds=1, loops=2, g_steps=3, s_steps=0 if method == 'diffdfkd' else 5)
+    [queries] = build.queries(config, run.models, Frozen(teacher, extra), (phase,))
+    batch = config.synthesis.batch_size
+    if method == 'diffdfkd':  # a batch's last images are judged too
+        assert queries == 2 * (3 + 1) * batch
+    else:
+        steps = 0 if method == 'noise' else 2 * 3
+        assert queries >= steps * batch + 5 * config.synthesis.student_batch_size
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_references(name):
     """Noise is a method and a control of DiffDFKD; KD on real data is a run without a method."""
     config = get_config(name, 'kd,smoke')
-    config.teach.batch_size = 50  # of the 100 images there are here
+    config.teach.batch_size = 40  # of the 100 images there are here
     assert real.prepare(config).epoch_steps == 2
     assert 'synthesis' not in config and 'phases' not in config
     assert get_config(name, 'diffdfkd,noise').synthesis.source == 'noise'
