@@ -3,7 +3,7 @@
     python experiments/compare.py --output=DIR
         --pairs=fashion_mnist,fashion_mnist:lenet5/lenet5_half,cifar10:five
         [--methods=kd,noise,cpsc,nayer,...] [--seeds=0,1,2] [--seconds=600] [--points=20]
-        [--runs=DIR] [--data_dir=DIR] [--teacher=[MODEL=]CHECKPOINT ...] [--set=FIELD=VALUE ...]
+        [--runs=DIR] [--data_dir=DIR] [--teacher=[[CONFIG:]MODEL=]FILE ...] [--set=FIELD=VALUE ...]
         [--smoke] [--finished]
 
 A pair is a file of configs/, with TEACHER/STUDENT for networks other than its own; cifar10:five and
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument('--points', type=int, default=20, help='evaluations of a run')
     parser.add_argument('--runs', type=Path, default=Path('runs/compare'))
     parser.add_argument('--data_dir')
-    parser.add_argument('--teacher', action='append', default=[], metavar='[MODEL=]CHECKPOINT')
+    parser.add_argument('--teacher', action='append', default=[], metavar='[[CONFIG:]MODEL=]FILE')
     parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE')
     parser.add_argument('--smoke', action='store_true', help="every config's smoke version")
     parser.add_argument('--finished', action='store_true')
@@ -137,7 +137,7 @@ def find_teacher(pair: Pair, args: argparse.Namespace) -> Path | None:
     """The checkpoint of a pair's teacher, trained if need be; None: not there, and --finished."""
     for given in args.teacher:
         model, _, path = given.rpartition('=')
-        if model in ('', pair.teacher):
+        if model in ('', pair.teacher, f'{pair.config}:{pair.teacher}'):
             return Path(path)
     # Pairs of a data set share it.
     workdir = args.runs / 'teachers' / f'{pair.config}-{pair.teacher}'
