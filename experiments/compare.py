@@ -11,10 +11,11 @@ cifar100:five are the five pairs of the field.  A method is an argument of the c
 `table.VARIANTS`.  A pair has one teacher: --teacher, or trained once on the real data.
 
 A method's first process is a short run that measures its speed (``calibration.json``: seconds of
-the start, of an evaluation, and of a unit of each phase).  All phases are then scaled by one factor
-so that a run takes --seconds, evaluations included: lengths and schedules are fixed before the
-first round, so a killed run continues to the same end, and a busier hour makes it longer but not
-worse.  What is scaled: rounds and warm-up steps; images of a class for DiffDFKD; epochs for KD.
+the start, of an evaluation with its save, and of a unit of each phase).  All phases are then scaled
+by one factor so that a run takes --seconds, evaluations included: lengths and schedules are fixed
+before the first round, so a killed run continues to the same end, and a busier hour makes it longer
+but not worse.  What is scaled: rounds and warm-up steps; images of a class for DiffDFKD; epochs for
+KD.  Measure and run on a machine that does nothing else.
 
 Every run is a process of its own in its own folder under --runs; finished ones are skipped and
 interrupted ones continue.  Ctrl-C or SIGTERM ends the study with its present run; --finished runs
@@ -284,20 +285,23 @@ def probe(config: Any) -> dict[str, Any]:
     if kind(config) == 'images':
         return {'synthesis.per_class': least_images(config), 'log_every_rounds': 1}
     rounds = {f'phases[{i}].rounds': PROBE_ROUNDS for i in range(len(config.phases))}
-    # Every other round is followed by an evaluation.
-    return rounds | {'log_every_rounds': 1, 'eval_every_rounds': 2, 'save_every_rounds': 10**6}
+    return rounds | {'log_every_rounds': 1, 'eval_every_rounds': 3, 'save_every_rounds': 3}
 
 
 def speeds(config: Any, workdir: Path) -> dict[str, Any]:
-    """Of a finished probe, in seconds: `start`, `evaluation`, and `each` unit of what is scaled."""
+    """Of a finished probe, in seconds: `start`, `evaluation`, and `each` unit of what is scaled.
+
+    A save follows every evaluation and belongs to it.
+    """
     total = json.loads((workdir / 'summary.json').read_text())['seconds']
     if kind(config) == 'rounds':
         columns = metrics.read(workdir)
         took = np.diff(columns['seconds'], prepend=0.0).reshape(-1, PROBE_ROUNDS)
-        # A phase's first round compiles it, its second, maybe, the evaluation.
-        each = np.median(took[:, 2::2], axis=1)
-        evaluation = max(float(np.median(took[:, 3::2] - each[:, None])), 0.0)
-        known = PROBE_ROUNDS * each.sum() + took[:, 1::2].size * evaluation
+        # A phase's first round compiles it and its third, maybe, the evaluation; the second and the
+        # fifth are alone, the fourth has the save of the third, the sixth an evaluation.
+        each = took[:, [1, 4]].mean(axis=1)
+        evaluation = max(float(np.median(took[:, 3] + took[:, 5] - 2 * each)), 0.0)
+        known = PROBE_ROUNDS * each.sum() + 2 * len(each) * evaluation
         measured = {'evaluation': evaluation, 'each': each.tolist()}
     else:
         took = np.diff(metrics.read(workdir / 'distillation')['seconds'])
@@ -409,6 +413,7 @@ def draw(runs: dict[str, list[Path]], title: str, path: Path) -> None:
         axes.set_xlabel(name)
         axes.grid(alpha=0.25)
         axes.spines[['top', 'right']].set_visible(False)
+    both[0].set_xlim(left=0)
     both[0].set_ylabel('accuracy on real test images, per cent')
     both[1].set_xscale('log')
     both[1].legend(frameon=False, fontsize=9, loc='center left', bbox_to_anchor=(1, 0.5))
