@@ -17,8 +17,7 @@ import numpy as np
 
 from dfkd_jax import build, checkpoint, data, evaluate, metrics, report, results, teach
 
-METHOD = 'kd'
-ROLE = 'kd'
+METHOD = 'kd'  # as a method of the command line, and as a role of `teach`
 
 
 def prepare(config: Any) -> teach.Training:
@@ -41,7 +40,7 @@ def distil(
     module = build.make_classifier(config, config.teacher.model)
     by_teacher, _, teacher_accuracy = evaluate.teacher(config, plan, module, on_devices, test)
     train = data.load(config.data, 'train')
-    facts = teach.fit(training, config, at, train, test, ROLE, interrupted, on_devices)
+    facts = teach.fit(training, config, at, train, test, METHOD, interrupted, on_devices)
     if not facts:
         return {}
     student = checkpoint.load_model(at)[1]
