@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 METHODS = ('cpsc', 'nayer', 'cae', 'diffdfkd', 'fast', 'cmi', 'deepinversion')
-METHODS += ('dafl', 'zskt', 'dfad', 'dfq')
+METHODS += ('dafl', 'zskt', 'dfad', 'dfq', 'noise', 'kd')
 GENERATIVE = ('dafl', 'zskt', 'dfad', 'dfq')  # a generator of plain latents, and no bank
 EMBEDDED = ('nayer', 'cae')  # a generator of label embeddings
 INVERTED = ('fast', 'cmi', 'deepinversion')  # latents or pixels that are trained, and a bank
@@ -23,13 +23,15 @@ def parse(arg: str | None, methods: tuple[str, ...] = METHODS) -> tuple[str, set
     """
     words = [word for word in (arg or '').split(',') if word]
     chosen = [word for word in words if word in methods] or [methods[0]]
+    if 'diffdfkd' in chosen and 'noise' in chosen:
+        chosen.remove('noise')  # its control of that name
     unknown = [word for word in words if word not in methods and word not in FLAGS]
     if unknown or len(chosen) > 1:
         raise ValueError(
             f'config argument {arg!r}: expected one method of {", ".join(methods)} and any flags '
             f'of {", ".join(FLAGS)}, e.g. --config=configs/digits.py:{methods[0]},smoke.'
         )
-    return chosen[0], set(words) & set(FLAGS)
+    return chosen[0], set(words) & set(FLAGS) - {chosen[0]}
 
 
 def run(method: str) -> ConfigDict:
@@ -193,6 +195,7 @@ def use(config: ConfigDict, method: str, student: str, flags: set[str]) -> None:
             'nayer': nayer, 'cae': cae, 'diffdfkd': diffdfkd,
             'dafl': dafl, 'zskt': zskt, 'dfad': dfad, 'dfq': dfq,
             'fast': fast, 'cmi': cmi, 'deepinversion': deepinversion,
+            'noise': noise, 'kd': kd,
         }[method](config, student)  # fmt: skip
     if method == 'deepinversion' and 'as_published' in flags:
         config.pixels.keep = 'last'
@@ -474,6 +477,32 @@ def dfq(config: ConfigDict, student: str) -> None:
     config.phases = (phase(rounds=200 * 40, g_steps=1, s_steps=10),)
 
 
+def noise(config: ConfigDict, student: str) -> None:
+    """KD with noise images, for as long and at the rates that `generative` has.  Ours."""
+    config.student = ConfigDict(
+        dict(model=student, lr=0.1, final_lr=2e-4, momentum=0.9, weight_decay=1e-4)
+    )
+    config.loss = ConfigDict(dict(temperature=4.0))
+    config.synthesis = ConfigDict(
+        dict(
+            batch_size=256,  # of synthesis, of which there is none
+            student_batch_size=256,
+        )
+    )
+    config.phases = (phase(rounds=200, g_steps=0, s_steps=400),)
+
+
+def small_noise(config: ConfigDict, rounds: int) -> None:
+    """KD with noise images for minutes of a CPU.  Ours."""
+    config.synthesis.update(batch_size=128, student_batch_size=128)
+    config.phases = (phase(rounds=rounds, g_steps=0, s_steps=20),)
+
+
+def kd(config: ConfigDict, student: str) -> None:
+    """Ordinary distillation on the real training images, as `teach` says: the upper bound."""
+    config.student = ConfigDict(dict(model=student))
+
+
 def small_generative(config: ConfigDict, method: str) -> None:
     """DAFL, ZSKT, DFAD or DFQ for minutes of a CPU.  Ours.
 
@@ -653,7 +682,7 @@ def smoke(config: ConfigDict) -> None:
         config.in_loop.update(every=8, start=8)
         config.distil.batch_size = config.in_loop.batch_size = 16
         config.distil.milestones = ()
-    else:
+    elif 'phases' in config:
         config.phases = tuple(
             phase(rounds=2, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2))
             for p in config.phases
@@ -672,9 +701,11 @@ def smoke(config: ConfigDict) -> None:
 def finish(config: ConfigDict, flags: set[str]) -> ConfigDict:
     """Applies the flags every config knows."""
     if 'untrained' in flags:  # the control: the same run with a generator that never trains
-        if 'prior' in config:
-            raise ValueError('diffdfkd trains no generator: its controls are unguided and noise.')
-        group = config.generator if 'generator' in config else config.pixels
+        group = config.get('generator') or config.get('pixels')
+        if group is None:
+            raise ValueError(
+                f'{config.method} trains no generator; diffdfkd has the controls unguided, noise.'
+            )
         for rate in ('lr', 'latent_lr', 'meta_lr'):
             if rate in group:
                 group[rate] = 0.0

@@ -4,10 +4,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of common.METHODS.
 
-    METHOD: cpsc if none is named, nayer, cae, diffdfkd, fast, cmi, deepinversion, dafl, zskt, dfad,
-    dfq.  CONTROL: untrained, or for diffdfkd unguided / noise.
+    Without one, cpsc.  CONTROL: untrained, or for diffdfkd unguided / noise.
     """
     method, flags = common.parse(arg)
     config = common.run(method)
@@ -30,6 +29,8 @@ def get_config(arg: str | None = None):
     elif method in common.GENERATIVE and 'benchmark' not in flags:
         common.small_generative(config, method)
         config.phases = (common.phase(rounds=200, g_steps=1, s_steps=10),)
+    elif method == 'noise':
+        common.small_noise(config, rounds=100)
     elif method in common.EMBEDDED:
         common.small_embeddings(config, method)
         config.synthesis.update(bank=170 * 120, crop_padding=1, flip=False)

@@ -16,10 +16,9 @@ METHODS = ('diffdfkd', *(method for method in common.METHODS if method != 'diffd
 
 
 def get_config(arg: str | None = None):
-    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of METHODS.
 
-    METHOD: diffdfkd if none is named, cpsc, nayer, cae, fast, cmi, deepinversion, dafl, zskt, dfad,
-    dfq.  CONTROL: unguided / noise, or for the others untrained.
+    Without one, diffdfkd.  CONTROL: unguided / noise, or for the others untrained.
     """
     method, flags = common.parse(arg, METHODS)
     config = common.run(method)
@@ -44,7 +43,7 @@ def get_config(arg: str | None = None):
         imagenet.from_embeddings(config, method)
     elif method in common.INVERTED:
         imagenet.from_latents(config, method)
-    else:
+    elif method in common.GENERATIVE:
         config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'
     config.eval_batch_size = 256

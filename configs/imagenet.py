@@ -9,10 +9,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of common.METHODS.
 
-    METHOD: cpsc if none is named, nayer, cae, diffdfkd, fast, cmi, deepinversion, dafl, zskt, dfad,
-    dfq.  CONTROL: untrained, or for diffdfkd unguided / noise.
+    Without one, cpsc.  CONTROL: untrained, or for diffdfkd unguided / noise.
     """
     method, flags = common.parse(arg)
     config = common.run(method)
@@ -34,7 +33,7 @@ def get_config(arg: str | None = None):
         from_embeddings(config, method)
     elif method in common.INVERTED:
         from_latents(config, method)
-    else:
+    elif method in common.GENERATIVE:
         config.generator.model = 'dcgan_deep_generator'
     config.dtype = 'bfloat16'
     config.eval_batch_size = 256

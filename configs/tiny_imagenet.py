@@ -8,10 +8,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`.
+    """`[METHOD][,smoke][,as_published|benchmark][,CONTROL]`, METHOD one of common.METHODS.
 
-    METHOD: cpsc if none is named, nayer, cae, diffdfkd, fast, cmi, deepinversion, dafl, zskt, dfad,
-    dfq.  CONTROL: untrained, or for diffdfkd unguided / noise.
+    Without one, cpsc.  CONTROL: untrained, or for diffdfkd unguided / noise.
     """
     method, flags = common.parse(arg)
     config = common.run(method)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfkd_jax import checkpoint, data, diffusion, disk_bank, labels, models, parallel, port
-from dfkd_jax.contract import ConfigError, Method, Models, NonFiniteError
+from dfkd_jax.contract import ConfigError, Frozen, Method, Models, NonFiniteError
 from dfkd_jax.methods import METHODS
 
 # What a user can put right: shown as one line, without a traceback.
@@ -67,8 +67,60 @@ def build(config: Any) -> Run:
         method = make(config, shared, plan.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _check_statistics(config, nets)
     extra = prior if table is None else table
     return Run(plan, method, whole, nets, facts, () if extra is None else extra)
+
+
+class _Counting:
+    """A teacher that notes how many images it is shown."""
+
+    def __init__(self, module: Any):
+        self.module, self.images = module, 0
+
+    def apply(self, variables: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
+        self.images += len(images)
+        return self.module.apply(variables, images, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]:
+    """Images through the teacher, forward, in one round of each of the phases.
+
+    Read off the method's steps by tracing them for shapes, whole batches at once: what a method
+    asks its teacher is its own business.  Test images are not counted.
+    """
+    teacher = _Counting(nets.teacher)
+    method = METHODS[config.method](config, nets._replace(teacher=teacher), parallel.Shards())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(method.init, frozen, key)
+
+    def asked(step: Any) -> int:
+        before = teacher.images
+        jax.eval_shape(step, frozen, state, key)
+        return teacher.images - before
+
+    once = asked(method.begin) + asked(method.finish)
+    # A phase of a method without the one or the other step has none of it.
+    each, learning = (
+        asked(step) if any(phase[steps] for phase in phases) else 0
+        for step, steps in ((method.generator_step, 'g_steps'), (method.student_step, 's_steps'))
+    )
+    return [p.loops * (once + p.g_steps * each) + p.s_steps * learning for p in phases]
+
+
+def _check_statistics(config: Any, nets: Models) -> None:
+    """Raises ConfigError where a loss compares batch statistics that the teacher has none of."""
+    weight = config.loss.bn if 'bn' in config.loss else 0
+    image = jax.ShapeDtypeStruct((1, *nets.image_shape), jnp.float32)
+    variables = jax.eval_shape(nets.teacher.init, jax.random.key(0), image)
+    if weight and not variables.get('batch_stats'):
+        raise ConfigError(
+            f'config.loss.bn={weight:g}, and {config.teacher.model} has no batch norms: set '
+            '--config.loss.bn=0, or choose a teacher that has.'
+        )
 
 
 def make_plan(config: Any) -> parallel.Plan:
@@ -166,11 +218,13 @@ def make_model(config: Any, name: str, axis_name: str | None, **sizes: Any) -> A
 def load_network(path: str | Path, name: str, config: Any) -> dict[str, Any]:
     """A classifier's variables from a model folder or a PyTorch file, checked against the config.
 
-    Raises PortError, CheckpointError or ConfigError.
+    One without batch norms has empty `batch_stats`.  Raises PortError, CheckpointError or
+    ConfigError.
     """
     classes, channels = config.data.num_classes, config.data.channels
     if not Path(path).is_dir():
-        return port.from_torch(name, path, num_classes=classes, channels=channels)
+        ported = port.from_torch(name, path, num_classes=classes, channels=channels)
+        return {'batch_stats': {}} | ported
     facts, variables = checkpoint.load_model(path)
     for what, found, wanted in (
         ('a', facts['model'], name),
@@ -182,7 +236,7 @@ def load_network(path: str | Path, name: str, config: Any) -> dict[str, Any]:
                 f'{path} holds {what} {found}, and the config says {wanted}: set '
                 '--config.teacher.model and --config.data to what the checkpoint was trained as.'
             )
-    return variables
+    return {'batch_stats': {}} | variables
 
 
 def save_network(folder: Path, name: str, variables: Any, config: Any, **facts: Any) -> None:

@@ -37,7 +37,6 @@ from dfkd_jax import (
     results,
     teach,
 )
-from dfkd_jax import workdir as folder
 from dfkd_jax.contract import Batch, Frozen
 from dfkd_jax.methods import diffdfkd
 from dfkd_jax.rounds import make_round
@@ -63,13 +62,8 @@ def distil(
     bank or another's that is not full or not of this config, ConfigError and NonFiniteError.
     """
     on_devices = run.plan.replicate(teacher)
-    classify_teacher = evaluate.classifier(run.plan, run.models.teacher, run.facts)
-    by_teacher, label = classify_teacher(on_devices, test, config.eval_batch_size)
-    teacher_accuracy = evaluate.accuracy(by_teacher, label)
-    print(
-        f'teacher {config.teacher.model}: {teacher_accuracy:.2f} % of the {test.size} test '
-        f'images of {config.data.name}',
-        flush=True,
+    by_teacher, _, teacher_accuracy = evaluate.teacher(
+        config, run.plan, run.models.teacher, on_devices, test
     )
     total, bank = diffdfkd.trajectories(config), Path(config.synthesis.bank or workdir / 'bank')
     # Now, since a mistake in it would be told hours later.
@@ -95,26 +89,21 @@ def distil(
     student = checkpoint.load_model(at)[1]
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
     predicted, _ = classify(run.plan.replicate(student), test, config.eval_batch_size)
-    summary = {
-        'method': config.method,
-        'teacher': config.teacher.model,
-        'student': config.student.model,
-        'dataset': config.data.name,
-        'seed': config.seed,
-        'teacher_accuracy': teacher_accuracy,
-        'student_accuracy_last': facts['accuracy'],
-        'student_accuracy_best': facts['best_accuracy'],
-        'agreement_with_teacher': evaluate.accuracy(predicted, by_teacher),
-        'seconds': round(synthesis_seconds + facts['seconds'], 2),
-        'seconds_synthesis': round(synthesis_seconds, 2),
-        'seconds_distillation': facts['seconds'],
-        'images_synthesised': images.size,
-        'images_distilled': config.distil.epochs * epoch_steps * config.distil.batch_size,
-        'bank': str(bank),
-        'device': folder.device(),
-        'versions': folder.versions(),
-        'config': checkpoint.plain(config),
-    }
+    distilled = config.distil.epochs * epoch_steps * config.distil.batch_size
+    summary = results.summary(
+        config,
+        teacher_accuracy=teacher_accuracy,
+        student_accuracy_last=facts['accuracy'],
+        student_accuracy_best=facts['best_accuracy'],
+        agreement_with_teacher=evaluate.accuracy(predicted, by_teacher),
+        seconds=round(synthesis_seconds + facts['seconds'], 2),
+        seconds_synthesis=round(synthesis_seconds, 2),
+        seconds_distillation=facts['seconds'],
+        images_synthesised=images.size,
+        images_distilled=distilled,
+        teacher_queries=synthesis_queries(config, run, teacher) + distilled,
+        bank=str(bank),
+    )
     history = metrics.read(at)
     history = {
         'round': history['round'],
@@ -153,8 +142,7 @@ def synthesise(
     state = run.plan.call(run.whole.init)(frozen, key_init)
     state = state.replace(round=jnp.asarray(done, jnp.int32))
     state = run.plan.replicate(state)
-    steps = 0 if config.synthesis.source == 'noise' else config.prior.steps - 1
-    phase = ConfigDict(dict(rounds=total, loops=1, g_steps=steps, s_steps=0))
+    phase = ConfigDict(dict(rounds=total, loops=1, g_steps=guided_steps(config), s_steps=0))
     trajectory = make_round(run.method, phase, run.plan)
     learn = learner(config, workdir, run, frozen.teacher, interrupted)
     disk_bank.describe(bank, description(config))
@@ -194,6 +182,26 @@ def synthesise(
         )
         return None
     return time.monotonic() - started
+
+
+def guided_steps(config: Any) -> int:
+    """Steps of denoising on a trajectory; images of noise have none."""
+    return 0 if config.synthesis.source == 'noise' else config.prior.steps - 1
+
+
+def synthesis_queries(config: Any, run: build.Run, teacher: Any) -> int:
+    """Images through the teacher, forward, before the distillation; none of a bank that was there.
+
+    A trajectory's, in all trajectories, and the batches of the students in the loop.
+    """
+    if config.synthesis.bank:
+        return 0
+    frozen = Frozen(teacher=teacher, extra=conditions(config, run))
+    phase = ConfigDict(dict(loops=1, g_steps=guided_steps(config), s_steps=0))
+    [each] = build.queries(config, run.models, frozen, (phase,))
+    in_loop = config.in_loop
+    learnt = len(diffdfkd.sessions(config)) * in_loop.steps * in_loop.batch_size
+    return each * diffdfkd.trajectories(config) + learnt
 
 
 def description(config: Any) -> dict[str, Any]:

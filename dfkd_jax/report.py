@@ -245,6 +245,7 @@ ROWS = {
     'rounds': 'rounds',
     'images_synthesised': 'images synthesised',
     'images_distilled': 'images the student trained on',
+    'teacher_queries': 'images through the teacher',
     'seconds': 'time',
     'seed': 'seed',
     'device': 'device',
@@ -293,7 +294,8 @@ def _headline(summary: Mapping[str, Any]) -> str:
     if student is None or teacher is None:
         return ''
     share = f", {student / teacher:.1%} of the teacher's {teacher:.2f} %" if teacher else ''
-    return f'The student reaches {student:.2f} % without real data{share}.'
+    how = 'on real data' if summary.get('method') == 'kd' else 'without real data'
+    return f'The student reaches {student:.2f} % {how}{share}.'
 
 
 def _told(name: str, value: Any) -> str:

@@ -11,9 +11,25 @@ import jax
 import numpy as np
 
 from dfkd_jax import build, checkpoint, data, port, report
+from dfkd_jax import workdir as folder
 from dfkd_jax.contract import Batch, NonFiniteError
 
 SUMMARY = 'summary.json'
+
+
+def summary(config: Any, **measured: Any) -> dict[str, Any]:
+    """What ``summary.json`` holds: what ran, what was `measured`, where and by which versions."""
+    return {
+        'method': config.method,
+        'teacher': config.teacher.model,
+        'student': config.student.model,
+        'dataset': config.data.name,
+        'seed': config.seed,
+        **measured,
+        'device': folder.device(),
+        'versions': folder.versions(),
+        'config': checkpoint.plain(config),
+    }
 
 
 def leave(
@@ -21,23 +37,24 @@ def leave(
     config: Any,
     facts: data.Facts,
     student: Any,
-    samples: Batch,
+    samples: Batch | None,
     history: Mapping[str, np.ndarray],
     summary: dict[str, Any],
     unit: str = 'rounds',
 ) -> None:
     """Writes the student in three formats, pictures, the page and, last, ``summary.json``.
 
-    student: its variables, on the host.  samples: synthetic images to show.
+    student: its variables, on the host.  samples: synthetic images to show; None: there are none.
     history: what `metrics.read` returns; a row is a `unit`.
     """
     name, accuracy = config.student.model, summary['student_accuracy_last']
     checkpoint.save_arrays(workdir / 'student.safetensors', checkpoint.flatten(student))
     checkpoint.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
     build.save_network(workdir / 'student', name, student, config, accuracy=accuracy)
-    pixels = np.asarray(data.denormalise(samples.image, facts.mean, facts.std))
-    labels = np.asarray(samples.label)
-    report.image_grid(pixels, labels, facts.class_names, workdir / report.IMAGES)
+    if samples is not None:
+        pixels = np.asarray(data.denormalise(samples.image, facts.mean, facts.std))
+        labels = np.asarray(samples.label)
+        report.image_grid(pixels, labels, facts.class_names, workdir / report.IMAGES)
     references = {'teacher': summary['teacher_accuracy']}
     report.curves(history, workdir / report.CURVES, references, unit)
     report.page(workdir, summary)

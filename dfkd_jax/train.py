@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import build, checkpoint, data, evaluate, metrics, offline, results, teach
+from dfkd_jax import build, checkpoint, data, evaluate, metrics, offline, real, results, teach
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError, Frozen, NonFiniteError, State
 from dfkd_jax.rounds import make_round
@@ -29,7 +30,7 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     (SIGTERM, Ctrl-C) and saved.  Raises one of `build.EXPECTED_ERRORS`: before anything is compiled
     where config, data or teacher do not fit, and when a loss stops being finite.
     """
-    run = build.build(config)
+    run = real.prepare(config) if config.method == real.METHOD else build.build(config)
     workdir = Path(workdir or folder.default(config))
     test = data.load(config.data, 'test')
     with folder.claim(workdir, config), folder.Interruption() as interrupted:
@@ -40,6 +41,8 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}
+        if isinstance(run, teach.Training):
+            return real.distil(config, workdir, run, test, teacher, interrupted)
         if 'prior' in config:
             return offline.distil(config, workdir, run, test, teacher, interrupted)
         # Not before: a folder with nothing but a config can be given another.
@@ -98,17 +101,15 @@ def _distil(
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
     frozen = run.plan.replicate(Frozen(teacher=teacher, extra=run.extra))
-    classify_teacher = evaluate.classifier(run.plan, run.models.teacher, run.facts)
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
-    # First of all, so that a wrong port or normalisation shows within seconds.
-    by_teacher, label = classify_teacher(frozen.teacher, test, config.eval_batch_size)
-    teacher_accuracy = evaluate.accuracy(by_teacher, label)
-    print(
-        f'teacher {config.teacher.model}: {teacher_accuracy:.2f} % of the {test.size} test '
-        f'images of {config.data.name}',
-        flush=True,
+    by_teacher, label, teacher_accuracy = evaluate.teacher(
+        config, run.plan, run.models.teacher, frozen.teacher, test
     )
 
+    each = build.queries(config, run.models, frozen, config.phases)
+    queries = list(itertools.accumulate(
+        n for n, phase in zip(each, config.phases) for _ in range(phase.rounds)
+    ))  # fmt: skip
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one for each round
     total = len(phases)
@@ -161,7 +162,8 @@ def _distil(
                     if measure:
                         row['student_accuracy'] = progress['last']
                         row['agreement_with_teacher'] = progress['agreement']
-                    writer.write(done, {'seconds': progress['seconds'], **row})
+                    spent = {'seconds': progress['seconds'], 'teacher_queries': queries[done - 1]}
+                    writer.write(done, spent | row)
                     images = _images(config, phases[:done])
                     line.update(done, row, progress | {'images_synthesised': sum(images)})
                     pending = []
@@ -178,25 +180,19 @@ def _distil(
 
     samples = run.plan.call(run.whole.sample)(frozen, state, key_images)
     synthesised, distilled = _images(config, phases)
-    summary = {
-        'method': config.method,
-        'teacher': config.teacher.model,
-        'student': config.student.model,
-        'dataset': config.data.name,
-        'seed': config.seed,
-        'teacher_accuracy': teacher_accuracy,
-        'student_accuracy_last': progress['last'],
-        'student_accuracy_best': progress['best'],
-        'best_round': progress['best_round'],
-        'agreement_with_teacher': progress['agreement'],
-        'seconds': round(progress['seconds'], 2),
-        'rounds': total,
-        'images_synthesised': synthesised,
-        'images_distilled': distilled,
-        'device': folder.device(),
-        'versions': folder.versions(),
-        'config': checkpoint.plain(config),
-    }
+    summary = results.summary(
+        config,
+        teacher_accuracy=teacher_accuracy,
+        student_accuracy_last=progress['last'],
+        student_accuracy_best=progress['best'],
+        best_round=progress['best_round'],
+        agreement_with_teacher=progress['agreement'],
+        seconds=round(progress['seconds'], 2),
+        rounds=total,
+        images_synthesised=synthesised,
+        images_distilled=distilled,
+        teacher_queries=queries[-1],
+    )
     student, history = jax.device_get(state.student.variables), metrics.read(workdir)
     results.leave(workdir, config, run.facts, student, samples, history, summary)
     print(

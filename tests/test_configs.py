@@ -13,8 +13,9 @@ import tiny
 from absl import flags
 from ml_collections import config_flags
 
-from dfkd_jax import build, data, teach
-from dfkd_jax.contract import Frozen
+from configs import common
+from dfkd_jax import build, data, real, teach
+from dfkd_jax.contract import ConfigError, Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.methods import METHODS, diffdfkd
 
@@ -62,7 +63,8 @@ def facts_without_files(monkeypatch):
      'cae', 'cae,smoke', 'cae,untrained', 'dafl,smoke', 'dafl,benchmark', 'zskt,smoke',
      'zskt,untrained', 'dfad,smoke', 'dfq,benchmark,smoke', 'fast', 'fast,smoke', 'fast,untrained',
      'cmi', 'cmi,smoke', 'deepinversion,smoke', 'deepinversion,untrained', 'diffdfkd',
-     'diffdfkd,smoke', 'diffdfkd,unguided', 'diffdfkd,noise,smoke', 'diffdfkd,as_published'],
+     'diffdfkd,smoke', 'diffdfkd,unguided', 'diffdfkd,noise,smoke', 'diffdfkd,as_published',
+     'noise,smoke'],
 )  # fmt: skip
 @pytest.mark.parametrize('name', NAMES)
 def test_builds(name, argument):
@@ -93,6 +95,43 @@ def test_steps_keep_the_state_at_true_size(name, method):
     batch = config.synthesis.get('student_batch_size', config.synthesis.batch_size)
     assert image.shape == (batch, *run.models.image_shape)
     assert label.shape == (batch,)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_teacher_without_batch_norms(method):
+    """Told where a loss compares its statistics; without that term every method can be traced."""
+    config = get_config('fashion_mnist', method)
+    config.parallel, config.teacher.model, config.student.model = 'jit', 'lenet5', 'lenet5_half'
+    if 'bn' in config.loss and config.loss.bn:
+        with pytest.raises(ConfigError, match='lenet5 has no batch norms: set --config.loss.bn=0'):
+            build.build(config)
+        config.loss.bn = 0.0
+    run = build.build(config)
+    key = jax.random.key(0)
+    blank = np.zeros((1, *run.models.image_shape), np.float32)
+    teacher = {'batch_stats': {}} | jax.eval_shape(run.models.teacher.init, key, blank)
+    extra = diffdfkd.Prior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
+    phase = common.phase(rounds=1, loops=2, g_steps=3, s_steps=0 if method == 'diffdfkd' else 5)
+    [queries] = build.queries(config, run.models, Frozen(teacher, extra), (phase,))
+    batch = config.synthesis.batch_size
+    if method == 'diffdfkd':  # a batch's last images are judged too
+        assert queries == 2 * (3 + 1) * batch
+    else:
+        steps = 0 if method == 'noise' else 2 * 3
+        assert queries >= steps * batch + 5 * config.synthesis.student_batch_size
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_references(name):
+    """Noise is a method and a control of DiffDFKD; KD on real data is a run without a method."""
+    config = get_config(name, 'kd,smoke')
+    config.teach.batch_size = 40  # of the 100 images there are here
+    assert real.prepare(config).epoch_steps == 2
+    assert 'synthesis' not in config and 'phases' not in config
+    assert get_config(name, 'diffdfkd,noise').synthesis.source == 'noise'
+    assert get_config(name, 'noise').method == 'noise'
+    with pytest.raises(ValueError, match='trains no generator'):
+        get_config(name, 'noise,untrained')
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -45,10 +45,11 @@ INTERNAL = {
     'cli': {'build'},
     'teach': RUN | {'cli'},
     'rounds': {'contract', 'parallel'},
-    'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report'},
+    'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report', 'workdir'},
     'disk_bank': {'checkpoint', 'data'},
     'offline': RUN | {'disk_bank', 'labels', 'teach'},
-    'train': RUN | {'offline', 'teach'},
+    'real': RUN | {'teach'},
+    'train': RUN | {'offline', 'real', 'teach'},
     'transfer': RUN | {'teach'},
     'transfer_dense': RUN | {'teach', 'transfer'},
     'diffusion.train': RUN | {'cli', 'diffusion'},  # a program, beside what it trains
@@ -216,6 +217,18 @@ def test_what_a_prior_computes_knows_no_files(name: str) -> None:
 def test_configs_are_self_contained(path: Path) -> None:
     found = {name.partition('.')[0] for name in imports(parse(path))}
     assert found <= {'__future__', 'ml_collections', 'configs'}
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids)
+def test_training_images_are_read_where_real_data_is_the_point(path: Path) -> None:
+    """A data-free run loads the test split alone, by its name."""
+    splits = {
+        ast.unparse(node.args[1])
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'data.load'
+    }
+    allowed = {'teach', 'real', 'transfer', 'diffusion.train'}
+    assert splits <= {"'test'"} or part(path) in allowed
 
 
 def test_the_entry_point_has_no_ideas() -> None:

@@ -234,7 +234,8 @@ def test_synthesis_leaves_the_student_alone_and_the_student_the_synthesis(name: 
     before = jax.device_get(copy(p))
     state = synthesised(p)
     assert equal(state.student, before.student)
-    assert not equal((state.generator, state.extra), (before.generator, before.extra))
+    synthesises = p.whole.generator_step is not contract.unchanged
+    assert synthesises != equal((state.generator, state.extra), (before.generator, before.extra))
     before = jax.device_get(state)
     state, _ = p.student_step(p.frozen, state, key_of(1))
     assert equal((state.generator, state.extra), (before.generator, before.extra))
@@ -283,7 +284,8 @@ def test_the_student_learns_from_the_teacher(name: str):
     for i in range(20):
         state, metrics = p.student_step(p.frozen, state, key_of(i))
         measured.append(float(metrics['s/kd']))
-    assert np.mean(measured[-5:]) < 0.8 * np.mean(measured[:5]), measured
+    falls = 0.9 if name == 'noise' else 0.8  # noise tells little, and other noise at every step
+    assert np.mean(measured[-5:]) < falls * np.mean(measured[:5]), measured
 
 
 @every

@@ -10,6 +10,7 @@ from dfkd_jax.methods import (
     diffdfkd,
     fast,
     nayer,
+    noise,
     zskt,
 )
 
@@ -24,5 +25,6 @@ METHODS = {
     'diffdfkd': diffdfkd.make,
     'fast': fast.make,
     'nayer': nayer.make,
+    'noise': noise.make,
     'zskt': zskt.make,
 }

@@ -1,0 +1,62 @@
+"""KD with noise images: what a student learns from the teacher without looking for any image.
+
+The floor of every comparison, and the smallest method.  No generator: x ~ N(0, 1), drawn anew at
+every step in the normalised space that the networks see, and with t, s the teacher's and the
+student's logits on x
+
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T))
+
+Not a published method: papers name it as a control, with settings of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dfkd_jax import contract, losses
+from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax.parallel import Shards
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """Noise for these networks.  Raises ValueError where batch or phases do not fit."""
+    batch_size = config.synthesis.student_batch_size
+    shards.check('config.synthesis.student_batch_size', batch_size)
+    shape = (batch_size, *models.image_shape)
+    tx = contract.sgd_by_round(config.student, config.phases)
+
+    def init(frozen: Frozen, key: Key) -> State:
+        del frozen
+        student = models.student.init(key, jnp.zeros((1, *models.image_shape)))
+        net = contract.start(student['params'], student.get('batch_stats', {}), tx)
+        return State(round=contract.first_round(), student=net, generator=())
+
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
+        """Noise, and what the teacher takes it for."""
+        del state
+        # Drawn whole on every device, then shared: a run does not depend on how many there are.
+        image = shards.share(jax.random.normal(key, shape))
+        logits = models.teacher.apply(frozen.teacher, image).logits
+        return Batch(image, jnp.argmax(logits, -1).astype(jnp.int32))
+
+    def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        image = shards.share(jax.random.normal(key, shape))
+        teacher = models.teacher.apply(frozen.teacher, image)
+
+        def student_loss(params: Params) -> tuple[Array, tuple]:
+            variables = {'params': params, 'batch_stats': state.student.batch_stats}
+            out, new = models.student.apply(variables, image, train=True, mutable=['batch_stats'])
+            kd = jnp.mean(losses.kd(out.logits, teacher.logits, config.loss.temperature))
+            agreement = jnp.mean(losses.agreement(out.logits, teacher.logits))
+            return kd, ({'s/kd': kd, 's/agreement': agreement}, new.get('batch_stats', {}))
+
+        (_, (metrics, batch_stats)), grads = shards.value_and_grad(student_loss)(
+            state.student.params
+        )
+        student = contract.update(state.student, grads, tx, batch_stats)
+        return state.replace(student=student), shards.mean(metrics)
+
+    return Method(init, contract.unchanged, student_step, sample)

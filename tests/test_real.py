@@ -1,0 +1,95 @@
+"""Ordinary distillation on real data as a run of `main`, beside the one run without data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common, digits
+from dfkd_jax import checkpoint, metrics, real, teach, train
+from dfkd_jax.contract import ConfigError
+from dfkd_jax.methods import METHODS
+
+pytestmark = pytest.mark.usefixtures('fast_runs')
+
+
+def small(method: str) -> ConfigDict:
+    """A run at 4 pixels, seconds long."""
+    config = digits.get_config(f'{method},smoke')
+    config.data.image_size = 4
+    config.teacher.model = 'resnet8_half'
+    config.teach.update(epochs=2, batch_size=256)
+    if method != 'kd':
+        config.synthesis.update(batch_size=8, student_batch_size=8)
+        config.phases = (common.phase(rounds=2, g_steps=0, s_steps=3),)
+    return config
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Workdirs: a run on noise with its own teacher, and two of KD with that teacher."""
+    root = tmp_path_factory.mktemp('runs')
+    train.run(small('noise'), root / 'noise')
+    config = small('kd')
+    config.teacher.checkpoint = str(root / 'noise' / 'teacher')
+    train.run(config, root / 'kd')
+    teach.run(config, root / 'teach', role='kd')
+    return {path.name: path for path in root.iterdir()}
+
+
+def summary(path: Path) -> dict:
+    return json.loads((path / 'summary.json').read_text())
+
+
+def test_main_trains_what_teach_trains(runs: dict[str, Path]) -> None:
+    expected = checkpoint.load_arrays(runs['teach'] / 'variables.safetensors')
+    found = checkpoint.load_arrays(runs['kd'] / 'student' / 'variables.safetensors')
+    assert {k: v.tobytes() for k, v in found.items()} == {
+        k: v.tobytes() for k, v in expected.items()
+    }
+    facts = checkpoint.load_model(runs['teach'])[0]
+    assert summary(runs['kd'])['student_accuracy_last'] == facts['accuracy']
+
+
+def test_a_run_on_real_data_leaves_what_others_leave(runs: dict[str, Path]) -> None:
+    kd, noise = summary(runs['kd']), summary(runs['noise'])
+    assert kd.keys() == noise.keys()
+    assert (kd['method'], noise['method']) == ('kd', 'noise')
+    left = {name: {path.name for path in runs[name].iterdir()} for name in ('kd', 'noise')}
+    left['noise'] -= {'images.png', 'metrics.csv', 'tensorboard', 'checkpoints', 'teacher'}
+    assert left['noise'] <= left['kd']
+    page = (runs['kd'] / 'report.html').read_text()
+    assert 'on real data' in page and 'without real data' not in page
+    assert 'without real data' in (runs['noise'] / 'report.html').read_text()
+
+
+def test_teacher_queries_are_counted(runs: dict[str, Path]) -> None:
+    assert summary(runs['noise'])['teacher_queries'] == 2 * 3 * 8
+    assert summary(runs['noise'])['images_synthesised'] == 0
+    assert metrics.read(runs['noise'])['teacher_queries'].tolist() == [24, 48]
+    kd = summary(runs['kd'])
+    assert kd['teacher_queries'] == kd['images_distilled'] == 2 * (1437 // 256) * 256
+
+
+def test_a_finished_run_is_left_alone(runs: dict[str, Path], capsys) -> None:
+    config = small('kd')
+    config.teacher.checkpoint = str(runs['noise'] / 'teacher')
+    assert train.run(config, runs['kd']) == summary(runs['kd'])
+    assert 'finished' in capsys.readouterr().out
+
+
+def test_mistakes_are_told_before_a_teacher_is_trained(tmp_path: Path) -> None:
+    config = small('kd')
+    config.student.model = 'resnet9'
+    with pytest.raises(ConfigError, match=re.escape("'resnet9'")):
+        train.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_it_is_no_method() -> None:
+    """What a data-free run is made of cannot be handed the training images."""
+    assert real.METHOD not in METHODS
