@@ -41,7 +41,9 @@ def get_config(arg: str | None = None):
     elif method in common.INVERTED:
         common.small_inverted(config, method)
         config.synthesis.update(bank=70 * 128, crop_padding=1, flip=False)
-        g_steps, s_steps, rounds = {'fast': (10, 20, 64)}.get(method, (50, 40, 32))
+        g_steps, s_steps, rounds = {
+            'fast': (10, 20, 64), 'cmi': (40, 50, 20), 'deepinversion': (50, 40, 32),
+        }[method]  # fmt: skip
         config.phases = (
             common.phase(rounds=5, g_steps=g_steps, s_steps=0),
             common.phase(rounds=rounds, g_steps=g_steps, s_steps=s_steps),
