@@ -40,6 +40,17 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forgotten_programs():
+    """Drops what a module compiled.
+
+    Every program maps memory, a process may have 65,530 mappings (vm.max_map_count), and XLA
+    crashes at the next one: a worker that keeps the programs of the whole suite gets there.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='module')
 def fast_compilation():
     """For modules whose programs run for milliseconds and compile for seconds."""
