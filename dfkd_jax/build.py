@@ -115,7 +115,8 @@ def _check_statistics(config: Any, nets: Models) -> None:
     """Raises ConfigError where a loss compares batch statistics that the teacher has none of."""
     weight = config.loss.bn if 'bn' in config.loss else 0
     image = jax.ShapeDtypeStruct((1, *nets.image_shape), jnp.float32)
-    variables = jax.eval_shape(nets.teacher.init, jax.random.key(0), image)
+    # The key within: made outside, it would be a first program to compile.
+    variables = jax.eval_shape(lambda x: nets.teacher.init(jax.random.key(0), x), image)
     if weight and not variables.get('batch_stats'):
         raise ConfigError(
             f'config.loss.bn={weight:g}, and {config.teacher.model} has no batch norms: set '
