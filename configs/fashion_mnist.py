@@ -30,7 +30,9 @@ def get_config(arg: str | None = None):
         config.prior.path = 'clipart32'  # ships with the package
     elif method in common.GENERATIVE and 'benchmark' not in flags:
         common.small_generative(config, method)
-        config.phases = (common.phase(rounds=1000, g_steps=1, s_steps=10),)
+        config.generator.lr = {'dafl': 3e-2, 'dfq': 3e-2, 'dfad': 1e-2}.get(method, 1e-3)
+        g_steps, s_steps = (5, 5) if method in ('dafl', 'dfq') else (1, 10)
+        config.phases = (common.phase(rounds=1000, g_steps=g_steps, s_steps=s_steps),)
     elif method == 'noise':
         common.small_noise(config, rounds=400)
     elif method in common.EMBEDDED:
@@ -42,6 +44,8 @@ def get_config(arg: str | None = None):
         )
     elif method in common.INVERTED:
         common.small_inverted(config, method)
+        if method == 'deepinversion':
+            config.loss.bn = 10.0
         config.synthesis.update(bank=160 * 128, crop_padding=2, shade=0.7, cutmix=0.5)
         g_steps, s_steps, rounds = {'fast': (10, 40, 157)}.get(method, (50, 80, 80))
         config.phases = (

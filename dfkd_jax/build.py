@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from dfkd_jax import checkpoint, data, diffusion, disk_bank, labels, models, parallel, port
 from dfkd_jax.contract import ConfigError, Frozen, Method, Models, NonFiniteError
@@ -53,6 +54,7 @@ def build(config: Any) -> Run:
         raise ConfigError(
             f'unknown method {config.method!r}; expected one of {", ".join(METHODS)}.'
         )
+    check_numbers(config)
     facts = data.check(config.data)
     plan = make_plan(config)
     make = METHODS[config.method]
@@ -70,6 +72,26 @@ def build(config: Any) -> Run:
     _check_statistics(config, nets)
     extra = prior if table is None else table
     return Run(plan, method, whole, nets, facts, () if extra is None else extra)
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ConfigError for a count that is too small to run with: cadences, batches, phases."""
+
+    def check(name: str, value: int, least: int) -> None:
+        if value < least:
+            raise ConfigError(f'config.{name}={value}: expected {least} or more.')
+
+    for name, value in config.items():
+        if name.endswith('_every_rounds') or name in ('eval_batch_size', 'keep_checkpoints'):
+            check(name, value, 1)
+        elif isinstance(value, ConfigDict):
+            for field in ('batch_size', 'student_batch_size'):
+                if field in value:
+                    check(f'{name}.{field}', value[field], 1)
+    check('seed', config.seed, 0)
+    for i, phase in enumerate(config.phases if 'phases' in config else ()):
+        for name, value in phase.items():
+            check(f'phases[{i}].{name}', value, 1 if name == 'rounds' else 0)
 
 
 class _Counting:
@@ -113,11 +135,13 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
 
 def _check_statistics(config: Any, nets: Models) -> None:
     """Raises ConfigError where a loss compares batch statistics that the teacher has none of."""
-    weight = config.loss.bn if 'bn' in config.loss else 0
+    weight = config.loss.get('bn')
+    if not weight:
+        return
     image = jax.ShapeDtypeStruct((1, *nets.image_shape), jnp.float32)
     # The key within: made outside, it would be a first program to compile.
     variables = jax.eval_shape(lambda x: nets.teacher.init(jax.random.key(0), x), image)
-    if weight and not variables.get('batch_stats'):
+    if not variables.get('batch_stats'):
         raise ConfigError(
             f'config.loss.bn={weight:g}, and {config.teacher.model} has no batch norms: set '
             '--config.loss.bn=0, or choose a teacher that has.'
@@ -237,7 +261,31 @@ def load_network(path: str | Path, name: str, config: Any) -> dict[str, Any]:
                 f'{path} holds {what} {found}, and the config says {wanted}: set '
                 '--config.teacher.model and --config.data to what the checkpoint was trained as.'
             )
+    _check_variables(path, name, config, variables)
     return {'batch_stats': {}} | variables
+
+
+def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -> None:
+    """Raises CheckpointError unless a network has just these arrays, of finite numbers."""
+    module = make_model(config, name, None)
+    size, channels = config.data.image_size, config.data.channels
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+    shapes = {key: leaf.shape for key, leaf in checkpoint.flatten(expected).items()}
+    found = checkpoint.flatten({key: tree for key, tree in variables.items() if tree})
+    wrong = [f'{key} is missing' for key in shapes.keys() - found.keys()]
+    wrong += [f'{key} is not part of it' for key in found.keys() - shapes.keys()]
+    for key in shapes.keys() & found.keys():
+        if found[key].shape != shapes[key]:
+            wrong.append(f'{key} is {list(found[key].shape)}, expected {list(shapes[key])}')
+        elif found[key].dtype != np.float32 or not np.isfinite(found[key]).all():
+            wrong.append(f'{key} is not of finite float32')
+    if wrong:
+        more = f', and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise checkpoint.CheckpointError(
+            f'{path} does not hold a {name}: {"; ".join(sorted(wrong)[:8])}{more}. Make the folder '
+            'again from its source.'
+        )
 
 
 def save_network(folder: Path, name: str, variables: Any, config: Any, **facts: Any) -> None:

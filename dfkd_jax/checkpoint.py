@@ -30,10 +30,13 @@ import safetensors.numpy
 from absl import logging
 from flax import traverse_util
 
+from dfkd_jax import untrusted
+
 T = TypeVar('T')
 VARIABLES = 'variables.safetensors'
 FACTS = 'model.json'
 FILES = 'files.json'  # in a checkpoint's folder
+FORMAT = 1  # of a checkpoint: what its record says, and how its files are laid out
 
 
 class CheckpointError(ValueError):
@@ -57,7 +60,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
-        logging.get_absl_logger().addFilter(_orbax_warnings_only)
+        logging.get_absl_logger().addFilter(_quiet_orbax)
         self.directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -83,7 +86,8 @@ class Checkpoints:
 
         Returns when the checkpoint is whole on disk.  Saving a round again replaces nothing: the
         round is already there, and a run repeats its rounds bit for bit.
-        Raises CheckpointError when a later round is already saved: the run was not resumed from it.
+        Raises CheckpointError when a later round is already saved: the run was not resumed from it;
+        and where it cannot be written, with the checkpoints before it as they were.
         """
         latest = self._manager.latest_step()
         if latest == round:
@@ -94,17 +98,23 @@ class Checkpoints:
                 'Continue from it, or use another --workdir.'
             )
         host = jax.tree.map(np.asarray, jax.device_get(state))
-        record = {'progress': dict(progress), 'layout': _layout(host)}
-        self._manager.save(
-            round,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(host), record=ocp.args.JsonSave(record)
-            ),
+        record = {'format': FORMAT, 'progress': dict(progress), 'layout': _layout(host)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(host), record=ocp.args.JsonSave(record)
         )
-        # Orbax renamed a whole folder into place.  This tells later damage from what was saved;
-        # a process killed before this line leaves a whole checkpoint without the list.
         folder = self.directory / str(round)
-        write_json(folder / FILES, _file_sums(folder))
+        try:
+            self._manager.save(round, args=args)
+            # Orbax renamed a whole folder into place.  This tells later damage from what was saved;
+            # a process killed before this line leaves a whole checkpoint without the list.
+            write_json(folder / FILES, _file_sums(folder))
+        except (OSError, RuntimeError, ValueError) as error:  # the disk's, as tensorstore tells it
+            before = f'that of round {latest}' if latest is not None else 'none'
+            raise CheckpointError(
+                f'the checkpoint of round {round} cannot be written to {self.directory} '
+                f'({_reason(error)}). The last whole one is {before}: make room there, or make it '
+                'writable, and the same command continues.'
+            ) from error
 
     def restore(self, like: T) -> Restored | None:
         """The newest whole checkpoint, or None if there is none.
@@ -113,21 +123,30 @@ class Checkpoints:
         device arrays of exactly this structure, these shapes and dtypes, with the bits saved.
 
         A checkpoint that cannot be read back is reported, set aside (``<round>.broken``) and the
-        one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout,
-        and where there are checkpoints but none can be read.
+        one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout or
+        another version's, which stays, and where there are checkpoints but none can be read.
         """
         broken = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            intact = False
             try:
                 # First, since a read that fails inside orbax floods the terminal with tracebacks.
-                _check_files(self.directory / str(step))
+                intact = _check_files(self.directory / str(step))
                 args = ocp.args.Composite(record=ocp.args.JsonRestore())
                 record = self._manager.restore(step, args=args).record
+                if record.get('format', 1) != FORMAT:
+                    raise ValueError(f'its format is {record["format"]}, here {FORMAT}')
                 self._check_layout(step, record['layout'], _layout(like))
                 state = self._state(step, like)
             except CheckpointError:
                 raise
             except Exception as error:  # whatever the damage provokes in orbax or tensorstore
+                if intact:
+                    raise CheckpointError(
+                        f'the checkpoint of round {step} in {self.directory} has all the bytes '
+                        f'that were saved, and cannot be read ({_reason(error)}): another version '
+                        'of dfkd_jax made it. Continue with that one, or choose another --workdir.'
+                    ) from error
                 broken.append(self._set_aside(step, error))
             else:
                 return Restored(step, state, record['progress'])
@@ -174,20 +193,27 @@ class Checkpoints:
         # Out of the way, since it would count as one of the last, and its round is saved anew.
         os.replace(source, target)
         self._manager.reload()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         logging.warning(
             'the checkpoint of round %d cannot be read (%s); it is set aside as %s, and the last '
             'whole one before it is used.',
             step,
-            reason,
+            _reason(error),
             target,
         )
         return target.name
 
 
-def _orbax_warnings_only(record: Any) -> bool:
-    """Orbax tells thirty lines of a save at the info level that absl's app shows."""
-    return record.levelname not in ('DEBUG', 'INFO') or 'orbax' not in record.pathname
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _quiet_orbax(record: Any) -> bool:
+    """Orbax tells thirty lines of a save at the info level that absl's app shows.
+
+    And tracebacks of its threads, whose errors are raised to us and told by us.
+    """
+    told = record.levelname not in ('DEBUG', 'INFO') and not record.exc_info
+    return told or 'orbax' not in record.pathname
 
 
 def _layout(tree: Any) -> dict[str, str]:
@@ -211,10 +237,11 @@ def _file_sums(folder: Path) -> dict[str, list[int]]:
     return sums
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path) -> bool:
+    """Whether all files are known to be as they were saved.  Raises ValueError if one is not."""
     if not (folder / FILES).exists():
-        return
-    saved, found = json.loads((folder / FILES).read_text()), _file_sums(folder)
+        return False
+    saved, found = untrusted.read_json(folder / FILES), _file_sums(folder)
     for name, (size, crc) in saved.items():
         if name not in found:
             raise ValueError(f'{name} is missing')
@@ -222,6 +249,7 @@ def _check_files(folder: Path) -> None:
             raise ValueError(f'{name} has {found[name][0]} bytes instead of {size}')
         if found[name][1] != crc:
             raise ValueError(f'{name} is not what was saved')
+    return True
 
 
 # Files
@@ -246,6 +274,18 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Writes `obj` as indented JSON, atomically, after `plain`."""
     text = json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + '\n').encode())
+
+
+def read_json(
+    path: str | os.PathLike[str], cure: str = 'Make it or copy it again.'
+) -> dict[str, Any]:
+    """The names and values of a JSON file.  Raises CheckpointError, with a cure, if it is none."""
+    try:
+        return untrusted.read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f'{path} is not JSON of names and values ({error}). {cure}'
+        ) from error
 
 
 def plain(obj: Any) -> Any:
@@ -293,6 +333,8 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f'there is no file {path}.') from None
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f'{path} cannot be read ({error or "it is too large"}).') from error
 
 
 def _parse_arrays(path: str | os.PathLike[str], data: bytes) -> dict[str, np.ndarray]:
@@ -350,12 +392,7 @@ def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
                 f'{directory} is not a model folder: it has no {name}. A folder that '
                 '`python -m dfkd_jax.port` or `python -m dfkd_jax.teach` wrote is expected.'
             )
-    try:
-        facts = json.loads((directory / FACTS).read_text())
-    except ValueError as error:
-        raise CheckpointError(
-            f'{directory / FACTS} is not JSON ({error}). Make it again.'
-        ) from error
+    facts = read_json(directory / FACTS, 'Make the folder again.')
     absent = [name for name in ('model', 'variables_sha256') if name not in facts]
     if absent:
         raise CheckpointError(f'{directory / FACTS} lacks {" and ".join(absent)}.')
@@ -366,4 +403,7 @@ def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
             f'{directory / VARIABLES} is not the file that {FACTS} beside it describes '
             '(sha256 differs). Make the folder again.'
         )
-    return facts, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}
+    try:
+        return facts, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}
+    except (TypeError, ValueError) as error:  # 'a' and 'a/b': an array where others are to be
+        raise CheckpointError(f'the names in {directory / VARIABLES} are no tree.') from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,14 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make, or to continue in.')
 flags.mark_flag_as_required('config')
+CONTINUES = 'What was saved is whole: the same command continues from it.'
 
 
 def launch(job: Callable[[Any, str | None], Any]) -> None:
     """Parses the flags and calls ``job(config, workdir)``.
 
-    A mistake of the user ends the program with `error: ...` and status 1 or 2, not a traceback.
+    A mistake of the user, a disk that is full or cannot be written, and a second Ctrl-C end the
+    program with `error: ...` and status 1 or 2, not a traceback.
     """
 
     def main(arguments: list[str]) -> None:
@@ -39,6 +42,10 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
             job(CONFIG.value, WORKDIR.value)
         except build.EXPECTED_ERRORS as error:
             sys.exit(f'error: {error}')
+        except OSError as error:
+            sys.exit(f'error: {error}. {CONTINUES}')
+        except KeyboardInterrupt:
+            sys.exit(f'error: interrupted at once. {CONTINUES}')
 
     app.run(main, flags_parser=_parse)
 
@@ -49,6 +56,9 @@ def _parse(arguments: list[str]) -> list[str]:
     except flags.Error as error:
         # absl puts the traceback of a failing config file into its message; its end says it all.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        absent = re.match(r'flag --(\w+)=None', lines[-1])
+        if absent:
+            sys.exit(f'error: --{absent[1]} is missing. {flags.FLAGS[absent[1]].help}')
         sys.exit(f'error: {lines[-1].removeprefix("ValueError: ")}')
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections names a field that does not exist, or a value of the wrong type.

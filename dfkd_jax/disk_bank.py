@@ -8,7 +8,6 @@ continued synthesis needs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +35,7 @@ def check(folder: Path, facts: Mapping[str, Any]) -> None:
     """Raises BankError unless a bank is full and is of these facts, as `describe` wrote them."""
     if not (folder / FACTS).is_file():
         raise BankError(f'{folder} is not a bank: it has no {FACTS}.')
-    found = json.loads((folder / FACTS).read_text())
+    found = checkpoint.read_json(folder / FACTS)
     differ = [
         f'{name} {found.get(name)!r}, here {value!r}'
         for name, value in checkpoint.plain(facts).items()
@@ -111,18 +110,19 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
         path = path_of(folder, number)
         try:
             with safe_open(path, framework='numpy') as file:
-                found = tuple(file.get_slice('image').get_shape())
+                image = file.get_slice('image')
+                found, kind = tuple(image.get_shape()), image.get_dtype()
                 label = file.get_tensor('label')
         except Exception as error:  # safetensors raises its own type
             raise BankError(
                 f'{path} is missing or damaged ({error}). Remove it and all after it; the command '
                 'that made the bank makes them again.'
             ) from error
-        if found[1:] != shape or len(label) and label.max() >= facts.num_classes:
+        if kind != 'U8' or found[1:] != shape or len(label) and label.max() >= facts.num_classes:
             raise BankError(
-                f'{path} has images {list(found[1:])} of classes up to {label.max(initial=0)}: '
-                f'expected {list(shape)} and {facts.num_classes} classes. It is the bank of '
-                'another data set or config.synthesis.stored_size.'
+                f'{path} has images {kind}{list(found[1:])} of classes up to '
+                f'{label.max(initial=0)}: expected U8{list(shape)} and {facts.num_classes} '
+                'classes. It is the bank of another data set or config.synthesis.stored_size.'
             )
         labels.append(label)
         places += [(number, row) for row in range(found[0])]
@@ -140,7 +140,13 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
     def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.zeros((len(indices), *shape), np.uint8)
         for out, (number, row) in zip(images, where[indices].tolist(), strict=True):
-            out[:] = opened(number).get_slice('image')[row]
+            try:
+                out[:] = opened(number).get_slice('image')[row]
+            except Exception as error:  # safetensors raises its own type
+                raise BankError(
+                    f'{path_of(folder, number)} is no longer there or no longer whole ({error}): '
+                    'put it back, and the same command continues.'
+                ) from error
         return images, label[indices]
 
     return data.Dataset(facts, len(label), fetch, None, None)

@@ -162,6 +162,8 @@ class Learner(NamedTuple):
     from_bank: this instance's share of a batch of the bank: pixels, labels and sources; the key is
         consumed.
     mix: pixels that other images of the bank, by the first key, lent their shades and parts.
+    judge: L_G of this instance's images and labels, as `loss` has it, with the teacher's output;
+        the student has a say once the warm-up is over.
     sample, step: as `contract.Method` has them.
     """
 
@@ -171,6 +173,7 @@ class Learner(NamedTuple):
     view: Callable[[Array, augment.Moves], Array]
     from_bank: Callable[[State, Key], tuple[Array, Array, Array]]
     mix: Callable[[State, Array, Key, Key], Array]
+    judge: Callable[[Frozen, State, Array, Array], tuple[Array, Metrics, Any]]
     sample: SampleFn
     step: StepFn
 
@@ -181,7 +184,7 @@ def learner(config: Any, models: Models, shards: Shards) -> Learner:
     shards.check('config.synthesis.batch_size', synthesis.batch_size)
     shards.check('config.synthesis.student_batch_size', synthesis.student_batch_size)
     banks.check(synthesis)
-    size = synthesis.student_batch_size
+    size, warmup = synthesis.student_batch_size, contract.warmup_rounds(config.phases)
     tx = contract.sgd_by_round(config.student, config.phases)
 
     def start(key: Key) -> Net:
@@ -205,6 +208,23 @@ def learner(config: Any, models: Models, shards: Shards) -> Learner:
         other, _, _ = from_bank(state, key_other)
         whole = augment.draw_mixture(key_mix, (size, *shape), synthesis.shade, synthesis.cutmix)
         return augment.mix(pixel, other, jax.tree.map(shards.share, whole))
+
+    def judge(
+        frozen: Frozen, state: State, image: Array, label: Array
+    ) -> tuple[Array, Metrics, Any]:
+        teacher = models.teacher.apply(frozen.teacher, image)
+        student = models.student.apply(state.student.variables, image)
+        running = frozen.teacher.get('batch_stats', {})
+        total, terms = loss(
+            config.loss,
+            state.extra.making,
+            teacher,
+            student.logits,
+            running,
+            label,
+            state.round >= warmup,
+        )
+        return total, terms, teacher
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
         del frozen
@@ -231,4 +251,4 @@ def learner(config: Any, models: Models, shards: Shards) -> Learner:
         metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
         return state.replace(student=student), metrics
 
-    return Learner(tx, start, draw, view, from_bank, mix, sample, step)
+    return Learner(tx, start, draw, view, from_bank, mix, judge, sample, step)

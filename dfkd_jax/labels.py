@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
-import json
 import math
 import re
 import sys
@@ -32,6 +31,8 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from dfkd_jax import untrusted
 
 SOURCES = ('table', 'minilm', 'clip', 'onehot')
 TEXTS = ('names', 'index')
@@ -163,6 +164,7 @@ def _from_file(path: Path, dataset: str, texts: Callable[[], list[str]]) -> np.n
     texts: a function of nothing, since only a file of texts needs them.
     """
     try:
+        untrusted.check_archive(path)
         with open(path, 'rb') as file:  # which np.load, given a path, leaves open on an error
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
@@ -253,7 +255,7 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
             "`pip install 'dfkd_jax[labels]'`."
         ) from error
     try:
-        config = json.loads((folder / 'config.json').read_text())
+        config = untrusted.read_json(folder / 'config.json')
         tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
         weights = load_file(folder / 'model.safetensors')
     except Exception as error:  # tokenizers and safetensors raise of their own kinds
@@ -389,7 +391,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _check_prompt(args.prompt)
         texts, table = make_table(args.prompt, args.encoder or _installed())
-    except LabelError as error:
+    except (LabelError, OSError) as error:
         sys.exit(f'error: {error}')
     file = io.BytesIO()
     # Half precision changes a number by 0.05 % at most, and halves the file.

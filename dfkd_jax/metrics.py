@@ -85,14 +85,24 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows in the order written, without what a kill cut short."""
+    """Rows in the order written, without what a kill cut short or damage spoilt."""
     try:
-        text = path.read_text()
+        text = path.read_text(errors='replace')
     except FileNotFoundError:
         return []
     whole = text[: text.rfind('\n') + 1]
     rows = csv.DictReader(io.StringIO(whole))
-    return [row for row in rows if None not in row and row['round'].isdecimal()]
+    return [row for row in rows if _is_whole(row)]
+
+
+def _is_whole(row: Mapping[Any, Any]) -> bool:
+    if None in row or None in row.values() or not row.get('round', '').isdecimal():
+        return False
+    try:
+        [float(cell or 0) for cell in row.values()]
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> str:

@@ -13,7 +13,6 @@ trainings have checkpoints of their own.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -133,7 +132,8 @@ def synthesise(
     bank, place, total = workdir / 'bank', workdir / 'synthesis', diffdfkd.trajectories(config)
     done, per_row = disk_bank.count(bank), config.log_every_rounds
     timer = place / 'seconds.json'
-    before = json.loads(timer.read_text())['seconds'] if timer.exists() else 0.0
+    cure = 'Remove it: the seconds until now are then not counted.'
+    before = checkpoint.read_json(timer, cure).get('seconds', 0.0) if timer.exists() else 0.0
     recover(place, bank, done, per_row, total)
     if done >= total:
         return before

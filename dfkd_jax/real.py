@@ -22,6 +22,7 @@ METHOD = 'kd'  # as a method of the command line, and as a role of `teach`
 
 def prepare(config: Any) -> teach.Training:
     """The training, checked before anything is trained.  Raises ConfigError and DataError."""
+    build.check_numbers(config)
     steps = data.check(config.data).train_size // config.teach.batch_size
     return teach.prepare(config, 'teach', config.student.model, steps, distil=True)
 

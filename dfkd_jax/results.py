@@ -61,6 +61,17 @@ def leave(
     checkpoint.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
 
 
+def check_weights(state: Any, done: int, advice: str, unit: str = 'round') -> None:
+    """Raises NonFiniteError naming the first array of a state that is not finite.
+
+    A round's last update can spoil the weights after its losses were still finite.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        if not np.all(np.isfinite(x)):
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise NonFiniteError(f'{name} is not finite after {unit} {done}. {advice}')
+
+
 def finite(rows: list[Any], done: int, advice: str) -> list[dict[str, float]]:
     """Waits for the rounds up to `done`: their metrics, on the host.
 

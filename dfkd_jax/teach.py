@@ -35,6 +35,7 @@ from dfkd_jax import (
     losses,
     metrics,
     parallel,
+    results,
 )
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import Array, Net, Params
@@ -73,6 +74,7 @@ def run(
     if (Path(workdir) / checkpoint.FACTS).exists():
         return checkpoint.load_model(workdir)[0]
     name = config.teacher.model if role == 'teacher' else config.student.model
+    build.check_numbers(config)
     data.check(config.data)
     teacher: dict[str, Any] = {}
     if role == 'kd':
@@ -196,9 +198,13 @@ def fit(
                 stop = interrupted()
                 rows = jax.device_get(rows)
                 row = {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+                advice = (
+                    f'({role}.) The last good checkpoint is kept in {workdir / "checkpoints"}. '
+                    'Lower its lr, in a new --workdir.'
+                )
                 if not np.isfinite(row['loss']):
                     raise contract.NonFiniteError(
-                        f'loss is {row["loss"]} in epoch {epoch} ({role}): lower its lr.'
+                        f'loss is {row["loss"]} in epoch {epoch}. {advice}'
                     )
                 due = epoch == recipe.epochs or epoch % recipe.eval_every_epochs == 0
                 if classify is not None and test is not None and due:
@@ -210,6 +216,7 @@ def fit(
                 writer.write(epoch, {'seconds': progress['seconds'], **row})
                 line.update(epoch, row, progress)
                 if stop or epoch == recipe.epochs or epoch % recipe.save_every_epochs == 0:
+                    results.check_weights(state, epoch, advice, 'epoch')
                     checkpoints.save(epoch, state, progress)
     if epoch < recipe.epochs:
         print(f'stopped and saved after epoch {epoch} of {recipe.epochs}', flush=True)

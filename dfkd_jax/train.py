@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import time
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +16,7 @@ import numpy as np
 
 from dfkd_jax import build, checkpoint, data, evaluate, metrics, offline, real, results, teach
 from dfkd_jax import workdir as folder
-from dfkd_jax.contract import ConfigError, Frozen, NonFiniteError, State
+from dfkd_jax.contract import ConfigError, Frozen
 from dfkd_jax.rounds import make_round
 
 TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
@@ -37,7 +36,8 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
         print(f'workdir {workdir}', flush=True)
         if (workdir / results.SUMMARY).exists():
             print('the run there is finished; for another, choose another --workdir', flush=True)
-            return json.loads((workdir / results.SUMMARY).read_text())
+            cure = 'Remove it: the same command writes it again.'
+            return checkpoint.read_json(workdir / results.SUMMARY, cure)
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}
@@ -83,7 +83,13 @@ def _kept(workdir: Path, table: Any) -> Any:
         np.save(content, table)
         checkpoint.write_bytes(path, content.getvalue())
         return table
-    kept = np.load(path, allow_pickle=False)
+    try:
+        kept = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(
+            f'{path}, with which this run began, cannot be read ({error}): put a copy back, or '
+            'choose another --workdir.'
+        ) from error
     if kept.shape != table.shape or not np.allclose(kept, table, atol=1e-3):
         raise ConfigError(
             f'config.labels gives other embeddings than {path}, with which this run began: restore '
@@ -168,7 +174,7 @@ def _distil(
                     line.update(done, row, progress | {'images_synthesised': sum(images)})
                     pending = []
                 if save:
-                    _check_weights(state, done, workdir)
+                    results.check_weights(state, done, _advice(workdir))
                     checkpoints.save(done, state, progress | {'pending': pending})
     if done < total:
         print(
@@ -211,17 +217,6 @@ def _images(config: Any, rounds: list[Any]) -> tuple[int, int]:
         sum(phase.loops * phase.g_steps for phase in rounds) * synthesis.batch_size,
         sum(phase.s_steps for phase in rounds) * synthesis.student_batch_size,
     )
-
-
-def _check_weights(state: State, done: int, workdir: Path) -> None:
-    """Raises NonFiniteError naming the first array of a state that is not finite.
-
-    A round's last update can spoil the weights after its losses were still finite.
-    """
-    for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
-        if not np.all(np.isfinite(x)):
-            name = jax.tree_util.keystr(path, simple=True, separator='/')
-            raise NonFiniteError(f'{name} is not finite after round {done}. {_advice(workdir)}')
 
 
 def _advice(workdir: Path) -> str:

@@ -141,7 +141,7 @@ def read(folder: Path, size: int, channels: int) -> Scenes:
                 picture = image if nearest and image.mode == 'P' else image.convert(mode)
                 how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
                 return np.asarray(picture.resize((size, size), how))
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise data.DataError(f'{path} is not an image that Pillow reads ({error})') from error
 
     mode = 'L' if channels == 1 else 'RGB'

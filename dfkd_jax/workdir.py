@@ -34,8 +34,8 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
 
     Raises ConfigError where another process holds it, where another config ran there, naming the
     fields that differ, where the folder holds something that is not a run, and where it cannot be
-    written.  A folder where nothing ran yet is taken over: a run that ended with a mistake in its
-    config may be started again with another.
+    written; CheckpointError where its config cannot be read.  A folder where nothing ran yet is
+    taken over: a run that ended with a mistake in its config may be started again with another.
     """
     try:
         # `.tmp`: a file that a killed process was writing.
@@ -73,7 +73,8 @@ def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
         checkpoint.write_json(path, wanted)
         return
     # Through JSON, so that tuples and lists compare.
-    found, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(wanted)))
+    there = checkpoint.read_json(path, 'Put a copy back, or choose another --workdir.')
+    found, here = _flat(there), _flat(json.loads(json.dumps(wanted)))
     differ = [
         f'config.{name} was {found.get(name, "absent")!r}, now {here.get(name, "absent")!r}'
         for name in sorted(found.keys() | here.keys())

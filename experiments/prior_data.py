@@ -29,7 +29,6 @@ from PIL import Image, ImageDraw
 SEED = 0
 SIZE, OBJECT = 32, 28  # pixels, of clip art; Fashion-MNIST is 28, padded to 32
 LARGEST = 1200  # pixels a side: the few larger ones are not decoded
-Image.MAX_IMAGE_PIXELS = None  # of which Pillow would warn
 MOST = 150  # pictures of one folder
 STROKES, STROKE_SIZE = 4000, 16
 
@@ -101,7 +100,7 @@ def placed(path: Path) -> np.ndarray | None:
             if max(image.size) > LARGEST:
                 return None
             pixels = np.asarray(image.convert('RGBA'), np.float32) / 255
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     alpha = pixels[..., 3]
     grey = pixels[..., :3] @ np.float32([0.299, 0.587, 0.114])

@@ -29,6 +29,10 @@ jax.config.update('jax_default_matmul_precision', 'highest')
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--fault_table', help='FILE.md: the table that tests/test_faults.py makes')
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Another worker may be writing the entry that this one reads: it then compiles for itself.
     config.addinivalue_line('filterwarnings', 'ignore:Error (reading|writing) persistent compil')

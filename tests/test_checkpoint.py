@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging as std_logging
 import os
@@ -257,6 +258,45 @@ def test_another_layout_is_an_error_that_names_the_difference(folder: Path) -> N
                 jax.eval_shape(lambda: make_state(0).replace(extra={'more': jnp.zeros(2)}))
             )
     assert sorted(os.listdir(folder)) == ['2', '3']  # nothing was set aside
+
+
+@pytest.mark.parametrize('change', [{'format': 2}, {'layout': None}])
+def test_a_whole_checkpoint_of_another_version_is_refused(folder: Path, change: dict) -> None:
+    record = folder / '3' / 'record' / 'metadata'
+    changed = json.loads(record.read_text()) | change
+    record.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+    checkpoint.write_json(folder / '3' / checkpoint.FILES, checkpoint._file_sums(folder / '3'))
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(CheckpointError, match='all the bytes that were saved.*another version'):
+            checkpoints.restore(abstract())
+    assert sorted(os.listdir(folder)) == ['2', '3']  # nothing was set aside
+
+
+def test_a_checkpoint_without_a_format_is_of_the_first(folder: Path) -> None:
+    record = folder / '3' / 'record' / 'metadata'
+    old = json.loads(record.read_text())
+    assert old.pop('format') == checkpoint.FORMAT == 1
+    record.write_text(json.dumps(old))
+    (folder / '3' / checkpoint.FILES).unlink()
+    with Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(abstract())
+    assert restored is not None and restored.round == 3
+
+
+def test_a_full_disk_is_told_and_takes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with Checkpoints(folder) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, 'save', full)
+            with pytest.raises(CheckpointError, match='No space left.*last whole one.* round 3'):
+                checkpoints.save(4, make_state(4), {})
+        assert sorted(os.listdir(folder)) == ['2', '3']
+        checkpoints.save(4, make_state(4), {})
+    assert sorted(os.listdir(folder)) == ['3', '4']
 
 
 def test_orbax_is_quiet_and_we_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

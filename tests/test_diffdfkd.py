@@ -353,6 +353,10 @@ def test_bank_gives_back_what_was_put_in(tmp_path: Path, monkeypatch: pytest.Mon
         if a.image is not None:
             break
     assert disk_bank.dataset(tmp_path, 2, FACTS, 6).size == 5
+    late = disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    disk_bank.path_of(tmp_path, 2).write_bytes(b'')
+    with pytest.raises(disk_bank.BankError, match='batch-000002.*no longer whole.*put it back'):
+        late.fetch(np.array([8]))
 
 
 def test_a_bank_that_does_not_fit_is_refused(tmp_path: Path):
@@ -361,6 +365,10 @@ def test_a_bank_that_does_not_fit_is_refused(tmp_path: Path):
         disk_bank.dataset(tmp_path, 3, FACTS, 8)
     with pytest.raises(disk_bank.BankError, match='classes'):
         disk_bank.dataset(tmp_path, 3, FACTS._replace(num_classes=2), 6)
+    floats = {'image': np.full((2, 6, 6, 1), np.nan, np.float32), 'label': np.zeros(2, np.int32)}
+    checkpoint.save_arrays(disk_bank.path_of(tmp_path / 'nan', 0), floats)
+    with pytest.raises(disk_bank.BankError, match=r'images F32\[6, 6, 1\].*expected U8'):
+        disk_bank.dataset(tmp_path / 'nan', 1, FACTS, 6)
     with pytest.raises(disk_bank.BankError, match='batch-000003.*missing or damaged'):
         disk_bank.dataset(tmp_path, 4, FACTS, 6)
     path = disk_bank.path_of(tmp_path, 1)
@@ -519,6 +527,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(
             np.testing.assert_array_equal(ours[column], theirs[column], column)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_killed_as_a_process_it_ends_the_same(home: Path, tmp_path: Path):
     """While images are made, twice, and while the student learns of them."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
+import mistakes
 import numpy as np
 import pytest
+from mistakes import config
 
-from configs import digits
-from dfkd_jax import build, checkpoint, contract, parallel, port, results, teach, train
+from dfkd_jax import build, checkpoint, contract, parallel, port, results, teach, train, untrusted
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -23,90 +31,70 @@ def nothing_compiles(monkeypatch):
     monkeypatch.setattr(jax._src.compiler, 'compile_or_get_cached', compiled)
 
 
-def config(of: str = 'cpsc', /, **changes):
-    """The digits run with fields changed, as `group__field=value`."""
-    result = digits.get_config(f'{of},smoke')
-    for name, value in changes.items():
-        *groups, field = name.split('__')
-        target = result
-        for group in groups:
-            target = target[group]
-        target[field] = value
-    return result
+KINDS = [(kind, wrong) for kind, cases in mistakes.CASES.items() for wrong in cases]
 
 
-MISTAKES = {
-    'method': (dict(method='cpsk'), 'unknown method .cpsk.*one of cae, cmi, cpsc, dafl'),
-    'teacher': (dict(teacher__model='resnet9'), 'unknown model .resnet9.*Did you mean'),
-    'student': (dict(student__model='wrn16'), 'unknown model .wrn16.*Known models'),
-    'generator': (dict(generator__model='cpsc_gen'), 'unknown model .cpsc_gen'),
-    'wrong generator': (dict(generator__model='resnet8'), 'needs a conditional generator'),
-    'data set': (dict(data__name='digitz'), 'unknown data set .digitz.*Did you mean digits'),
-    'missing data': (dict(data__name='cifar10', data__data_dir='/nowhere', data__channels=3),
-                     'no data set .cifar10.*dfkd_jax.data prepare cifar10'),
-    'classes': (dict(data__num_classes=9), 'num_classes is 9, but digits has 10'),
-    'channels': (dict(data__channels=2), 'channels is 2'),
-    'image size': (dict(data__image_size=0), 'image_size is 0'),
-    'size of the network': (dict(teacher__model='lenet5'), 'lenet5 cannot take images'),
-    'parallel': (dict(parallel='pmapp'), 'unknown config.parallel .pmapp.*jit, pmap, shard_map'),
-    'dtype': (dict(dtype='float16'), 'config.dtype=.float16.*bfloat16'),
-    'batch': (dict(synthesis__batch_size=18, synthesis__bank=36),
-              'batch_size=18 does not divide over 4 devices'),
-    'bank': (dict(synthesis__bank=40), 'synthesis.bank=40 must be a positive multiple'),
-    'bank of unbounded images': (dict(generator__bounded=False), 'set config.generator.bounded'),
-    'student batch': (dict(synthesis__student_batch_size=6), 'student_batch_size=6 does not'),
-    'form': (dict(loss__ikd_form='l1'), "loss.ikd_form='l1'.*expected one of"),
-    'schedule': (dict(student__schedule='step'), 'student.schedule=.step'),
-    'no teacher': (dict(teacher__train=False), 'no teacher: set --config.teacher.checkpoint'),
-    'no such checkpoint': (dict(teacher__checkpoint='/nowhere/t.pth'), '/nowhere/t.pth'),
-    'no folder': (dict(teacher__checkpoint='/'), 'not a model folder'),
-}  # fmt: skip
+@pytest.mark.parametrize('kind, wrong', KINDS, ids=['-'.join(each) for each in KINDS])
+def test_what_the_table_says_is_said(tmp_path, monkeypatch, kind, wrong):
+    """And nothing is compiled, and no file that is read is executed."""
+    monkeypatch.chdir(ROOT)
+    if kind == 'weights of a teacher':
+        pytest.importorskip('torch', reason='PyTorch reads .pth files')
+    said = mistakes.said(mistakes.CASES[kind][wrong], tmp_path)
+    assert mistakes.cell(said) == mistakes.rows()[kind, wrong]
 
 
-@pytest.mark.parametrize('changes, message', MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistake_is_told_before_compiling(tmp_path, changes, message):
-    with pytest.raises(build.EXPECTED_ERRORS, match=f'(?s){message}'):
-        train.run(config(**changes), tmp_path / 'run')
+def test_the_table_holds_these_kinds_and_no_other():
+    assert list(mistakes.rows()) == KINDS and len(KINDS) > 100
 
 
-EMBEDDING_MISTAKES = {
-    'source': (dict(labels__source='word2vec'), 'labels.source.*word2vec.*minilm'),
-    'no such table': (dict(labels__path='/nowhere/t.npy'), '/nowhere/t.npy'),
-    'prompt': (dict(labels__prompt='a photo'), r'the prompt .a photo. has \{\} 0 times'),
-    'prompt without embeddings': (dict(labels__prompt='a drawing of {}'), 'a drawing of 0'),
-    'no encoder': (dict(labels__source='clip'), 'needs config.labels.path=FOLDER'),
-    'generator': (dict(generator__model='resnet8'), 'needs'),
-    'bank': (dict(synthesis__bank=0), 'bank=0 must be a positive multiple'),
-    'batch': (dict(synthesis__batch_size=18, synthesis__bank=36), 'does not divide over 4'),
-}  # fmt: skip
+def test_what_is_hostile_would_have_been_executed(tmp_path):
+    """The trap works: a plain unpickling springs it."""
+    mistakes.hostile_pickle(tmp_path)
+    pickle.loads((tmp_path / 'weights.pth').read_bytes())
+    assert (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize(
+    'raised, message',
+    [
+        (OSError(errno.ENOSPC, 'No space left on device', 'metrics.csv'), 'No space left.*metrics'),
+        (KeyboardInterrupt(), 'interrupted at once'),
+    ],
+)
+def test_what_ends_a_run_from_outside_is_one_line(tmp_path, monkeypatch, raised, message):
+    def run(*_):
+        raise raised
+
+    monkeypatch.setattr(train, 'run', run)
+    said = mistakes.said(mistakes.shell(f'--config={ROOT / "configs" / "digits.py"}'), tmp_path)
+    assert re.fullmatch(f'error: .*{message}.* What was saved is whole: the same command .*', said)
+
+
+def test_what_is_too_large_or_no_table_is_not_read(tmp_path):
+    """Whatever is well-formed passes."""
+    path = tmp_path / 'a.json'
+    path.write_text('{"a": [1, {"b": null}]}')
+    assert untrusted.read_json(path) == {'a': [1, {'b': None}]}
+    os.truncate(path, untrusted.JSON_BYTES + 1)
+    with pytest.raises(untrusted.Refused, match='67,108,865 bytes, and no more than 67,108,864'):
+        untrusted.read_json(path)
+    np.savez_compressed(tmp_path / 'zeros.npz', x=np.zeros(10**6))  # small enough to be no harm
+    untrusted.check_archive(tmp_path / 'zeros.npz')
+    untrusted.check_archive(path)
 
 
 @pytest.mark.parametrize('method', ['nayer', 'cae'])
-@pytest.mark.parametrize(
-    'changes, message', EMBEDDING_MISTAKES.values(), ids=EMBEDDING_MISTAKES.keys()
-)
-def test_mistake_of_embeddings_is_told_before_compiling(tmp_path, method, changes, message):
-    with pytest.raises(build.EXPECTED_ERRORS, match=f'(?s){message}'):
-        train.run(config(method, **changes), tmp_path / 'run')
-
-
-def test_table_of_another_number_of_classes(tmp_path):
-    np.save(tmp_path / 'table.npy', np.ones((9, 4), np.float32))
-    with pytest.raises(build.EXPECTED_ERRORS, match='9.*10'):
-        train.run(config('cae', labels__path=str(tmp_path / 'table.npy')), tmp_path / 'run')
+def test_a_batch_of_embeddings_divides(tmp_path, method):
+    wrong = config(method, synthesis__batch_size=18, synthesis__bank=36)
+    with pytest.raises(build.EXPECTED_ERRORS, match='does not divide over 4'):
+        train.run(wrong, tmp_path / 'run')
 
 
 def test_sources_that_do_not_fit_the_batch(tmp_path):
     wrong = config('cae', noise__sources=('sign',) * 3, noise__magnitudes=(1.0,) * 3)
     with pytest.raises(contract.ConfigError, match='does not divide over 3 sources of noise'):
         train.run(wrong, tmp_path / 'run')
-
-
-def test_corrupt_checkpoint(tmp_path):
-    path = tmp_path / 'teacher.safetensors'
-    path.write_bytes(b'not weights at all')
-    with pytest.raises(port.PortError, match='teacher.safetensors'):
-        train.run(config(teacher__checkpoint=str(path)), tmp_path / 'run')
 
 
 def test_checkpoint_of_another_network(tmp_path):
@@ -190,9 +178,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     good = contract.Net({'fc': {'kernel': np.ones(3)}}, {}, ())
     bad = good.replace(params={'fc': {'kernel': np.array([1.0, np.inf, 1.0])}})
     state = contract.State(round=np.int32(8), student=good, generator=())
-    train._check_weights(state, 8, tmp_path)
+    results.check_weights(state, 8, 'Lower it.')
     with pytest.raises(contract.NonFiniteError, match='student/params/fc/kernel .* after round 8'):
-        train._check_weights(state.replace(student=bad), 8, tmp_path)
+        results.check_weights(state.replace(student=bad), 8, 'Lower it.')
 
 
 def test_shares_are_named_after_their_field():

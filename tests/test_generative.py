@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import pytest
 import tiny
 
 from configs import cifar10, cifar100
-from dfkd_jax import checkpoint, contract, generative, losses, parallel, train
+from dfkd_jax import contract, generative, losses, parallel, train
 from dfkd_jax.contract import Frozen, State
 from dfkd_jax.methods import zskt
 
@@ -152,18 +151,6 @@ def test_a_round_is_the_same_on_every_device(name: str):
         state, metrics = jax.device_get(round_fn(frozen, state, jax.random.key(1)))
         ends.append((state.student.params, metrics))
     tiny.close(ends[1], ends[0], 1e-4)
-
-
-@pytest.mark.parametrize('name', ['zskt', 'dfad'])
-def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
-    """With an `extra` of latents and with none."""
-    state = built(name).state
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {})
-        restored = checkpoints.restore(jax.eval_shape(lambda: state))
-    assert restored is not None
-    assert jax.tree.structure(restored[1]) == jax.tree.structure(state)
-    np.testing.assert_array_equal(leaf(restored[1]), leaf(state))
 
 
 def rates(config: Any, of: str, shares: tuple[float, ...]) -> list[float]:

@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from configs import cifar10, cifar100, common, imagenet
-from dfkd_jax import checkpoint, contract, losses, parallel
+from dfkd_jax import contract, losses, parallel
 from dfkd_jax.contract import Frozen, Method, State
 from dfkd_jax.methods import cmi, deepinversion
 
@@ -106,17 +106,6 @@ def test_synthesis_finds_what_it_is_asked_for(name: str):
         found.append((metrics['loss'], metrics['hit']))
     first, last = np.mean(found[:5], 0), np.mean(found[-5:], 0)
     assert last[0] < first[0] and last[1] > 1.4 / tiny.CLASSES
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
-    state = built(name).state
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {})
-        restored = checkpoints.restore(jax.eval_shape(lambda: state))
-    assert restored is not None
-    assert jax.tree.structure(restored[1]) == jax.tree.structure(state)
-    np.testing.assert_array_equal(leaf(restored[1]), leaf(state))
 
 
 # 2. DeepInversion.

@@ -22,7 +22,7 @@ from flax import struct
 from reference import Sided, near
 
 from configs import cifar100
-from dfkd_jax import contract, losses, models, parallel, port, train
+from dfkd_jax import checkpoint, contract, losses, models, parallel, port, train
 from dfkd_jax.contract import Batch, Method, State
 from dfkd_jax.methods import METHODS, cpsc
 
@@ -212,6 +212,19 @@ every = pytest.mark.parametrize('name', CASES)
 # DiffDFKD's student learns when all images are there, as any network does.
 distils = pytest.mark.parametrize('name', [name for name in CASES if name != 'diffdfkd'])
 both = pytest.mark.parametrize('mode', MODES)
+
+
+@distils
+def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
+    """Whatever a method's `extra` holds."""
+    state = program(name, 'jit').state
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        restored = checkpoints.restore(jax.eval_shape(lambda: state))
+    assert restored is not None
+    assert jax.tree.structure(restored[1]) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(restored[1]), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @every

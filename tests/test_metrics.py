@@ -75,6 +75,20 @@ def events(path: Path) -> list[Any]:
     return found
 
 
+def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        for number in range(1, 5):
+            writer.write(number, {'loss': number / 2})
+    path = tmp_path / metrics.FILE
+    path.write_bytes(path.read_bytes().replace(b'2,1\n', b'2,\xff\n').replace(b'3,1.5', b'3'))
+    assert metrics.read(tmp_path)['round'].tolist() == [1, 4]
+    with metrics.Writer(tmp_path, 4) as writer:
+        writer.write(5, {'loss': 2.5})
+    assert metrics.read(tmp_path)['loss'].tolist() == [0.5, 2, 2.5]
+    path.write_bytes(b'\x00' + path.read_bytes())  # the header: nothing is known of the cells
+    assert metrics.read(tmp_path)['round'].tolist() == []
+
+
 def test_tensorboard_events_and_where_a_resumed_run_took_over(tmp_path: Path) -> None:
     with metrics.Writer(tmp_path) as writer:
         writer.write(1, {'g/loss': 0.5, 'student': None})

@@ -316,3 +316,27 @@ def test_one_brightness_for_all_classes():
     rows, change = outputs(False)
     assert rows == 1
     np.testing.assert_allclose(change, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize('stride, size', [(1, 3), (2, 3), (2, 1)])
+def test_a_kernels_gradient_in_parts_is_the_whole_one(stride: int, size: int, monkeypatch):
+    """What CPUs do at sizes that users have, at a tiny one; the last part is a smaller one."""
+    image, kernel = jnp.ones((7, 6, 6, 3)), jnp.ones((size, size, 3, 4))
+    image, kernel = (
+        jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate((image, kernel))
+    )
+    padding, layout = ((size // 2,) * 2,) * 2, ('NHWC', 'HWIO', 'NHWC')
+
+    def gradients(convolve):
+        def loss(image, kernel):
+            out = convolve(image, kernel, (stride, stride), padding, dimension_numbers=layout)
+            return jnp.sum(jnp.sin(out))
+
+        step = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(image, kernel)
+        return step.as_text().count('stablehlo.convolution'), step.compile()(image, kernel)
+
+    monkeypatch.setattr(layers, 'PART', 2 * image[0].size)
+    found, wanted = gradients(layers.convolve), gradients(jax.lax.conv_general_dilated)
+    assert (found[0], wanted[0]) == (2 + 4, 3)  # forward, of the image, of the kernel
+    for a, b in zip(found[1], wanted[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

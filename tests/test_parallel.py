@@ -14,6 +14,7 @@ import tiny
 from jax.sharding import PartitionSpec
 
 from dfkd_jax import data, evaluate, parallel, train
+from dfkd_jax.models import layers
 from dfkd_jax.parallel import Shards
 
 SHARDED = ('vmap', 'pmap', 'shard_map')
@@ -169,6 +170,37 @@ def test_gradients_are_those_of_the_mean_loss(mode: str):
     np.testing.assert_allclose(loss, 2 * np.mean((out - target) ** 2) + np.mean(np.sin(out)), 1e-5)
     np.testing.assert_allclose(mean, out.mean(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grads, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('mode', ALL)
+def test_kernels_have_one_gradient_in_parts_and_in_every_mode(mode: str, monkeypatch):
+    """`layers.convolve`, with parts smaller than a share."""
+    image, kernel = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(16, 6, 6, 3), (3, 3, 3, 4)])
+    )
+
+    def new_kernel(mode: str) -> jax.Array:
+        plan = parallel.make(mode)
+
+        def step(image, kernel, inputs):
+            del inputs
+
+            def loss(kernel):
+                layout, padding = ('NHWC', 'HWIO', 'NHWC'), ((1, 1), (1, 1))
+                share = plan.shards.share(image)
+                out = layers.convolve(share, kernel, (1, 1), padding, dimension_numbers=layout)
+                return jnp.mean(jnp.sin(out)), ()
+
+            (total, _), gradient = plan.shards.value_and_grad(loss)(kernel)
+            return kernel - gradient, {'total': plan.shards.mean(total)}
+
+        given = (plan.replicate(x) for x in (image, jnp.copy(kernel), jnp.zeros(())))
+        return plan.compile(step)(*given)[0]
+
+    wanted = new_kernel('jit')
+    monkeypatch.setattr(layers, 'PART', 2 * image[0].size)
+    tiny.close(new_kernel(mode), wanted, 1e-5)
 
 
 def test_batch_norm_sees_the_whole_batch():

@@ -240,7 +240,7 @@ def test_all_mistakes_in_one_error():
         'missing (2): bn1.running_var, layer2.0.conv1.weight',
         'unexpected (2): extra, head.weight',
         'mis-shaped (1): fc.bias (11,), expected (10,)',
-        'not floating-point (1): bn1.bias int32',
+        'not plain floating-point (1): bn1.bias int32',
         'not finite (1): bn1.weight',
         'No architecture of the model zoo',
     ):

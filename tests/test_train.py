@@ -370,6 +370,7 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_killed_anywhere_ends_the_same(unkilled: Path, tmp_path: Path) -> None:
     """While the teacher trains, and twice while the student does, perhaps in a save."""

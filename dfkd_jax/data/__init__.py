@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfkd_jax import untrusted
 from dfkd_jax.data.sets import DATASETS as DATASETS
 from dfkd_jax.data.sets import DataError as DataError
 from dfkd_jax.data.sets import Spec as Spec
@@ -246,6 +247,7 @@ def find(config: Any) -> Any:
     import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
     try:
+        _check_features(place)
         builder = tfds.builder_from_directory(str(place))
         formats = sorted(each.value for each in builder.info.available_file_formats())
         if 'array_record' in formats:
@@ -259,6 +261,27 @@ def find(config: Any) -> Any:
         f'{place} holds {" and ".join(formats)} files, which only TensorFlow reads; expected '
         f'array_record. Prepare it in another data_dir:\n{how_to_prepare(config.name, "DIR")}'
     )
+
+
+def _check_features(place: Path) -> None:
+    """Raises Refused where the description of a data set names classes that are not TFDS's own.
+
+    TFDS imports the module of any class that a features.json names, which runs it.
+    """
+
+    def classes(tree: Any) -> Iterator[str]:
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if isinstance(value, dict | list):
+                yield from classes(value)
+            elif name in ('pythonClassName', 'python_class_name', 'type'):
+                yield str(value)
+
+    path = place / 'features.json'
+    for name in classes(untrusted.read_json(path)) if path.is_file() else ():
+        if not name.startswith('tensorflow_datasets.'):
+            raise untrusted.Refused(
+                f'features.json names the class {name}, which only its module knows'
+            )
 
 
 def _stored(config: Any, spec: Spec | None, builder: Any) -> tuple[_Stored, str]:
@@ -340,8 +363,8 @@ def _facts(config: Any, spec: Spec | None, stored: _Stored) -> Facts:
             )
         if len(values) not in (1, channels):
             raise DataError(
-                f'config.data.{field} is {values}, {len(values)} values: expected 1 or {channels}, '
-                f'one for each channel'
+                f'config.data.{field} is {values}, {len(values)} values: expected one, or one for '
+                f'each of the {channels} channels'
             )
         constants[field] = values * (channels // len(values))
     if min(constants['std']) <= 0:
@@ -378,11 +401,19 @@ def _reader(config: Any, facts: Facts, builder: Any, split: str) -> Fetch:
     def read(indices: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
         for start in range(0, len(indices), 256):  # so few encoded images are held at once
             chunk = indices[start : start + 256].tolist()
-            for row, record in enumerate(source.__getitems__(chunk), start):
+            try:
+                records = source.__getitems__(chunk)
+            except Exception as error:  # array_record raises of every kind
+                raise DataError(
+                    f'{facts.name}: images of {split} in {builder.data_dir} can no longer be read '
+                    f'({error}). Put the folder back, and the same command continues, or prepare '
+                    f'it again'
+                ) from error
+            for row, record in enumerate(records, start):
                 try:
                     with Image.open(io.BytesIO(record['image'])) as image:
                         _place(image.convert(mode), config.resize, images[row])
-                except (OSError, SyntaxError, ValueError) as error:
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     raise DataError(
                         f'{facts.name}: image {int(indices[row])} of {split} in '
                         f'{builder.data_dir} cannot be used ({error}). Remove the folder and '

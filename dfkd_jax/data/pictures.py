@@ -31,7 +31,7 @@ def read_folder(folder: Path, size: int, channels: int) -> np.ndarray:
         try:
             with Image.open(path) as file:
                 image = file.convert('RGBA')
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f'{path} cannot be read ({error}): copy it again.') from error
         image = Image.alpha_composite(Image.new('RGBA', image.size, (0, 0, 0, 255)), image)
         image = image.convert('L' if channels == 1 else 'RGB')

@@ -427,7 +427,7 @@ def _formats(paths: Iterable[Path]) -> tuple[bool, tuple[int, int] | None]:
             with Image.open(path) as image:
                 sizes.add((image.height, image.width))
                 modes.add(image.mode)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f'{path} is not an image that Pillow reads ({error})') from error
     return modes <= {'1', 'L', 'LA'}, sizes.pop() if len(sizes) == 1 else None
 
@@ -449,7 +449,7 @@ def _image(path: Path, grey: bool, decode: bool) -> tuple[Any, np.ndarray | None
             # Palettes with transparency first get an alpha channel; Pillow warns otherwise.
             full = image.convert('RGBA') if image.mode == 'P' and not grey else image
             pixels = np.asarray(full.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f'{path} cannot be decoded ({error}): remove it or get it again') from error
     return str(path) if as_it_is else png(pixels), pixels
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DiffusionError, whole
+from dfkd_jax.diffusion.errors import DEPTH, DiffusionError, whole
 from dfkd_jax.diffusion.layers import attention, layer_norm
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype
@@ -136,7 +136,7 @@ def from_config(config: Mapping[str, Any], where: str = 'config.json') -> TextCo
         length=whole(config, 'max_position_embeddings', where),
         width=width,
         hidden=whole(config, 'intermediate_size', where),
-        depth=whole(config, 'num_hidden_layers', where),
+        depth=whole(config, 'num_hidden_layers', where, DEPTH),
         heads=heads,
         activation=activation,
         epsilon=float(config.get('layer_norm_eps', 1e-5)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+DEPTH = 256  # layers of a stage or of a text encoder, at most
+
 
 class DiffusionError(ValueError):
     """A model folder, prompt, scheduler or image size that does not fit; it says what to do."""
@@ -20,19 +22,23 @@ def field(config: Mapping[str, Any], name: str, where: str) -> Any:
     return config[name]
 
 
-def whole(config: Mapping[str, Any], name: str, where: str) -> int:
-    """A positive whole number."""
+def whole(config: Mapping[str, Any], name: str, where: str, most: int = 2**20) -> int:
+    """A positive whole number, no more than `most`: of sizes that no model comes near."""
     value = field(config, name, where)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DiffusionError(f'{where} has {name}={value!r}: expected a positive whole number.')
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise DiffusionError(
+            f'{where} has {name}={value!r:.40}: expected a positive whole number up to {most}.'
+        )
     return value
 
 
 def wholes(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
-    """A list of positive whole numbers, of one at least."""
+    """A list of positive whole numbers, of one to 16."""
     values = field(config, name, where)
-    if not isinstance(values, list | tuple) or not values:
-        raise DiffusionError(f'{where} has {name}={values!r}: expected a list of numbers.')
+    if not isinstance(values, list | tuple) or not 1 <= len(values) <= 16:
+        raise DiffusionError(
+            f'{where} has {name}={str(values):.40}: expected a list of 1 to 16 numbers.'
+        )
     return tuple(whole({name: value}, name, where) for value in values)
 
 

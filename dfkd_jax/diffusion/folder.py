@@ -6,7 +6,6 @@ by `torch_name`, are the names and shapes that must be there, no fewer and no mo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from dfkd_jax import untrusted
 from dfkd_jax.diffusion import clip_text, unet, vae
 from dfkd_jax.diffusion.clip_text import CLIPText
 from dfkd_jax.diffusion.errors import DiffusionError
@@ -158,16 +158,24 @@ def _slots(make: Any, config: Any) -> dict[str, Slot]:
     module = make(config)
     inputs: tuple[Any, ...]
     if isinstance(module, CLIPText):
-        inputs = (jnp.zeros((1, config.length), jnp.int32),)
+        inputs = (jax.ShapeDtypeStruct((1, config.length), jnp.int32),)
     elif isinstance(module, AutoencoderKL):
-        inputs = (jnp.zeros((1, config.factor, config.factor, config.in_channels)),)
+        shape = (1, config.factor, config.factor, config.in_channels)
+        inputs = (jax.ShapeDtypeStruct(shape, jnp.float32),)
     else:
         side = config.divisor
-        inputs = (jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1,)))
+        shapes = [(1, side, side, config.in_channels), (1,)]
         if config.context is not None:
-            inputs += (jnp.zeros((1, 1, config.context)),)
+            shapes.append((1, 1, config.context))
+        inputs = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
 
-    shapes = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)['params']
+    try:
+        found = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
+    except Exception as error:  # whatever the layers make of impossible sizes
+        raise DiffusionError(
+            f'no {make.__name__} can be built as config.json says ({error}): copy it again.'
+        ) from error
+    shapes = found['params']
     slots = {}
     for path, leaf in traverse_util.flatten_dict(shapes, sep='/').items():
         # A table of embeddings has its axes in the same order in both.
@@ -311,7 +319,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises DiffusionError for one that is not there, or is no JSON of names and values.
     """
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
+        return untrusted.read_json(path)
     except FileNotFoundError:
         raise DiffusionError(
             f"there is no {path}: expected a model's folder in diffusers' format. Check the path, "
@@ -319,9 +327,6 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise DiffusionError(f'{path} cannot be read as JSON ({error}): copy it again.') from error
-    if not isinstance(found, dict):
-        raise DiffusionError(f'{path} holds a {type(found).__name__}: expected names and values.')
-    return found
 
 
 def _report(where: str, mistakes: Mapping[str, list[str]]) -> None:

@@ -15,7 +15,7 @@ from dfkd_jax.diffusion import folder as folders
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.diffusion import tokenizer as tokenizers
 from dfkd_jax.diffusion.clip_text import CLIPText
-from dfkd_jax.diffusion.errors import DiffusionError
+from dfkd_jax.diffusion.errors import DiffusionError, wholes
 from dfkd_jax.diffusion.schedule import Schedule
 from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.diffusion.vae import AutoencoderKL
@@ -155,11 +155,15 @@ def _schedule(folder: Path, alone: bool) -> Schedule:
     return schedules.from_config(folders.read_json(path), str(path))
 
 
-def _shape(config: dict[str, Any], channels: int) -> tuple[int, int, int]:
+def _shape(config: dict[str, Any], channels: int, where: str) -> tuple[int, int, int]:
     """[h, w, c] by `sample_size`: a side, both, or nothing."""
-    size = config.get('sample_size') or 0
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(height), int(width), channels
+    size = config.get('sample_size')
+    if not size:
+        return 0, 0, channels
+    sides = wholes(
+        {'sample_size': size if isinstance(size, list) else [size]}, 'sample_size', where
+    )
+    return sides[0], sides[-1], channels
 
 
 def _latent(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prior:
@@ -184,9 +188,9 @@ def _latent(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prio
     )  # fmt: skip
     frozen = {'unet': network_params, 'vae': vae_params, 'text': text_params}
     config = folders.read_json(folder / 'unet' / 'config.json')
-    return Prior(jax.tree.map(jnp.asarray, frozen), latent_functions(network, vae, text, schedule),
-                 schedule, _shape(config, latent), network.config.divisor, vae.config.factor,
-                 tokenize)  # fmt: skip
+    return Prior(jax.device_put(frozen), latent_functions(network, vae, text, schedule),
+                 schedule, _shape(config, latent, str(folder)), network.config.divisor,
+                 vae.config.factor, tokenize)  # fmt: skip
 
 
 def latent_functions(network: UNet, vae: AutoencoderKL, text: CLIPText, schedule: Schedule) -> Pure:
@@ -238,8 +242,8 @@ def _pixel(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prior
     def encode(frozen: Frozen, tokens: Array) -> Array:
         raise DiffusionError('this prior diffuses pixels and has no text encoder.')
 
-    shape = _shape(folders.read_json(folder / 'config.json'), channels)
-    frozen = jax.tree.map(jnp.asarray, {'unet': params})
+    shape = _shape(folders.read_json(folder / 'config.json'), channels, str(folder))
+    frozen = jax.device_put({'unet': params})  # jnp.asarray would compile a copy
     return Prior(
         frozen, Pure(eps, decode, encode), schedule, shape, network.config.divisor, 1, None
     )

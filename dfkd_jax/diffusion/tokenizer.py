@@ -61,6 +61,8 @@ def load(folder: str | Path, length: int = 77, vocabulary: int | None = None) ->
             f'{folder / "vocab.json"} has no {" and no ".join(sorted(set(absent)))}, the special '
             'tokens of its tokenizer_config.json: the two are of different models.'
         )
+    if not all(type(number) is int and number >= 0 for number in vocab.values()):
+        raise DiffusionError(f'{folder / "vocab.json"} has tokens without a number: copy it again.')
     if vocabulary is not None and max(vocab.values()) >= vocabulary:
         raise DiffusionError(
             f'{folder / "vocab.json"} has tokens up to {max(vocab.values())}, the text encoder '

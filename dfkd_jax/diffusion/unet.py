@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DiffusionError, field, neutral, whole, wholes
+from dfkd_jax.diffusion.errors import DEPTH, DiffusionError, field, neutral, whole, wholes
 from dfkd_jax.diffusion.layers import (
     Downsample,
     ResnetBlock,
@@ -360,13 +360,13 @@ def _architecture(
         in_channels=whole(config, 'in_channels', where),
         out_channels=whole(config, 'out_channels', where),
         widths=divisible(widths, groups, where),
-        blocks=whole(config, 'layers_per_block', where),
+        blocks=whole(config, 'layers_per_block', where, DEPTH),
         down=_kinds(config, 'down_block_types', kinds, len(widths), where),
         up=_kinds(config, 'up_block_types', kinds, len(widths), where)[::-1],
         heads=_heads(config, widths, context, where),
         context=context,
         transformers=whole({'n': 1} | {'n': config.get('transformer_layers_per_block', 1)}, 'n',
-                           f'{where}, in transformer_layers_per_block,'),
+                           f'{where}, in transformer_layers_per_block,', DEPTH),
         linear_projection=bool(config.get('use_linear_projection', False)),
         groups=groups,
         epsilon=float(config.get('norm_eps', 1e-5)),

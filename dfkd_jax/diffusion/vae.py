@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DiffusionError, field, neutral, whole, wholes
+from dfkd_jax.diffusion.errors import DEPTH, DiffusionError, field, neutral, whole, wholes
 from dfkd_jax.diffusion.layers import (
     Downsample,
     ResnetBlock,
@@ -209,7 +209,7 @@ def from_config(config: Mapping[str, Any], where: str = 'config.json') -> VAECon
         out_channels=whole(config, 'out_channels', where),
         latent_channels=whole(config, 'latent_channels', where),
         widths=divisible(widths, groups, where),
-        blocks=whole(config, 'layers_per_block', where),
+        blocks=whole(config, 'layers_per_block', where, DEPTH),
         groups=groups,
         scaling=float(config.get('scaling_factor', 0.18215)),
         attention=bool(config.get('mid_block_add_attention', True)),

@@ -139,7 +139,6 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     features = _check(config, models)
     loss, synthesis, settings = config.loss, config.synthesis, config.generator
     shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
-    warmup = contract.warmup_rounds(config.phases)
     learner = inversion.learner(config, models, shards)
     generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
     head, head_tx = Head(config.head.width), optax.adam(config.head.lr)
@@ -202,12 +201,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 mutable=['batch_stats'],
             )  # fmt: skip
             image = learner.view(pixel, moves)
-            teacher = models.teacher.apply(frozen.teacher, image)
-            student = models.student.apply(state.student.variables, image)
-            total, terms = inversion.loss(
-                loss, making, teacher, student.logits, frozen.teacher.get('batch_stats', {}),
-                label, state.round >= warmup,
-            )  # fmt: skip
+            total, terms, teacher = learner.judge(frozen, state, image, label)
             feature = None
             if loss.contrast:
                 other = models.teacher.apply(frozen.teacher, local_view(pixel))

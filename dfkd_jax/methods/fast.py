@@ -66,7 +66,6 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     _check(config, models)
     loss, synthesis, settings = config.loss, config.synthesis, config.generator
     shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
-    warmup = contract.warmup_rounds(config.phases)
     learner = inversion.learner(config, models, shards)
     fast_tx = two_rates(settings)
     meta_tx = optax.adam(settings.meta_lr, settings.beta1, settings.beta2)
@@ -122,12 +121,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 variables, shards.share(params['latent']), train=True, mutable=['batch_stats']
             )
             image = learner.view(pixel, moves)
-            teacher = models.teacher.apply(frozen.teacher, image)
-            student = models.student.apply(state.student.variables, image)
-            total, terms = inversion.loss(
-                loss, making, teacher, student.logits, frozen.teacher.get('batch_stats', {}),
-                label, state.round >= warmup,
-            )  # fmt: skip
+            total, terms, teacher = learner.judge(frozen, state, image, label)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, batch_stats, latest, pixel)), grads = shards.value_and_grad(generator_loss)(

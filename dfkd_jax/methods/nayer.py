@@ -120,12 +120,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 mutable=['batch_stats'],
             )  # fmt: skip
             image = learner.view(pixel, moves)
-            teacher = models.teacher.apply(frozen.teacher, image)
-            student = models.student.apply(state.student.variables, image)
-            total, terms = inversion.loss(
-                loss, making, teacher, student.logits, frozen.teacher['batch_stats'], label,
-                state.round >= warmup,
-            )  # fmt: skip
+            total, terms, teacher = learner.judge(frozen, state, image, label)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(

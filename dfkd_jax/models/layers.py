@@ -7,6 +7,7 @@ running variance is unbiased.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,8 +128,50 @@ def conv(
         kernel_init=kernel_init or default,
         bias_init=bias_init or default,
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )(x)
+
+
+PART = 2**19  # numbers of a map, 2 MB: about what a core's cache holds
+
+
+def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **rest: Any) -> Array:
+    """`lax.conv_general_dilated`, whose kernel's gradient comes in parts of the batch on CPUs.
+
+    XLA sums it over all pixels of all images at once, and on CPUs falls to a tenth of its speed
+    where these do not fit into a cache.  With parts a student's forward and backward pass at batch
+    128 takes 0.6 to 0.7 of the time (WRN-16, ResNet-18); smaller parts gain little more and take
+    longer to compile.
+    """
+    batch, parts = len(x), -(-x.size // PART)
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+    if parts <= 1:
+        return plain(x, kernel)
+    size = -(-batch // parts)
+
+    def of_kernel(x: Array, gradient: Array) -> Array:
+        return jax.linear_transpose(lambda v: plain(x, v), kernel)(gradient)[0]
+
+    def in_parts(x: Array, gradient: Array) -> Array:
+        starts = range(0, batch, size)
+        first, *others = [of_kernel(x[i : i + size], gradient[i : i + size]) for i in starts]
+        return sum(others, first)
+
+    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return plain(x, kernel), (x, kernel)
+
+    def backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        x, kernel = kept
+        (of_x,) = jax.linear_transpose(lambda v: plain(v, kernel), x)(gradient)
+        return of_x, jax.lax.platform_dependent(x, gradient, cpu=in_parts, default=of_kernel)
+
+    call = jax.custom_vjp(plain)
+    call.defvjp(forward, backward)
+    return call(x, kernel)
 
 
 def linear(

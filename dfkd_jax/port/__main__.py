@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f'--size takes NAME=NUMBER, not {" ".join(args.size)}')
     try:
         print(port(args.model, args.num_classes, args.source, args.output, **sizes))
-    except ValueError as error:
-        parser.exit(1, f'{parser.prog}: {error}\n')
+    except (OSError, ValueError) as error:
+        parser.exit(1, f'error: {error}\n')
 
 
 def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dfkd_jax import models
+from dfkd_jax import models, untrusted
 from dfkd_jax.port.rules import TABLES, Leaf, Row, Table
 
 Shape = tuple[int, ...]
@@ -71,14 +72,16 @@ def from_torch(
         with finite numbers of its shape.  It lists all that is wrong and names the architecture
         that would have fitted, if one does.
     """
-    found = _state_dict(source)
     table = TABLES[_known(name)]
+    found = _state_dict(source)
     channels = sizes.pop('channels', None)
     shapes = {key: _shape(value) for key, value in found.items()}
     if channels is None:
         channels = _sizes(table, shapes)[1] or 3
     plan = _plan(table, _structure(name, num_classes, channels, **sizes))
-    arrays = {key: _float32(found[key]) for key in plan.slots if key in found}
+    # What is of another shape stays as it is: a view of one number may claim to be a million.
+    fits = [key for key, slot in plan.slots.items() if shapes.get(key) == slot.shape]
+    arrays = {key: _float32(found[key]) for key in fits}
 
     mistakes = {
         'missing': [key for key in plan.slots if key not in found],
@@ -86,7 +89,7 @@ def from_torch(
         'mis-shaped': [f'{key} {shapes[key]}, expected {slot.shape}'
                        for key, slot in plan.slots.items()
                        if shapes.get(key, slot.shape) != slot.shape],
-        'not floating-point': [f'{key} {getattr(found[key], "dtype", type(found[key]))}'
+        'not plain floating-point': [f'{key} {getattr(found[key], "dtype", type(found[key]))}'
                                for key, array in arrays.items() if array is None],
         'not finite': [key for key, array in arrays.items()
                        if array is not None and not np.isfinite(array).all()],
@@ -261,6 +264,7 @@ def _read(path: Path) -> Any:
     if not path.exists():
         raise PortError(f'no weights at {path}: check the path')
     try:
+        untrusted.check_archive(path)
         if path.suffix in ('.pth', '.pt', '.tar', '.bin'):
             return _read_torch(path)
         if path.suffix == '.safetensors':
@@ -287,7 +291,9 @@ def _read_torch(path: Path) -> Any:
                         'torch --index-url https://download.pytorch.org/whl/cpu`, or save the '
                         'weights as .safetensors or .npz where it is') from error  # fmt: skip
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of pickles that it reads, or refuses, all the same
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         foreign = re.search(r'GLOBAL (\S+)', str(error))
         if foreign is None:
@@ -300,10 +306,12 @@ def _read_torch(path: Path) -> Any:
 
 
 def _float32(value: Any) -> np.ndarray | None:
-    """The array in float32, or None if it does not hold floating-point numbers."""
+    """The array in float32, or None if it does not hold floating-point numbers, one by one."""
     if 'float' not in str(getattr(value, 'dtype', '')):
         return None
     if hasattr(value, 'detach'):  # PyTorch's, whose bfloat16 NumPy cannot take over
+        if 'strided' not in str(value.layout) or value.is_meta:  # sparse, or without any numbers
+            return None
         value = value.detach().cpu().float().numpy()
     with np.errstate(over='ignore'):  # becomes infinite, which is reported by name
         return np.asarray(value).astype(np.float32)

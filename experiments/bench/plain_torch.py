@@ -1,11 +1,11 @@
-"""CPSC-DFKD's two steps in plain PyTorch, written to be timed beside dfkd_jax's.
+"""CPSC-DFKD's and NAYER's steps in plain PyTorch, written to be timed beside dfkd_jax's.
 
-Eager, float32, contiguous (NCHW) tensors, one device; modules, losses and optimisers as a PyTorch
-user would write them from the method's equations (`dfkd_jax/methods/cpsc.py` states them), taking
-no gradient that the step does not need: none of the teacher's weights, and in the generator step
-none of the student's.  (There the student's running statistics move, as PyTorch's train mode has
-it; no loss reads them.)  Parameters have the names of the common PyTorch files, so that
-`dfkd_jax.port.to_torch` fills them.
+Eager or compiled, float32 or autocast to bfloat16, contiguous (NCHW) tensors, one device; modules,
+losses and optimisers as a PyTorch user would write them from the methods' equations
+(`dfkd_jax/methods/cpsc.py` and `nayer.py` state them), taking no gradient that the step does not
+need: none of the teacher's weights, and in the generator step none of the student's.  (In CPSC's
+the student's running statistics move there, as PyTorch's train mode has it; no loss reads them.)
+Parameters have the names of the common PyTorch files, so that `dfkd_jax.port.to_torch` fills them.
 """
 
 from __future__ import annotations
@@ -183,28 +183,77 @@ class Generator(nn.Module):
         return self.conv_blocks3_2(torch.tanh(self.conv_blocks3_0(x)), label)
 
 
-class StatisticsDistance:
-    """The BN term: how far the inputs of a network's batch norms are from what these remember."""
+class NoisyGenerator(nn.Module):
+    """NAYER's generator: the class list's embeddings again and again, [B, E], to pixels."""
+
+    def __init__(self, sizes: dict[str, int]):
+        super().__init__()
+        self.classes, self.size, width = sizes['classes'], sizes['image_size'] // 4, sizes['width']
+        self.n1 = nn.BatchNorm1d(sizes['embedding'])
+        self.le1 = nn.ModuleList(
+            nn.Linear(sizes['embedding'], sizes['noisy_width']) for _ in range(sizes['repeats'])
+        )
+        self.l1 = nn.Sequential(nn.Linear(sizes['noisy_width'], 2 * width * self.size**2))
+        self.conv_blocks = nn.Sequential(
+            nn.BatchNorm2d(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, sizes['channels'], 3, 1, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        rows = self.n1(embedding).split(self.classes)
+        x = torch.cat([layer(row) for layer, row in zip(self.le1, rows)])
+        x = self.l1(x).view(len(x), -1, self.size, self.size)
+        return self.conv_blocks(x)
+
+
+class Statistics:
+    """The moments of what the batch norms of a network see, and the BN term made of them."""
 
     def __init__(self, network: nn.Module):
-        self.terms: list[Tensor] = []
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.register_forward_hook(self.tap)
+        self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        for norm in self.norms:
+            norm.register_forward_hook(self.tap)
 
     def tap(self, norm: nn.Module, inputs: Any, output: Any) -> None:
-        del output
+        del norm, output
         if torch.is_grad_enabled():  # not where the teacher only labels
-            var, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
-            self.terms.append(
-                torch.norm(norm.running_var - var) + torch.norm(norm.running_mean - mean)
-            )
+            self.seen.append(torch.var_mean(inputs[0].float(), (0, 2, 3), unbiased=False))
 
-    def pop(self) -> Tensor:
-        """The sum over the layers of the last forward pass."""
-        total = torch.stack(self.terms).sum()
-        self.terms.clear()
-        return total
+    def pop(self) -> list[tuple[Tensor, Tensor]]:
+        """Variance and mean at each norm in the last forward pass."""
+        seen, self.seen = self.seen, []
+        return seen
+
+    def distance(self, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([
+            torch.norm(norm.running_var - var) + torch.norm(norm.running_mean - mean)
+            for norm, (var, mean) in zip(self.norms, seen)
+        ]).sum()  # fmt: skip
+
+
+def crop_and_flip(
+    x: Tensor, offsets: Tensor, mask: Tensor | None, padding: int
+) -> Tensor:  # fmt: skip
+    """Each image cut at its own offset [B, 2] from its padded self, then mirrored where `mask`."""
+    batch, channels, height, width = x.shape
+    padded = F.pad(x, [padding] * 4)
+    rows = offsets[:, 0, None] + torch.arange(height, device=x.device)
+    columns = offsets[:, 1, None] + torch.arange(width, device=x.device)
+    if mask is not None:
+        columns = torch.where(mask[:, None], columns.flip(1), columns)
+    image = torch.arange(batch, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def supervised_contrast(views: Tensor, label: Tensor, temperature: float) -> Tensor:
@@ -217,75 +266,108 @@ def supervised_contrast(views: Tensor, label: Tensor, temperature: float) -> Ten
     return -(total / positive.sum(1).clamp(min=1)).mean()
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 mean KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C]."""
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], [B]."""
     student, teacher = (F.log_softmax(x / temperature, 1) for x in (student, teacher))
-    return temperature**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+    return temperature**2 * F.kl_div(student, teacher, reduction='none', log_target=True).sum(1)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """The mean of `divergence`."""
+    return divergence(student, teacher, temperature).mean()
 
 
 class Steps:
-    """The networks, their optimisers and the two steps; `config` is dfkd_jax's.
+    """A teacher, a student and a generator with their optimisers; `config` is dfkd_jax's.
 
     weights: PyTorch-named arrays of 'teacher', 'student', 'generator' and, where features are of
-    different widths, 'adapter'.
+    different widths, 'adapter'.  Steps take their random draws as an argument, or make them.
     """
 
-    def __init__(self, config: Any, weights: dict[str, Any], device: str, compiled: bool = False):
-        data, loss, generator = config.data, config.loss, config.generator
-        unlike = {
-            'loss.double_softmax': loss.double_softmax,
-            'loss.adapter_normalise': not loss.adapter_normalise,
-            'loss, a weight of 0': not all(loss[k] for k in ('kd', 'ikd', 'bn', 'scl', 'ce')),
-            'generator.reset_adam': generator.reset_adam,
-            'generator.decay': generator.decay,
-            'student.nesterov': config.student.nesterov,
-            'synthesis, augmentation': config.synthesis.crop_padding or config.synthesis.flip,
-        }
-        if any(unlike.values()):
-            names = ', '.join(name for name, value in unlike.items() if value)
-            raise ValueError(f'the plain PyTorch steps are not written for this config: {names}.')
-        self.loss, self.device, self.classes = loss, device, data.num_classes
-        self.latent, self.batch = generator.latent, config.synthesis.batch_size
-        sizes = (data.num_classes, data.channels)
-        self.teacher = classifier(config.teacher.model, *sizes)
-        self.student = classifier(config.student.model, *sizes)
-        self.generator = Generator(
-            data.num_classes, data.image_size, data.channels, generator.latent, generator.width
-        )
-        self.adapter = None
+    def __init__(
+        self, config: Any, weights: dict[str, Any], generator: nn.Module, device: str,
+        compiled: bool = False,
+    ):  # fmt: skip
+        data = config.data
+        self.config, self.loss, self.device = config, config.loss, device
+        self.batch, self.classes = config.synthesis.batch_size, data.num_classes
+        self.teacher = classifier(config.teacher.model, data.num_classes, data.channels)
+        self.student = classifier(config.student.model, data.num_classes, data.channels)
+        self.generator, self.adapter = generator, None
         if 'adapter' in weights:
             hidden, out = (weights['adapter'][f'{i}.weight'].shape[0] for i in (0, 2))
             self.adapter = nn.Sequential(
                 nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out)
-            )
+            ).requires_grad_(False)
         for name, arrays in weights.items():
             network = getattr(self, name).to(device)
             network.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()})
         self.teacher.eval().requires_grad_(False)
-        if self.adapter is not None:
-            self.adapter.requires_grad_(False)
-        self.distance = StatisticsDistance(self.teacher)
+        self.statistics = Statistics(self.teacher)
         self.student_parameters = list(self.student.parameters())
         self.generator_parameters = list(self.generator.parameters())
-
         student = config.student
         self.student_optimiser = torch.optim.SGD(
             self.student_parameters, student.lr, student.momentum, weight_decay=student.weight_decay
         )
-        # The timed steps are inside the warm-up, the first part of the schedule.
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.student_optimiser, lambda step: min(step / max(student.warmup_steps, 1), 1.0)
-        )
-        self.generator_optimiser = torch.optim.Adam(
-            self.generator_parameters, generator.lr, (generator.beta1, generator.beta2)
-        )
+        self.new_adam()
         if compiled:
             self.generator_loss = torch.compile(self.generator_loss)
             self.student_loss = torch.compile(self.student_loss)
 
+    def new_adam(self) -> None:
+        settings = self.config.generator
+        self.generator_optimiser = torch.optim.Adam(
+            self.generator_parameters, settings.lr, (settings.beta1, settings.beta2)
+        )
+
+    def autocast(self) -> Any:
+        """Networks in the config's dtype; weights, statistics and losses stay float32."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.config.dtype == 'bfloat16')
+
+    def begin(self) -> None:
+        """What comes before a batch of synthesis."""
+
+    def finish(self) -> None:
+        """What comes after it."""
+
+    def update(
+        self, optimiser: torch.optim.Optimizer, total: Tensor, parameters: list[Tensor]
+    ) -> None:
+        optimiser.zero_grad()
+        total.backward(inputs=parameters)
+        optimiser.step()
+
+
+class Cpsc(Steps):
+    """CPSC-DFKD: fresh images at every step.  Draws are latents and classes."""
+
+    def __init__(self, config: Any, weights: dict[str, Any], device: str, compiled: bool = False):
+        loss, settings = config.loss, config.generator
+        unlike = {
+            'loss.double_softmax': loss.double_softmax,
+            'loss.adapter_normalise': not loss.adapter_normalise,
+            'loss, a weight of 0': not all(loss[k] for k in ('kd', 'ikd', 'bn', 'scl', 'ce')),
+            'generator.reset_adam': settings.reset_adam,
+            'generator.decay': settings.decay,
+            'student.nesterov': config.student.nesterov,
+            'synthesis, augmentation': config.synthesis.crop_padding or config.synthesis.flip,
+        }
+        _refuse(unlike)
+        data = config.data
+        generator = Generator(
+            data.num_classes, data.image_size, data.channels, settings.latent, settings.width
+        )
+        super().__init__(config, weights, generator, device, compiled)
+        # The timed steps are inside the warm-up, the first part of the schedule.
+        warmup = max(config.student.warmup_steps, 1)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.student_optimiser, lambda step: min(step / warmup, 1.0)
+        )
+
     def draw(self) -> tuple[Tensor, Tensor]:
         """Latents [B, latent] and classes [B]."""
-        z = torch.randn(self.batch, self.latent, device=self.device)
+        z = torch.randn(self.batch, self.config.generator.latent, device=self.device)
         return z, torch.randint(self.classes, (self.batch,), device=self.device)
 
     def view(self, features: Tensor) -> Tensor:
@@ -294,25 +376,27 @@ class Steps:
         return features if self.adapter is None else F.normalize(self.adapter(features))
 
     def generator_loss(self, z: Tensor, label: Tensor) -> dict[str, Tensor]:
-        image = self.generator(z, label)
-        teacher, teacher_features = self.teacher(image)
-        student, student_features = self.student(image)
+        with self.autocast():
+            image = self.generator(z, label)
+            teacher, teacher_features = map(torch.Tensor.float, self.teacher(image))
+            student, student_features = map(torch.Tensor.float, self.student(image))
         views = torch.cat([self.view(student_features), F.normalize(teacher_features)])
         error = F.mse_loss(student, teacher.detach())
         return {
             'kd': -distillation(student, teacher),
             'ikd': -torch.log(error) if self.loss.ikd_form == 'log' else -error,
-            'bn': self.distance.pop(),
+            'bn': self.statistics.distance(self.statistics.pop()),
             'scl': supervised_contrast(views, label, self.loss.scl_temperature),
             'ce': F.cross_entropy(teacher, label),
             'hit': (teacher.argmax(1) == label).float().mean(),
         }
 
     def student_loss(self, z: Tensor, label: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            image = self.generator(z, label)
-            teacher, _ = self.teacher(image)
-        student, _ = self.student(image)
+        with self.autocast():
+            with torch.no_grad():
+                image = self.generator(z, label)
+                teacher = self.teacher(image)[0].float()
+            student = self.student(image)[0].float()
         if self.loss.ikd_form == 'log':
             imitation = torch.log(torch.norm(student - teacher))
         else:
@@ -328,21 +412,149 @@ class Steps:
         """One update of the generator; returns the loss and its terms."""
         terms = self.generator_loss(*(draws or self.draw()))
         total = self.weighted(terms)
-        self.generator_optimiser.zero_grad()
-        total.backward(inputs=self.generator_parameters)
-        self.generator_optimiser.step()
+        self.update(self.generator_optimiser, total, self.generator_parameters)
         return {name: term.detach() for name, term in (terms | {'loss': total}).items()}
 
     def student_step(self, draws: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
         """One update of the student; returns the loss and its terms."""
         terms = self.student_loss(*(draws or self.draw()))
         total = self.weighted(terms)
-        self.student_optimiser.zero_grad()
-        total.backward()
-        self.student_optimiser.step()
+        self.update(self.student_optimiser, total, self.student_parameters)
         self.schedule.step()
         return {name: term.detach() for name, term in (terms | {'loss': total}).items()}
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms that have a weight."""
         return sum(self.loss[name] * term for name, term in terms.items() if name in self.loss)
+
+
+class Nayer(Steps):
+    """NAYER: batches for a bank, a student that draws from it, after the warm-up.
+
+    Draws are crops [B, 2] and flips [B], and before them rows of the bank in the student's step.
+
+    table: the label embeddings [C, E].  bank: images as bytes [N, channels, H, W].
+    """
+
+    def __init__(
+        self, config: Any, weights: dict[str, Any], table: Any, bank: Any, norm: tuple[Any, Any],
+        device: str, compiled: bool = False,
+    ):  # fmt: skip
+        synthesis, settings = config.synthesis, config.generator
+        _refuse({'synthesis.shade or cutmix': synthesis.shade or synthesis.cutmix})
+        generator = NoisyGenerator({
+            'classes': config.data.num_classes,
+            'image_size': config.data.image_size,
+            'channels': config.data.channels,
+            'embedding': table.shape[1],
+            'noisy_width': settings.noisy_width,
+            'repeats': -(-synthesis.batch_size // config.data.num_classes),
+            'width': settings.width,
+        })  # fmt: skip
+        super().__init__(config, weights, generator, device, compiled)
+        self.student.eval()  # while the generator trains
+        self.table, self.bank = (torch.tensor(x, device=device) for x in (table, bank))
+        self.mean, self.std = (
+            torch.tensor(x, device=device).view(1, -1, 1, 1) for x in norm
+        )  # fmt: skip
+        self.written, self.batches = 0, 0
+        self.label = torch.arange(self.batch, device=device) % self.classes
+        self.average = [
+            (torch.zeros_like(n.running_var), torch.zeros_like(n.running_mean))
+            for n in self.statistics.norms
+        ]
+        self.lowest, self.best = torch.inf, None
+
+    def begin(self) -> None:
+        """A new noisy layer and a new Adam."""
+        with torch.no_grad():
+            for layer in self.generator.le1:
+                nn.init.normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        whole = self.batch - self.batch % self.classes
+        chosen = torch.randint(self.classes, (self.batch - whole,), device=self.device)
+        self.label = torch.cat([self.label[:whole], chosen])
+        self.new_adam()
+        self.lowest = torch.inf
+
+    def finish(self) -> None:
+        """The best images to the bank; the last step's statistics to their average."""
+        at = self.written % len(self.bank)
+        self.bank[at : at + self.batch] = (255 * self.best).round().byte()
+        self.written += self.batch
+        self.average = self.averaged(self.latest)
+        self.batches += 1
+
+    def averaged(self, seen: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        if not self.batches:
+            return seen
+        keep = self.loss.bn_momentum
+        return [
+            tuple(keep * old + (1 - keep) * new for old, new in zip(olds, news))
+            for olds, news in zip(self.average, seen)
+        ]
+
+    def draw(self, batch: int) -> tuple[Tensor, Tensor | None]:
+        """Crops [B, 2] and, if there are any, flips [B]."""
+        most = 2 * self.config.synthesis.crop_padding + 1
+        offsets = torch.randint(most, (batch, 2), device=self.device)
+        if not self.config.synthesis.flip:
+            return offsets, None
+        return offsets, torch.rand(batch, device=self.device) < 0.5
+
+    def view(self, pixel: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
+        """Pixels as the networks see them."""
+        moved = crop_and_flip(pixel, offsets, mask, self.config.synthesis.crop_padding)
+        return (moved - self.mean) / self.std
+
+    def generator_loss(self, offsets: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], Any]:
+        with self.autocast():
+            pixel = self.generator(self.table[self.label]).float()
+            image = self.view(pixel, offsets, mask)
+            teacher = self.teacher(image)[0].float()
+            student = self.student(image)[0].float()
+        seen = self.statistics.pop()
+        same = (student.argmax(1) == teacher.argmax(1)).float()
+        return {
+            'bn': self.statistics.distance(self.averaged(seen)),
+            'ce': F.cross_entropy(teacher, self.label),
+            'adversarial': -(same * divergence(student, teacher)).mean(),
+            'hit': (teacher.argmax(1) == self.label).float().mean(),
+        }, (pixel, seen)
+
+    def generator_step(self, draws: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """One update of the generator; returns the loss and its terms."""
+        terms, (pixel, seen) = self.generator_loss(*(draws or self.draw(self.batch)))
+        total = sum(self.loss[name] * terms[name] for name in ('bn', 'ce', 'adversarial'))
+        self.update(self.generator_optimiser, total, self.generator_parameters)
+        if total.item() < self.lowest:
+            self.lowest, self.best = total.item(), pixel.detach()
+        self.latest = [tuple(x.detach() for x in moments) for moments in seen]
+        return {name: term.detach() for name, term in (terms | {'loss': total}).items()}
+
+    def student_loss(self, rows: Tensor, offsets: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        image = self.view(self.bank[rows].float() / 255, offsets, mask)
+        with self.autocast():
+            with torch.no_grad():
+                teacher = self.teacher(image)[0].float()
+            student = self.student(image)[0].float()
+        return {
+            'kd': distillation(student, teacher, self.loss.temperature),
+            'agreement': (student.argmax(1) == teacher.argmax(1)).float().mean(),
+        }
+
+    def student_step(self, draws: Any = None) -> dict[str, Tensor]:
+        """One update of the student; returns its terms."""
+        size = self.config.synthesis.student_batch_size
+        rows = (torch.randint(len(self.bank), (size,), device=self.device), *self.draw(size))
+        self.student.train()
+        terms = self.student_loss(*(draws or rows))
+        self.update(self.student_optimiser, terms['kd'], self.student_parameters)
+        self.student.eval()
+        return {name: term.detach() for name, term in terms.items()}
+
+
+def _refuse(unlike: dict[str, Any]) -> None:
+    if any(unlike.values()):
+        names = ', '.join(name for name, value in unlike.items() if value)
+        raise ValueError(f'the plain PyTorch steps are not written for this config: {names}.')

@@ -1,0 +1,306 @@
+"""dfkd_jax's side of a benchmark: a method's compiled steps and rounds, and how they are timed."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkd_jax import augment, bank, build, parallel, port, rounds
+from dfkd_jax.contract import Frozen, State, unchanged
+from dfkd_jax.methods import METHODS
+
+
+class Program(NamedTuple):
+    """A compiled function, what its compilation took, and what XLA counts in it."""
+
+    call: Callable
+    seconds: float  # tracing and compiling
+    gflop: float
+    gbyte: float  # read and written, were nothing kept in cache from one operation to the next
+    megabytes: float  # arguments, results and temporaries; what is donated counts once
+
+
+def compile_program(jitted: Any, *args: Any) -> Program:
+    started = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    seconds = time.perf_counter() - started
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    held = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    )  # fmt: skip
+    gflop, gbyte = (cost.get(name, math.nan) / 1e9 for name in ('flops', 'bytes accessed'))
+    return Program(compiled, seconds, gflop, gbyte, held / 1e6)
+
+
+class Steps:
+    """dfkd_jax's method on one device, compiled as `dfkd_jax.rounds.make_round` does.
+
+    stepwise: one compiled step per call (what a round is on the CPU); else scans of steps (what it
+    is elsewhere).
+    """
+
+    key = jax.random.key(3)
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.plan = parallel.make(config.parallel, jax.devices()[:1])
+        self.facts = SimpleNamespace(
+            mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels,
+            class_names=tuple(map(str, range(config.data.num_classes))),
+        )  # fmt: skip
+        # What an embedding says does not matter here: random ones have the size of a text's.
+        self.table = None
+        if 'labels' in config:
+            shape = (config.data.num_classes, 384)
+            self.table = np.random.default_rng(0).standard_normal(shape, np.float32)
+        make = METHODS[config.method]
+        self.models, sharded = (
+            build.make_models(config, self.facts, axis, self.table)
+            for axis in (None, self.plan.shards.axis)
+        )
+        whole = make(config, self.models, parallel.Shards())
+        self.method = make(config, sharded, self.plan.shards)
+        self.steps = {
+            'generator': parallel.numbered(self.method.generator_step),
+            'student': parallel.numbered(self.method.student_step),
+        }
+        self.teacher = self._teacher(jax.random.key(1))
+        self.frozen = self.plan.replicate(
+            Frozen(self.teacher, () if self.table is None else self.table)
+        )
+        self.state = self._fresh(whole)
+        if self.method.begin is not unchanged:
+            begin = self.plan.compile(parallel.numbered(self.method.begin))
+            self.state, _ = begin(self.frozen, self.state, (self.key, np.int32(0)))
+        self.programs = {
+            kind: compile_program(
+                self.plan.compile(step), self.frozen, self.state, (self.key, np.int32(0))
+            )
+            for kind, step in self.steps.items()
+        }
+
+    def _fresh(self, whole: Any) -> State:
+        """A new state; a bank holds random images."""
+        state = jax.jit(whole.init)(self.frozen, jax.random.key(2))
+        if getattr(state.extra, 'bank', None) is not None:
+            shape = state.extra.bank.image.shape
+            image = jax.random.randint(jax.random.key(4), shape, 0, 256, jnp.uint8)
+            full = state.extra.bank.replace(image=image, written=jnp.int32(len(image)))
+            state = state.replace(extra=state.extra.replace(bank=full))
+        return self.plan.replicate(state)
+
+    def _teacher(self, key: Any) -> dict[str, Any]:
+        """Random weights whose batch norms remember the moments of noise.
+
+        So activations keep the size that a trained teacher's have, however deep it is.
+        """
+
+        @jax.jit
+        def init(key: Any) -> dict[str, Any]:
+            noise = jax.random.normal(key, (64, *self.models.image_shape))
+            variables = self.models.teacher.init(key, noise)
+            out, _ = self.models.teacher.apply(
+                variables, noise, train=True, mutable=['batch_stats']
+            )
+            return {'params': variables['params'], 'batch_stats': out.statistics}
+
+        return init(key)
+
+    @functools.cached_property
+    def weights(self) -> dict[str, dict[str, np.ndarray]]:
+        """PyTorch's names and layouts of the present weights; to be asked for before any step."""
+        config, state = self.config, jax.device_get(self.state)
+        weights = {
+            'teacher': port.to_torch(config.teacher.model, jax.device_get(self.teacher)),
+            'student': port.to_torch(config.student.model, state.student.variables),
+            'generator': port.to_torch(config.generator.model, state.generator.variables),
+        }
+        if getattr(state.extra, 'adapter', None):
+            weights['adapter'] = {
+                f'{index}.{name}': array.T
+                for index, layer in ((0, 'hidden'), (2, 'out'))
+                for name, array in (
+                    ('weight', state.extra.adapter[layer]['kernel']),
+                    ('bias', state.extra.adapter[layer]['bias']),
+                )
+            }
+        return weights
+
+    def draws(self, kind: str, index: int) -> tuple[np.ndarray | None, ...]:
+        """The random draws of step `index` as the method's own file makes them."""
+        key = jax.random.fold_in(self.key, index)
+        batch, classes = self.config.synthesis.batch_size, self.config.data.num_classes
+        if self.config.method == 'cpsc':  # latents and classes
+            if kind == 'student':
+                key = jax.random.split(key, 3)[0]
+            key_z, key_label = jax.random.split(key)
+            z = jax.random.normal(key_z, (batch, self.config.generator.latent))
+            draws = z, jax.random.randint(key_label, (batch,), 0, classes)
+        else:  # crops and flips, and first rows of the bank
+            padding, rows = self.config.synthesis.crop_padding, ()
+            if kind == 'student':
+                key_bank, key = jax.random.split(key, 4)[:2]
+                rows = (bank.draw(self.state.extra.bank, key_bank, batch),)
+            draws = (
+                *rows,
+                *augment.draw_moves(key, batch, padding, self.config.synthesis.flip),
+            )
+        return jax.device_get(draws)
+
+    def step(self, kind: str, index: int) -> dict[str, float]:
+        """One step, for its metrics."""
+        self.state, metrics = self.programs[kind].call(
+            self.frozen, self.state, (self.key, np.int32(index))
+        )
+        return {name.partition('/')[2]: float(value) for name, value in metrics.items()}
+
+    def stepwise(self, kind: str, times: int) -> Callable[[], None]:
+        def block() -> None:
+            out = parallel.repeat(
+                self.programs[kind].call, self.frozen, self.state, self.key, times, fused=False
+            )
+            self.state, _ = jax.block_until_ready(out)
+
+        return block
+
+    def fused(self, kind: str, times: int) -> tuple[Callable[[], None], float]:
+        """The same as one program, and what its compilation took."""
+        step = functools.partial(parallel.repeat, self.steps[kind], times=times, fused=True)
+        program = compile_program(self.plan.compile(step), self.frozen, self.state, self.key)
+
+        def block() -> None:
+            self.state, _ = jax.block_until_ready(program.call(self.frozen, self.state, self.key))
+
+        return block, program.seconds
+
+    @functools.cached_property
+    def whole_round(self) -> Callable:
+        """A round, ``(frozen, state, key) -> (state, metrics)``."""
+        return rounds.make_round(self.method, self.config.phases[0], self.plan)
+
+    def round(self, times: int) -> Callable[[], None]:
+        """So many rounds, as a run makes them."""
+        call = self.whole_round
+
+        def block() -> None:
+            for i in range(times):
+                self.state, _ = call(self.frozen, self.state, jax.random.fold_in(self.key, i))
+            jax.block_until_ready(self.state)
+
+        return block
+
+
+def time_block(block: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    block()
+    return time.perf_counter() - started
+
+
+def interleave(
+    blocks: dict[str, Callable[[], None]], seconds: float, least: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of each block, turn by turn, until each had `seconds` and at least `least` turns.
+
+    Who comes first changes from turn to turn.  Every block has run before.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in blocks}
+    names = list(blocks)
+    while min(map(sum, taken.values())) < seconds or len(taken[names[0]]) < least:
+        for name in names:
+            taken[name].append(time_block(blocks[name]))
+        names.reverse()
+    return taken
+
+
+def median_and_spread(values: list[float]) -> dict[str, float]:
+    """Median, and the quartiles around it."""
+    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
+    return {'median': statistics.median(values), 'low': low, 'high': high, 'count': len(values)}
+
+
+# A 3x3 convolution large enough to run at full speed: batch, pixels on a side, channels in and out.
+CEILING_CONV = (64, 32, 64)
+SQUARE, LINE = 2048, 2**26  # a side of the matrix product; numbers in the copy
+
+
+def ceilings() -> dict[str, tuple[float, Callable[[], Any]]]:
+    """What the machine does at best under XLA: name -> GFLOP (for the copy: GB), a call."""
+    batch, side, channels = CEILING_CONV
+    random = np.random.default_rng(0).standard_normal
+    square = random((SQUARE, SQUARE), np.float32)
+    image = random((batch, side, side, channels), np.float32)
+    kernel = random((3, 3, channels, channels), np.float32)
+    flat = np.ones(LINE, np.float32)
+
+    def conv(x: Any, w: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+
+    def jitted(fn: Callable, *arrays: Any) -> Callable[[], Any]:
+        arrays = tuple(map(jnp.asarray, arrays))
+        compiled = jax.jit(fn).lower(*arrays).compile()
+        return lambda: compiled(*arrays)
+
+    # A sum against fixed numbers, so that gradients are full convolutions.
+    def conv_sum(x: Any, w: Any, y: Any) -> Any:
+        return jnp.vdot(conv(x, w), y)
+
+    matmul, conv_work = 2e-9 * SQUARE**3, 2e-9 * batch * side**2 * 9 * channels**2
+    half = jnp.asarray(square, jnp.bfloat16)
+    return {
+        'matrix product': (matmul, jitted(jnp.matmul, square, square)),
+        'matrix product, bfloat16': (matmul, jitted(jnp.matmul, half, half)),
+        'convolution': (conv_work, jitted(conv, image, kernel)),
+        'convolution, image gradient': (
+            conv_work, jitted(jax.grad(conv_sum), image, kernel, image)),
+        'convolution, weight gradient': (
+            conv_work, jitted(jax.grad(conv_sum, 1), image, kernel, image)),
+        'copy (GB/s)': (2e-9 * flat.nbytes, jitted(lambda v: v + 1, flat)),
+    }  # fmt: skip
+
+
+def facts(args: Any) -> dict[str, Any]:
+    """What was run, where, with what."""
+    device = jax.devices()[0]
+    processor = platform.processor() or platform.machine()
+    if Path('/proc/cpuinfo').exists():
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        names = [line.partition(': ')[2] for line in lines if line.startswith('model name')]
+        processor = names[0] if names else processor
+    return {
+        'command': shlex.join(['python', *sys.argv]),
+        'arguments': vars(args),
+        'device': device.device_kind if device.platform != 'cpu' else processor,
+        'platform': device.platform,
+        'cores': len(os.sched_getaffinity(0)),
+        'load_before': os.getloadavg(),
+        'versions': {
+            'python': platform.python_version(),
+            'jax': jax.__version__,
+            'flax': flax.__version__,
+        },
+    }
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
