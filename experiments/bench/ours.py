@@ -51,7 +51,7 @@ def compile_program(jitted: Any, *args: Any) -> Program:
 
 
 class Steps:
-    """dfkd_jax's method on one device, compiled as `dfkd_jax.rounds.make_round` does.
+    """dfkd_jax's method on so many devices, compiled as `dfkd_jax.rounds.make_round` does.
 
     stepwise: one compiled step per call (what a round is on the CPU); else scans of steps (what it
     is elsewhere).
@@ -59,9 +59,9 @@ class Steps:
 
     key = jax.random.key(3)
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, devices: int = 1):
         self.config = config
-        self.plan = parallel.make(config.parallel, jax.devices()[:1])
+        self.plan = parallel.make(config.parallel, jax.devices()[:devices])
         self.facts = SimpleNamespace(
             mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels,
             class_names=tuple(map(str, range(config.data.num_classes))),

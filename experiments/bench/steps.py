@@ -1,7 +1,7 @@
 """Images/s of CPSC-DFKD's or NAYER's steps and rounds, beside plain PyTorch's, in one run.
 
     python experiments/bench/steps.py [--method=cpsc] [--pair=wrn40_2/wrn16_1] [--batch=128]
-        [--seconds=20] [--round=6+5] [--dtype=float32] [--compile]
+        [--seconds=20] [--round=6+5] [--dtype=float32] [--devices=1] [--compile]
 
 Both sides start from the same weights; before anything is timed, both take a step of each kind
 with the same random draws, and every term of both losses must agree.  Then they take turns, a
@@ -26,11 +26,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch wants memory too
 
-if '--threads' in ' '.join(sys.argv):  # XLA counts its threads when it starts: cut the cores first
+if any(arg.startswith(('--threads', '--devices')) for arg in sys.argv):
+    # XLA counts its threads and devices when it starts.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--threads', type=int)
-    cores = sorted(os.sched_getaffinity(0))[: early.parse_known_args()[0].threads]
-    os.sched_setaffinity(0, cores)
+    early.add_argument('--devices', type=int, default=1)
+    told = early.parse_known_args()[0]
+    os.environ['JAX_NUM_CPU_DEVICES'] = str(told.devices)
+    if told.threads:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: told.threads])
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +48,9 @@ from configs import cifar10, common, digits, fashion_mnist
 from dfkd_jax import build
 
 CONFIGS = {'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'digits': digits}
-TOLERANCE = 1e-3  # relative, of every term of both losses at equal weights and draws
+# Of every term of both losses at equal weights and draws: relative, to at least a hundredth of the
+# loss.
+TOLERANCE = 1e-3
 # Generator and student steps of a round, in the proportion of the published settings.
 ROUNDS = {'cpsc': '6+5', 'nayer': '3+20'}
 
@@ -69,6 +75,7 @@ def arguments() -> argparse.Namespace:
         '--part-seconds', type=float, default=2.0, help='timed, for each part of each side; 0: none'
     )
     add('--threads', type=int, help='CPU cores to use; all if not given')
+    add('--devices', type=int, default=1, help='more: as a side of its own; virtual ones of a CPU')
     add('--parallel', choices=('jit', 'shard_map'), default='shard_map', help='config.parallel')
     add('--compile', action='store_true', help='torch.compile as well, as a third side')
     add('--output', help='folder for the table (.md) and all that was measured (.json)')
@@ -165,8 +172,9 @@ def check(library: ours.Steps, theirs: plain_torch.Steps) -> dict[str, float]:
             draws = tuple(to_torch(x, theirs.device) for x in library.draws(kind, index))
             found = library.step(kind, index)
             wanted = {k: float(v) for k, v in getattr(theirs, f'{kind}_step')(draws).items()}
+            least = 1e-2 * abs(wanted['loss'])
             error = {
-                name: abs(found[name] - wanted[name]) / max(abs(wanted[name]), 1e-2)
+                name: abs(found[name] - wanted[name]) / max(abs(wanted[name]), least)
                 for name in wanted.keys() - {'hit', 'agreement'}
             }
             error = {name: math.inf if math.isnan(e) else e for name, e in error.items()}
@@ -185,23 +193,28 @@ def check(library: ours.Steps, theirs: plain_torch.Steps) -> dict[str, float]:
 
 
 def time_steps(
-    args: argparse.Namespace, library: ours.Steps, sides: dict[str, plain_torch.Steps], kind: str
+    args: argparse.Namespace,
+    libraries: list[ours.Steps],
+    sides: dict[str, plain_torch.Steps],
+    kind: str,
 ) -> dict[str, Any]:
     """Steps of a kind, or rounds, on every side: images/s, and ratios to eager PyTorch."""
-    phase, rounds_too = library.config.phases[0], kind == 'round'
-    make = library.round if rounds_too else functools.partial(library.stepwise, kind)
+    phase, rounds_too = libraries[0].config.phases[0], kind == 'round'
     make_torch = torch_round if rounds_too else torch_block
     what = phase if rounds_too else kind
-    warm = make(1)
-    first = ours.time_block(warm)
-    one = min(ours.time_block(warm) for _ in range(2))
-    times = max(1, min(100, round(args.block_seconds / one)))
-    name = 'dfkd_jax' if rounds_too else 'dfkd_jax, step by step'
-    blocks = {name: make(times)}
-    compiling = {name: first - one if rounds_too else library.programs[kind].seconds}
-    if library.plan.fused and not rounds_too:
-        name = 'dfkd_jax, scan of steps'
-        blocks[name], compiling[name] = library.fused(kind, times)
+    times, blocks, compiling = 0, {}, {}
+    for library, devices in zip(libraries, ('', f', {args.devices} devices')):
+        make = library.round if rounds_too else functools.partial(library.stepwise, kind)
+        warm = make(1)
+        first = ours.time_block(warm)
+        one = min(ours.time_block(warm) for _ in range(2))
+        times = times or max(1, min(100, round(args.block_seconds / one)))
+        name = f'dfkd_jax{"" if rounds_too else ", step by step"}{devices}'
+        blocks[name] = make(times)
+        compiling[name] = first - one if rounds_too else library.programs[kind].seconds
+        if library.plan.fused and not rounds_too:
+            name = f'dfkd_jax, scan of steps{devices}'
+            blocks[name], compiling[name] = library.fused(kind, times)
     for name, steps in sides.items():
         blocks[name] = make_torch(steps, what, times)
         first, second = (ours.time_block(make_torch(steps, what, 1)) for _ in range(2))
@@ -442,18 +455,23 @@ def main() -> None:
         print(f'warning: load average {result["load_before"][0]:.1f} on {result["cores"]} cores; '
               'wait for an idle machine to report numbers.', file=sys.stderr)  # fmt: skip
     config = make_config(args)
-    library = ours.Steps(config)
+    libraries = [ours.Steps(config, n) for n in sorted({1, args.devices})]
+    library = libraries[0]
     sides = {'PyTorch, eager': torch_side(library, device)}
     if args.compile:
         sides['PyTorch, torch.compile'] = torch_side(library, device, compiled=True)
     eager = sides['PyTorch, eager']
     result['deviation'] = check(library, eager)
     result['steps'] = {
-        kind: time_steps(args, library, sides, kind) for kind in ('generator', 'student', 'round')
+        kind: time_steps(args, libraries, sides, kind) for kind in ('generator', 'student', 'round')
     }
     result['whole'] = {
         kind: {
-            'jax': min(x['milliseconds_per_step'] for name, x in timed.items() if 'jax' in name),
+            'jax': min(
+                x['milliseconds_per_step']
+                for name, x in timed.items()
+                if 'jax' in name and 'devices' not in name
+            ),
             'torch': timed['PyTorch, eager']['milliseconds_per_step'],
             'gflop': library.programs[kind].gflop,
             'gbyte': library.programs[kind].gbyte,
