@@ -18,6 +18,7 @@ from dfkd_jax import build, data, real, teach
 from dfkd_jax.contract import ConfigError, Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.methods import METHODS, diffdfkd
+from dfkd_jax.models import layers
 
 NAMES = sorted(
     path.stem
@@ -74,8 +75,9 @@ def test_builds(name, argument):
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('name', NAMES)
-def test_steps_keep_the_state_at_true_size(name, method):
+def test_steps_keep_the_state_at_true_size(monkeypatch, name, method):
     """Shapes only: every step of the real networks and batches."""
+    monkeypatch.setattr(layers, 'MOST_PARTS', 1)  # quicker to trace
     config = get_config(name, method)
     config.parallel = 'jit'
     run = build.build(config)
