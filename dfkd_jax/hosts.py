@@ -224,19 +224,20 @@ def join(settings: Any) -> None:
         return
     host, _, port = address.rpartition(':')
     host = host.strip('[]')
-    _group.number, _group.count, _group.silent = number, count, settings.silent_seconds
-    if first():
-        _group.lines = _called(int(port), count, settings)
+    if number == 0:
+        lines = _called(int(port), count, settings)
         # The port that was told is of the lines; JAX's own service takes a free one.
         service = f'127.0.0.1:{_free_port()}'
-        for line in _group.lines.values():
+        for line in lines.values():
             line.send(service=service.rpartition(':')[2])
     else:
         line = _call((host, int(port)), number, count, settings)
-        _group.lines = {0: line}
+        lines = {0: line}
         service = f'127.0.0.1:{_relayed(host, int(line.receive()["service"]))}'
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
-    for other, line in _group.lines.items():
+    _group.number, _group.count, _group.lines = number, count, lines
+    _group.silent = settings.silent_seconds
+    for other, line in lines.items():
         line.connection.settimeout(None)
         threading.Thread(target=_listen, args=(other, line), daemon=True).start()
     threading.Thread(target=_watch, daemon=True).start()
