@@ -47,6 +47,10 @@ class _Line:
         with self.writing:
             self.connection.sendall(json.dumps(message).encode() + b'\n')
 
+    def close(self) -> None:
+        self.reader.close()
+        self.connection.close()
+
     def receive(self) -> dict[str, Any]:
         """The next message.  Raises OSError where the line is cut."""
         text = self.reader.readline()
@@ -315,7 +319,7 @@ def _called(port: int, count: int, settings: Any) -> dict[int, _Line]:
                 call = line.receive()
                 number, number_of = int(call['process']), int(call['of'])
             except (OSError, ValueError, KeyError, TypeError):
-                connection.close()  # a stranger
+                line.close()  # a stranger
                 continue
             if number_of != count or number in lines or not 0 < number < count:
                 what = (
@@ -334,6 +338,7 @@ def _refuse(lines: dict[int, _Line], why: str) -> NoReturn:
     for line in lines.values():
         with contextlib.suppress(OSError):
             line.send(refused=why)
+        line.close()
     raise HostError(why)
 
 
@@ -349,9 +354,12 @@ def _call(address: tuple[str, int], number: int, count: int, settings: Any) -> _
             line.send(process=number, of=count)
             reply = line.reader.peek(1)
             if not reply:
-                raise ConnectionError
+                line.close()
+                raise ConnectionError('it hung up')
             if reply.startswith(b'{"refused'):
-                raise HostError(str(line.receive()['refused']))
+                why = str(line.receive()['refused'])
+                line.close()
+                raise HostError(why)
             return line
         except OSError as error:
             if time.monotonic() >= deadline:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from together import free_port, together
 
 from configs import common, digits
 from dfkd_jax import build, checkpoint, hosts, metrics
+from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
-ROUNDS = 24
+ROUNDS = 60
 RUN = [
     '--config=configs/digits.py:noise,smoke', '--config.data.image_size=32',
     '--config.teacher.model=lenet5', '--config.student.model=lenet5_half',
@@ -38,9 +41,9 @@ def arguments(tmp_path_factory) -> list[str]:
     config.data.image_size, config.teacher.model = 32, 'lenet5'
     module = build.make_classifier(config, 'lenet5')
     variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
-    folder = tmp_path_factory.mktemp('teacher')
-    build.save_network(folder, 'lenet5', variables, config)
-    return [*RUN, f'--config.teacher.checkpoint={folder}']
+    place = tmp_path_factory.mktemp('teacher')
+    build.save_network(place, 'lenet5', variables, config)
+    return [*RUN, f'--config.teacher.checkpoint={place}']
 
 
 @pytest.fixture(scope='module')
@@ -105,9 +108,6 @@ def test_a_word_to_one_process_stops_all_and_any_number_of_devices_continues(
     workdir = tmp_path / 'run'
     with together(arguments, workdir, 2) as group:
         group.until(at_row(workdir, 4))
-        with together(arguments, workdir, 1, 1) as intruder:
-            assert intruder.wait() == [1]
-            assert 'another process is running in' in intruder.said()
         group.processes[1].send_signal(signal.SIGTERM)
         assert group.wait() == [0, 0], group.said()
         assert 'stopped and saved after round' in group.said(0)
@@ -118,6 +118,18 @@ def test_a_word_to_one_process_stops_all_and_any_number_of_devices_continues(
             assert group.wait() == [0], group.said()
             assert 'continuing after round' in group.said()
         assert_equal(copy, ended(2, 2), 1e-5)
+
+
+def test_a_workdir_in_use_ends_all_processes_with_the_reason(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    workdir = tmp_path / 'run'
+    config = digits.get_config('noise,smoke')
+    with folder.claim(workdir, config), together(arguments, workdir, 2) as group:
+        assert group.wait() == [1, 1], group.said()
+        for number in range(2):
+            assert f'another process is running in {workdir}' in group.said(number)
+            assert 'Traceback' not in group.said(number)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +174,6 @@ def test_who_does_not_come_is_named() -> None:
 
 
 def test_a_port_in_use_and_another_number_of_processes_are_told() -> None:
-    import socket
-    import threading
-
     with socket.create_server(('', 0)) as taken:
         with pytest.raises(ConfigError, match='cannot listen on port'):
             hosts.join(group_of(2, 0, taken.getsockname()[1]))

@@ -48,6 +48,7 @@ def main() -> None:
                 started = time.monotonic()
                 rows = list(measure(size, method, devices))
                 keep(Path(arguments.output), rows)
+                page(Path(arguments.output), Path('experiments/scaling.md'))
                 print(size, method, devices, f'{time.monotonic() - started:.0f} s', flush=True)
 
 
@@ -114,6 +115,54 @@ def reduced(text: str) -> tuple[int, int]:
             for kind, sides in re.findall(r'\b(\w+)\[([\d,]*)\]', match[1]):
                 total += BYTES[kind] * int(np.prod([int(n) for n in sides.split(',') if n]))
     return count, total
+
+
+# Vendors' figures a chip: peak bf16 FLOP/s, and bytes/s between chips that are far apart.
+CHIPS = {
+    'v5e': (197e12, 200e9),
+    'H200 in a host': (989e12, 450e9),
+    'H200 over hosts': (989e12, 50e9),
+}
+SHARE = 0.3  # of the peak that steps reach: assumed
+LATENCY = 10e-6  # seconds of a sum however small: assumed
+
+
+def page(path: Path, text: Path) -> None:
+    """Fills the page's table from the measured rows, between its marks."""
+    runs: dict[tuple[str, str], dict[int, list[dict[str, str]]]] = {}
+    for row in csv.DictReader(path.open()):
+        by_devices = runs.setdefault((row['size'], row['method']), {})
+        by_devices.setdefault(int(row['devices']), []).append(row)
+    lines = [
+        '| | devices | TFLOP a device | of 1/n | sums | MB in sums | of it gradients '
+        '| n, v5e | n, H200 in a host | n, H200 over hosts |',
+        '|---|---|---|---|---|---|---|---|---|---|',
+    ]
+
+    def total(rows: list[dict[str, str]], column: str) -> float:
+        return sum(int(row['times']) * float(row[column]) for row in rows)
+
+    for (size, method), found in runs.items():
+        alone = min(found)
+        work = alone * 1e9 * total(found[alone], 'gflop')
+        for devices, rows in sorted(found.items()):
+            mega, sums = total(rows, 'mbyte'), total(rows, 'sums')
+            flops = 1e9 * total(rows, 'gflop')
+            counts = [
+                0.1 * work / (peak * SHARE) / (2 * 1e6 * mega / speed + sums * LATENCY)
+                for peak, speed in CHIPS.values()
+            ]
+            cells = [
+                f'{size}, {method}', devices, f'{flops / 1e12:.4g}',
+                f'{flops * devices / work:.3f}',
+                f'{sums:.0f}', f'{mega:.4g}', f'{total(rows, "gradient_mbyte"):.4g}',
+                *(f'{count:.2g}' for count in counts),
+            ]  # fmt: skip
+            lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    before, _, rest = text.read_text().partition('<!-- table -->\n')
+    after = rest.partition('<!-- end -->')[2]
+    table = '\n'.join(lines)
+    text.write_text(f'{before}<!-- table -->\n{table}\n<!-- end -->{after}')
 
 
 def keep(path: Path, rows: list[dict[str, Any]]) -> None:
