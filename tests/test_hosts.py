@@ -23,7 +23,7 @@ from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
-ROUNDS = 60
+ROUNDS = 24
 RUN = [
     '--config=configs/digits.py:noise,smoke', '--config.data.image_size=32',
     '--config.teacher.model=lenet5', '--config.student.model=lenet5_half',
