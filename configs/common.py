@@ -40,13 +40,28 @@ def run(method: str) -> ConfigDict:
         dict(
             method=method,
             seed=0,
-            parallel='shard_map',  # jit (one device) / pmap / shard_map (all devices of the host)
+            parallel='shard_map',  # jit (one device) / pmap / shard_map (all, of all hosts)
+            distributed=distributed(),
             dtype='float32',  # of activations: float32 / bfloat16; weights, statistics, losses stay
             log_every_rounds=50,
             eval_every_rounds=50,
             save_every_rounds=50,
             eval_batch_size=500,
             keep_checkpoints=2,
+        )
+    )
+
+
+def distributed() -> ConfigDict:
+    """Several processes as one run, each started with the same command and a `process_id`."""
+    return ConfigDict(
+        dict(
+            coordinator='',  # HOST:PORT, a free port on process 0's host; '': one process
+            num_processes=0,
+            process_id=-1,
+            auto=False,  # find the three in the environment: Slurm, Cloud TPU, Open MPI, Kubernetes
+            join_seconds=300.0,  # how long to wait for all to come
+            silent_seconds=60.0,  # after which a process that says nothing is gone
         )
     )
 

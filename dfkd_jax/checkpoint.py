@@ -3,7 +3,8 @@
 A run's state is saved whole and restored bit for bit; a process killed at any moment leaves the
 last whole checkpoint readable.  What is on disk does not depend on devices: arrays are copied to
 the host before saving and restored there, so a run may continue on another number of devices, and
-a state may be donated as soon as `Checkpoints.save` returns.
+a state may be donated as soon as `Checkpoints.save` returns.  Of several processes, which all have
+the whole state, the first saves it; all read it, from the folder that they share.
 
 A model folder holds one network's weights, a teacher's for instance: ``variables.safetensors``
 (names like ``params/conv1/kernel``) and ``model.json`` (what the weights are).
@@ -30,7 +31,7 @@ import safetensors.numpy
 from absl import logging
 from flax import traverse_util
 
-from dfkd_jax import untrusted
+from dfkd_jax import hosts, untrusted
 
 T = TypeVar('T')
 VARIABLES = 'variables.safetensors'
@@ -64,12 +65,19 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True,  # what a process killed while saving left behind
+            # What a process killed while saving left behind.
+            cleanup_tmp_directories=hosts.first(),
             # Synchronous: after `save` returns the state may be donated, and is on disk.
             enable_async_checkpointing=False,
             # Otherwise one unreadable step would fail the opening of the whole directory.
             lightweight_initialize=True,
+            # By itself orbax would have all processes save and wait for one another; only what
+            # `hosts` agrees on is done here, by this process alone.
+            multiprocessing_options=_alone() if hosts.several() else _TOGETHER,
+            create=not hosts.several(),
         )
+        if hosts.several():
+            hosts.by_first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -89,6 +97,9 @@ class Checkpoints:
         Raises CheckpointError when a later round is already saved: the run was not resumed from it;
         and where it cannot be written, with the checkpoints before it as they were.
         """
+        hosts.by_first(lambda: self._save(round, state, progress))
+
+    def _save(self, round: int, state: Any, progress: Mapping[str, Any]) -> None:
         latest = self._manager.latest_step()
         if latest == round:
             return
@@ -126,14 +137,27 @@ class Checkpoints:
         one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout or
         another version's, which stays, and where there are checkpoints but none can be read.
         """
+        found = hosts.by_first(lambda: self._newest(like))
+        step = hosts.told(found.round if found else None)
+        if step is None or hosts.first():
+            return found
+        try:
+            state, record = self._state(step, like), self._record(step)
+        except Exception as error:  # of orbax or tensorstore
+            raise hosts.HostError(
+                f'{hosts.name()} cannot read {self.directory / str(step)}, which process 0 reads '
+                f'({_reason(error)}): put --workdir where all hosts see one folder.'
+            ) from error
+        return Restored(step, state, record['progress'])
+
+    def _newest(self, like: T) -> Restored | None:
         broken = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             intact = False
             try:
                 # First, since a read that fails inside orbax floods the terminal with tracebacks.
                 intact = _check_files(self.directory / str(step))
-                args = ocp.args.Composite(record=ocp.args.JsonRestore())
-                record = self._manager.restore(step, args=args).record
+                record = self._record(step)
                 if record.get('format', 1) != FORMAT:
                     raise ValueError(f'its format is {record["format"]}, here {FORMAT}')
                 self._check_layout(step, record['layout'], _layout(like))
@@ -157,6 +181,10 @@ class Checkpoints:
                 'again with the same command to begin anew.'
             )
         return None
+
+    def _record(self, step: int) -> Any:
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).record
 
     def _state(self, step: int, like: T) -> T:
         # Zeros broadcast from one scalar: the shapes cost no memory.
@@ -201,6 +229,16 @@ class Checkpoints:
             target,
         )
         return target.name
+
+
+_TOGETHER = ocp.options.MultiprocessingOptions()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process_{me}'
+    )
 
 
 def _reason(error: Exception) -> str:

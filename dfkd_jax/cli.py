@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dfkd_jax import build
+from dfkd_jax import build, hosts
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The run: FILE[:method[,flag...]], a file of configs/.', lock_config=True
@@ -18,6 +20,7 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make, or to continue in.')
 flags.mark_flag_as_required('config')
 CONTINUES = 'What was saved is whole: the same command continues from it.'
+EXPECTED_ERRORS = (*build.EXPECTED_ERRORS, hosts.HostError)
 
 
 def launch(job: Callable[[Any, str | None], Any]) -> None:
@@ -39,15 +42,33 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
         except OSError as error:
             sys.exit(f'error: {" ".join(str(error).split())}')
         try:
+            if 'distributed' in CONFIG.value:
+                hosts.join(CONFIG.value.distributed)
             job(CONFIG.value, WORKDIR.value)
-        except build.EXPECTED_ERRORS as error:
-            sys.exit(f'error: {error}')
+            hosts.leave()
+        except EXPECTED_ERRORS as error:
+            _exit(str(error))
         except OSError as error:
-            sys.exit(f'error: {error}. {CONTINUES}')
+            _exit(f'{error}. {CONTINUES}')
         except KeyboardInterrupt:
-            sys.exit(f'error: interrupted at once. {CONTINUES}')
+            _exit(f'interrupted at once. {CONTINUES}')
+        except jax.errors.JaxRuntimeError:
+            if not hosts.several():
+                raise
+            hosts.wait_for_the_end()
+        except Exception as error:
+            if hosts.several():  # or the others would wait for this one
+                traceback.print_exc()
+                _exit(f'{type(error).__name__}: {error}')
+            raise
 
     app.run(main, flags_parser=_parse)
+
+
+def _exit(why: str) -> NoReturn:
+    if hosts.several():
+        hosts.fail(why)
+    sys.exit(f'error: {why}')
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -22,8 +22,10 @@ def over(
     stored order, compiled once.
     """
 
-    def normalised(variables: Any, images: jax.Array) -> jax.Array:
-        return fn(variables, data.normalise(images, facts.mean, facts.std))
+    def normalised(variables: Any, batch: Any) -> Any:
+        images, label = batch
+        # The labels too, since a process reads only those of its own images.
+        return fn(variables, data.normalise(images, facts.mean, facts.std)), label
 
     compiled = plan.predict(normalised)
 
@@ -33,12 +35,15 @@ def over(
         batch_size += -batch_size % plan.shards.size  # rows divide over the devices
         # Every batch is under way before the first answer is waited for.
         pending = [
-            (compiled(variables, batch.image), batch.label, batch.valid)
-            for batch in dataset.batches(batch_size)
+            compiled(variables, (batch.image, batch.label))
+            for batch in dataset.batches(batch_size, plan.rows(batch_size))
         ]
-        said = [np.asarray(answer)[valid] for answer, _, valid in pending]
-        label = [label[valid] for _, label, valid in pending]
-        return np.concatenate(said), np.concatenate(label)
+        # The last batch is filled up at its end.
+        said, label = (
+            np.concatenate([np.asarray(found[i]) for found in pending])[: dataset.size]
+            for i in range(2)
+        )
+        return said, label
 
     return call
 

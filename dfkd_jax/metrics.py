@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dfkd_jax import checkpoint
+from dfkd_jax import checkpoint, hosts
 
 FILE = 'metrics.csv'
 EVENTS = 'tensorboard'
@@ -31,14 +31,18 @@ class Writer:
 
     resume_round: the round the run continues after.  Rows of later rounds, written by a run that
     was killed before it saved them, are dropped; so write a round's row before its checkpoint.
+    Of several processes the first writes, and the others' writers do nothing.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], resume_round: int = 0):
         workdir = Path(workdir)
+        self._columns = ['round']
+        self._events: _Events | None = None
+        if not hosts.first():
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / FILE
         rows = [row for row in _read_rows(self._path) if int(row['round']) <= resume_round]
-        self._columns = ['round']
         self._rewrite(rows)
         self._events = _Events(workdir / EVENTS, resume_round)
 
@@ -49,7 +53,8 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def write(self, round: int, values: Mapping[str, Any]) -> None:
         """Adds the row of `round`; on return it survives a kill of the process.
@@ -57,6 +62,8 @@ class Writer:
         values: column -> number (None or absent: an empty cell).  A column not seen before is added
         to the file.
         """
+        if self._events is None:
+            return
         row = {'round': str(round)} | {name: _cell(value) for name, value in values.items()}
         if row.keys() <= set(self._columns):
             with open(self._path, 'a', newline='') as file:

@@ -30,6 +30,7 @@ from dfkd_jax import (
     data,
     disk_bank,
     evaluate,
+    hosts,
     labels,
     metrics,
     report,
@@ -110,7 +111,11 @@ def distil(
         's/kd': history['loss'],
     }
     shown = _shown(bank, total, run)
-    results.leave(workdir, config, run.facts, student, shown, history, summary, unit='epochs')
+    hosts.by_first(
+        lambda: results.leave(
+            workdir, config, run.facts, student, shown, history, summary, unit='epochs'
+        )
+    )
     print(
         f'student {name}: last {facts["accuracy"]:.2f} %, best {facts["best_accuracy"]:.2f} %, '
         f'agreement with the teacher {summary["agreement_with_teacher"]:.2f} %, '
@@ -130,11 +135,13 @@ def synthesise(
 ) -> float | None:
     """Fills ``workdir/bank``; returns the seconds it took in all, None when asked to stop."""
     bank, place, total = workdir / 'bank', workdir / 'synthesis', diffdfkd.trajectories(config)
-    done, per_row = disk_bank.count(bank), config.log_every_rounds
+    done, per_row = hosts.told(disk_bank.count(bank)), config.log_every_rounds
     timer = place / 'seconds.json'
     cure = 'Remove it: the seconds until now are then not counted.'
-    before = checkpoint.read_json(timer, cure).get('seconds', 0.0) if timer.exists() else 0.0
-    recover(place, bank, done, per_row, total)
+    before = 0.0
+    if hosts.told(timer.exists()):
+        before = checkpoint.read_json(timer, cure).get('seconds', 0.0)
+    hosts.by_first(lambda: recover(place, bank, done, per_row, total))
     if done >= total:
         return before
     frozen = run.plan.replicate(Frozen(teacher=teacher, extra=conditions(config, run)))
@@ -145,7 +152,7 @@ def synthesise(
     phase = ConfigDict(dict(rounds=total, loops=1, g_steps=guided_steps(config), s_steps=0))
     trajectory = make_round(run.method, phase, run.plan)
     learn = learner(config, workdir, run, frozen.teacher, interrupted)
-    disk_bank.describe(bank, description(config))
+    hosts.by_first(lambda: disk_bank.describe(bank, description(config)))
     if done:
         print(f'continuing after trajectory {done} of {total}', flush=True)
     # What the batches since the last row of metrics.csv measured lies beside their images.
@@ -164,11 +171,13 @@ def synthesise(
             [row] = results.finite([row], done + 1, UNSTABLE.format(bank=bank))
             image = _kept_images(config, state.extra, diffdfkd.kept(config, done))
             label = np.full(len(image), done % config.data.num_classes)
-            disk_bank.write(bank, done, image, label, config.seed, row)
+            seconds = time.monotonic() - started
+            if hosts.first():
+                disk_bank.write(bank, done, image, label, config.seed, row)
+                timing = {'trajectories': done + 1, 'seconds': seconds}
+                checkpoint.write_json(timer, timing)
             done += 1
             pending.append(row)
-            seconds = time.monotonic() - started
-            checkpoint.write_json(timer, {'trajectories': done, 'seconds': seconds})
             if done % per_row == 0 or done == total:
                 row = {name: float(np.mean([r[name] for r in pending])) for name in row}
                 writer.write(done, {'seconds': seconds, **row})
@@ -262,9 +271,10 @@ def learner(
             return None
         learnt = past[-1]
         # A whole student is there: what it took to train it, and those long before, are not needed.
-        shutil.rmtree(at / 'checkpoints', ignore_errors=True)
-        for number in past[:-2]:
-            shutil.rmtree(place / f'{number:06d}', ignore_errors=True)
+        if hosts.first():
+            shutil.rmtree(at / 'checkpoints', ignore_errors=True)
+            for number in past[:-2]:
+                shutil.rmtree(place / f'{number:06d}', ignore_errors=True)
         return checkpoint.load_model(at)[1]
 
     return learn

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dfkd_jax import build, checkpoint, data, evaluate, metrics, report, results, teach
+from dfkd_jax import build, checkpoint, data, evaluate, hosts, metrics, report, results, teach
 
 METHOD = 'kd'  # as a method of the command line, and as a role of `teach`
 
@@ -64,7 +64,11 @@ def distil(
     )
     curves = {'round': history['round'], 's/kd': history['loss']}
     curves['student_accuracy'] = history['test_accuracy']
-    results.leave(workdir, config, test.facts, student, None, curves, summary, unit='epochs')
+    hosts.by_first(
+        lambda: results.leave(
+            workdir, config, test.facts, student, None, curves, summary, unit='epochs'
+        )
+    )
     print(
         f'student {config.student.model}: last {facts["accuracy"]:.2f} %, best '
         f'{facts["best_accuracy"]:.2f} %, agreement with the teacher '

@@ -32,6 +32,7 @@ from dfkd_jax import (
     contract,
     data,
     evaluate,
+    hosts,
     losses,
     metrics,
     parallel,
@@ -71,7 +72,7 @@ def run(
     if it had never stopped.  Returns ``{}`` when asked to stop, after saving.
     Raises ConfigError and DataError as `build.build` does.
     """
-    if (Path(workdir) / checkpoint.FACTS).exists():
+    if hosts.told((Path(workdir) / checkpoint.FACTS).exists()):
         return checkpoint.load_model(workdir)[0]
     name = config.teacher.model if role == 'teacher' else config.student.model
     build.check_numbers(config)
@@ -132,7 +133,7 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
             f'config.{group}.steps is not positive.'
         )
     tx = optimiser(recipe, epoch_steps)
-    step = plan.compile(make_step(module, teacher, tx, recipe, facts, plan.shards))
+    step = plan.compile_rows(make_step(module, teacher, tx, recipe, facts, plan.shards))
     return Training(plan, recipe, name, whole, tx, step, epoch_steps)
 
 
@@ -155,7 +156,7 @@ def fit(
     start: the variables to begin with; None: newly drawn ones.
     seed: of weights, batches and augmentation; None: the config's.
     """
-    if (Path(workdir) / checkpoint.FACTS).exists():
+    if hosts.told((Path(workdir) / checkpoint.FACTS).exists()):
         return checkpoint.load_model(workdir)[0]
     seed = config.seed if seed is None else seed
     workdir, (plan, recipe, name, whole, tx, step, epoch_steps) = Path(workdir), training
@@ -181,7 +182,8 @@ def fit(
             state = State(jnp.zeros((), jnp.int32), net)
         state = plan.replicate(state)
         started = time.monotonic() - progress['seconds']
-        batches = train.shuffled(recipe.batch_size, seed, start=epoch * epoch_steps)
+        mine = plan.rows(recipe.batch_size)
+        batches = train.shuffled(recipe.batch_size, seed, epoch * epoch_steps, mine)
         print(f'training {name} on {train.size} images of {train.facts.name} ({role})', flush=True)
         if epoch:
             print(f'continuing after epoch {epoch} of {recipe.epochs}', flush=True)
@@ -191,7 +193,7 @@ def fit(
                 rows = []
                 # The range first: zip must not draw the batch after the last.
                 for _, batch in zip(range(epoch_steps), batches, strict=False):
-                    inputs = (batch.image, batch.label, key_steps)
+                    inputs = ((batch.image, batch.label), key_steps)
                     state, row = step(frozen, state, inputs)
                     rows.append(row)
                 epoch += 1
@@ -221,12 +223,12 @@ def fit(
     if epoch < recipe.epochs:
         print(f'stopped and saved after epoch {epoch} of {recipe.epochs}', flush=True)
         return {}
-    build.save_network(
+    hosts.by_first(lambda: build.save_network(
         workdir, name, jax.device_get(state.net.variables), config,
         role=role, accuracy=progress['last'], best_accuracy=progress['best'],
         epochs=epoch, seed=seed, seconds=round(progress['seconds'], 2),
         device=folder.device(), versions=folder.versions(), recipe=checkpoint.plain(recipe),
-    )  # fmt: skip
+    ))  # fmt: skip
     return checkpoint.load_model(workdir)[0]
 
 
@@ -257,21 +259,22 @@ def make_step(
 ) -> Callable:
     """One update on a batch of images, of any size if `random_resized_crop` cuts them.
 
-    The step is ``(teacher variables, state, (images [B, H, W, C] uint8, labels [B], key))``; the
-    loss is cross entropy or, with a teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
+    The step is ``(teacher variables, state, ((images [B, H, W, C] uint8, labels [B]), key))``, of
+    the rows of this shard (`Plan.compile_rows`).  The loss is cross entropy or, with a teacher,
+    ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
     """
     black = -jnp.asarray(facts.mean) / jnp.asarray(facts.std)
 
     def step(frozen: Any, state: State, inputs: Any) -> tuple[State, dict[str, Array]]:
-        images, label, key = inputs
+        (images, label), key = inputs
         key_crop, key_flip = jax.random.split(jax.random.fold_in(key, state.step))
-        total = images.shape[0]
-        label = shards.share(label)
-        pixel = shards.share(images)
+        total, pixel = shards.size * images.shape[0], images
         if recipe.shade or recipe.cutmix:
             key_crop, key_mix = jax.random.split(key_crop)
-            whole = augment.draw_mixture(key_mix, images.shape, recipe.shade, recipe.cutmix)
-            other = shards.share(jnp.roll(images, 1, axis=0)).astype(jnp.float32) / 255
+            whole = augment.draw_mixture(
+                key_mix, (total, *images.shape[1:]), recipe.shade, recipe.cutmix
+            )
+            other = shards.before(images).astype(jnp.float32) / 255
             mixture = jax.tree.map(shards.share, whole)
             pixel = 255 * augment.mix(pixel.astype(jnp.float32) / 255, other, mixture)
         x = data.normalise(pixel, facts.mean, facts.std)

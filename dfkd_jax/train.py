@@ -14,7 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import build, checkpoint, data, evaluate, metrics, offline, real, results, teach
+from dfkd_jax import (
+    build,
+    checkpoint,
+    data,
+    evaluate,
+    hosts,
+    metrics,
+    offline,
+    real,
+    results,
+    teach,
+)
 from dfkd_jax import workdir as folder
 from dfkd_jax.contract import ConfigError, Frozen
 from dfkd_jax.rounds import make_round
@@ -30,11 +41,11 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     where config, data or teacher do not fit, and when a loss stops being finite.
     """
     run = real.prepare(config) if config.method == real.METHOD else build.build(config)
-    workdir = Path(workdir or folder.default(config))
+    workdir = Path(hosts.told(str(workdir or folder.default(config))))
     test = data.load(config.data, 'test')
     with folder.claim(workdir, config), folder.Interruption() as interrupted:
         print(f'workdir {workdir}', flush=True)
-        if (workdir / results.SUMMARY).exists():
+        if hosts.told((workdir / results.SUMMARY).exists()):
             print('the run there is finished; for another, choose another --workdir', flush=True)
             cure = 'Remove it: the same command writes it again.'
             return checkpoint.read_json(workdir / results.SUMMARY, cure)
@@ -78,11 +89,13 @@ def _kept(workdir: Path, table: Any) -> Any:
     path = workdir / TABLE
     if not np.size(table):  # a method without
         return table
-    if not path.exists():
+    if not hosts.told(path.exists()):
         content = io.BytesIO()
         np.save(content, table)
-        checkpoint.write_bytes(path, content.getvalue())
-        return table
+        hosts.by_first(lambda: checkpoint.write_bytes(path, content.getvalue()))
+        # An encoder elsewhere may differ in its last bits: with several processes, all read it.
+        if not hosts.several():
+            return table
     try:
         kept = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -199,8 +212,12 @@ def _distil(
         images_distilled=distilled,
         teacher_queries=queries[-1],
     )
-    student, history = jax.device_get(state.student.variables), metrics.read(workdir)
-    results.leave(workdir, config, run.facts, student, samples, history, summary)
+    student, samples = jax.device_get((state.student.variables, samples))
+    hosts.by_first(
+        lambda: results.leave(
+            workdir, config, run.facts, student, samples, metrics.read(workdir), summary
+        )
+    )
     print(
         f'student {config.student.model}: last {progress["last"]:.2f} %, best '
         f'{progress["best"]:.2f} %, agreement with the teacher {progress["agreement"]:.2f} %, '

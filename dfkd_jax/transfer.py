@@ -234,7 +234,7 @@ def finetune(
     recipe = recipe._replace(flip=flip, crop_padding=padding)
     epoch_steps = train.size // recipe.batch_size
     tx = teach.optimiser(recipe, epoch_steps)
-    step = plan.compile(teach.make_step(module, None, tx, recipe, facts, plan.shards))
+    step = plan.compile_rows(teach.make_step(module, None, tx, recipe, facts, plan.shards))
     classify = evaluate.classifier(plan, module, facts)
 
     # Copies: a step donates its state, and the caller keeps the weights it gave.
@@ -243,13 +243,13 @@ def finetune(
     )
     net = contract.start(params, batch_stats, tx)
     state = plan.replicate(teach.State(jnp.zeros((), jnp.int32), net))
-    batches = train.shuffled(recipe.batch_size, seed)
+    batches = train.shuffled(recipe.batch_size, seed, rows=plan.rows(recipe.batch_size))
     history = []
     for epoch in range(1, recipe.epochs + 1):
         rows = []
         # The range first: zip must not draw the batch after the last.
         for _, batch in zip(range(epoch_steps), batches, strict=False):
-            state, row = step({}, state, (batch.image, batch.label, key))
+            state, row = step({}, state, ((batch.image, batch.label), key))
             rows.append(row['loss'])
         loss = float(np.mean(jax.device_get(rows)))
         if not np.isfinite(loss):

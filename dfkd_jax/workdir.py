@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from dfkd_jax import __version__, checkpoint
+from dfkd_jax import __version__, checkpoint, hosts
 from dfkd_jax.contract import ConfigError
 
 CONFIG, LOCK = 'config.json', 'lock'
@@ -36,7 +36,16 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
     fields that differ, where the folder holds something that is not a run, and where it cannot be
     written; CheckpointError where its config cannot be read.  A folder where nothing ran yet is
     taken over: a run that ended with a mistake in its config may be started again with another.
+    Of several processes the first holds it for all, and all must see it (HostError).
     """
+    with contextlib.ExitStack() as held:
+        hosts.by_first(lambda: held.enter_context(_hold(workdir, config)))
+        hosts.check_shared(workdir)
+        yield
+
+
+@contextlib.contextmanager
+def _hold(workdir: Path, config: Any) -> Iterator[None]:
     try:
         # `.tmp`: a file that a killed process was writing.
         contents = (
@@ -74,7 +83,11 @@ def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
         return
     # Through JSON, so that tuples and lists compare.
     there = checkpoint.read_json(path, 'Put a copy back, or choose another --workdir.')
-    found, here = _flat(there), _flat(json.loads(json.dumps(wanted)))
+    found, here = (
+        # A run may continue on other hosts.
+        {name: value for name, value in _flat(tree).items() if not name.startswith('distributed.')}
+        for tree in (there, json.loads(json.dumps(wanted)))
+    )
     differ = [
         f'config.{name} was {found.get(name, "absent")!r}, now {here.get(name, "absent")!r}'
         for name in sorted(found.keys() | here.keys())
@@ -114,7 +127,8 @@ class Interruption:
     >>> with Interruption() as interrupted:
     ...     while not interrupted(): ...
 
-    A second signal acts as if nobody had asked.
+    A second signal acts as if nobody had asked.  Of several processes, all must ask at the same
+    moments, and all learn what one was told.
     """
 
     def __enter__(self) -> Callable[[], bool]:
@@ -123,7 +137,7 @@ class Interruption:
             number: signal.signal(number, self._handle)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        return lambda: self.asked
+        return lambda: hosts.some(self.asked)
 
     def __exit__(self, *error: object) -> None:
         self._restore()

@@ -122,10 +122,10 @@ def plant_marks(mark: Callable[[str], None]) -> None:
         plan = make_plan(config)
 
         def compiled(step: Any) -> Any:
-            done = plan.compile(step)
+            done = plan.compile_rows(step)
             return marked(done, 'training') if 'make_step' in step.__qualname__ else done
 
-        return plan._replace(compile=compiled)
+        return plan._replace(compile_rows=compiled)
 
     # Where `teach` is the command, its own functions are not those of the module.
     rounds._steps, build.make_plan = marked_steps, planned

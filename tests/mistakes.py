@@ -37,6 +37,7 @@ from dfkd_jax import (
     cli,
     diffusion,
     disk_bank,
+    hosts,
     port,
     teach,
     train,
@@ -343,6 +344,17 @@ def shell(*arguments: str) -> Act:
     return act
 
 
+def join(**fields: Any) -> Act:
+    """A process of several, whose `config.distributed` has these fields."""
+
+    def act(folder: Folder) -> Any:
+        settings = digits.get_config().distributed
+        settings.update(fields)
+        return hosts.join(settings)
+
+    return act
+
+
 def preparing(*arguments: str) -> Act:
     return command(data_command.main, 'prepare', *arguments)
 
@@ -598,6 +610,17 @@ CASES: dict[str, dict[str, Act]] = {
             after(started(), write('run/summary.json', NESTED)), run()
         ),
     },
+    'several processes': {
+        'fields missing': join(coordinator='HOST0:9876'),
+        'an address without a port': join(coordinator='HOST0', num_processes=2, process_id=0),
+        'a port that is none': join(coordinator='HOST0:99999', num_processes=2, process_id=0),
+        'a process_id too large': join(coordinator='HOST0:9876', num_processes=2, process_id=2),
+        'fields beside auto': join(auto=True, num_processes=2),
+        'no time to join': join(join_seconds=0.0),
+        'process 0 that is not there': join(
+            coordinator='127.0.0.1:1', num_processes=2, process_id=1, join_seconds=0.2
+        ),
+    },
     'transfer': {
         'an unknown protocol': command(
             transfer.main, '--student=DIR', '--dataset=digits', '--protocol=prob'
@@ -640,7 +663,7 @@ def said(act: Act, folder: Folder) -> str:
     try:
         with contextlib.redirect_stderr(printed):
             act(folder)
-    except build.EXPECTED_ERRORS as error:
+    except cli.EXPECTED_ERRORS as error:
         text, cause = f'error: {error}', error.__cause__
     except SystemExit as end:
         lines = printed.getvalue().strip().splitlines()

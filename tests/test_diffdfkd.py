@@ -734,8 +734,8 @@ def stepped(shards: int = 1, **recipe: Any) -> tuple[teach.State, dict[str, Any]
     net = contract.start(variables['params'], variables['batch_stats'], tx)
     state = teach.State(jnp.zeros((), jnp.int32), net)
     images = np.random.default_rng(0).integers(0, 255, (8, size, size, 3)).astype(np.uint8)
-    inputs = (images, np.zeros(8, np.int32), jax.random.key(1))
-    return jax.device_get(plan.compile(step)(tiny.frozen().teacher, state, inputs))
+    inputs = ((images, np.zeros(8, np.int32)), jax.random.key(1))
+    return jax.device_get(plan.compile_rows(step)(tiny.frozen().teacher, state, inputs))
 
 
 @pytest.mark.parametrize(

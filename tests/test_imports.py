@@ -18,10 +18,22 @@ CONFIGS = sorted(ROOT.glob('configs/*.py'))
 
 # What each part may import of this package; a part is a module or a folder.
 RUN = {'augment', 'build', 'checkpoint', 'contract', 'data', 'evaluate', 'losses', 'methods'}
-RUN |= {'metrics', 'models', 'parallel', 'port', 'report', 'results', 'rounds', 'workdir', ''}
+RUN |= {
+    'hosts',
+    'metrics',
+    'models',
+    'parallel',
+    'port',
+    'report',
+    'results',
+    'rounds',
+    'workdir',
+    '',
+}
 INTERNAL = {
     '': {'models', 'port'},  # dfkd_jax/__init__.py: the public API
     'contract': set(),
+    'hosts': {'contract'},
     'parallel': set(),
     'losses': set(),
     'augment': set(),
@@ -33,17 +45,17 @@ INTERNAL = {
     | {'diffusion', 'generative'},
     'untrusted': set(),
     'data': {'data', 'untrusted'},
-    'checkpoint': {'untrusted'},
-    'metrics': {'checkpoint'},
+    'checkpoint': {'hosts', 'untrusted'},
+    'metrics': {'checkpoint', 'hosts'},
     'report': {'checkpoint', 'metrics'},
-    'workdir': {'', 'checkpoint', 'contract'},
+    'workdir': {'', 'checkpoint', 'contract', 'hosts'},
     'evaluate': {'contract', 'data', 'parallel'},
     'port': {'port', 'models', 'untrusted'},
     'labels': {'checkpoint', 'data', 'diffusion', 'untrusted'},
     'diffusion': {'diffusion', 'checkpoint', 'models', 'untrusted'},
     'build': {'checkpoint', 'contract', 'data', 'labels', 'methods', 'models', 'parallel', 'port'}
     | {'diffusion', 'disk_bank'},
-    'cli': {'build'},
+    'cli': {'build', 'hosts'},
     'teach': RUN | {'cli'},
     'rounds': {'contract', 'parallel'},
     'results': {'build', 'checkpoint', 'contract', 'data', 'port', 'report', 'workdir'},

@@ -41,6 +41,7 @@ from dfkd_jax.data.sets import Spec as Spec
 from dfkd_jax.data.sets import how_to_prepare, spec_of
 
 RESIZE = ('pad', 'resize', 'crop')
+EVERY = slice(None)  # row of a batch
 IN_MEMORY_BYTES = 2 * 2**30  # larger splits are decoded batch by batch
 
 # Indices [n] to images [n, H, W, C] uint8 and labels [n] int32.
@@ -79,22 +80,29 @@ class Dataset(NamedTuple):
     images: np.ndarray | None  # [size, H, W, C] uint8; None: too large, use `fetch`
     labels: np.ndarray | None  # [size] int32
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """One pass in stored order, in batches of one shape, so that evaluation compiles once."""
+    def batches(self, batch_size: int, rows: slice = EVERY) -> Iterator[Batch]:
+        """One pass in stored order, in batches of one shape, so that evaluation compiles once.
+
+        rows: which of every batch to read, the others being another process's.
+        """
         starts = range(0, self.size, batch_size)
-        chunks = (np.arange(i, min(i + batch_size, self.size)) for i in starts)
-        for image, label in self._read(chunks):
-            missing = batch_size - len(label)
+        number = len(range(batch_size)[rows])
+        chunks = (np.arange(i, i + batch_size)[rows] for i in starts)
+        for image, label in self._read(chunk[chunk < self.size] for chunk in chunks):
+            missing = number - len(label)
             yield Batch(
                 np.pad(image, ((0, missing), (0, 0), (0, 0), (0, 0))),
                 np.pad(label, (0, missing)),
-                np.arange(batch_size) < len(label),
+                np.arange(number) < len(label),
             )
 
-    def shuffled(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    def shuffled(
+        self, batch_size: int, seed: int, start: int = 0, rows: slice = EVERY
+    ) -> Iterator[Batch]:
         """Endless training batches from step `start` on; step i depends on (seed, i) alone.
 
         Every epoch has its own order and size // batch_size whole batches; the rest is left out.
+        rows: as in `batches`.
         """
         per_epoch = self.size // batch_size
         if not per_epoch:
@@ -110,9 +118,9 @@ class Dataset(NamedTuple):
                     epoch = step // per_epoch
                     order = np.random.default_rng((seed, epoch)).permutation(self.size)
                 first = step % per_epoch * batch_size
-                yield order[first : first + batch_size]
+                yield order[first : first + batch_size][rows]
 
-        valid = np.ones(batch_size, bool)
+        valid = np.ones(len(range(batch_size)[rows]), bool)
         for image, label in self._read(chunks()):
             yield Batch(image, label, valid)
 

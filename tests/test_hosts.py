@@ -1,0 +1,202 @@
+"""Several processes are one run: in numbers, in what they write, and in how they end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+from processes import at_row
+from together import free_port, together
+
+from configs import common, digits
+from dfkd_jax import build, checkpoint, hosts, metrics
+from dfkd_jax import workdir as folder
+from dfkd_jax.contract import ConfigError
+
+pytestmark = pytest.mark.usefixtures('fast_runs')
+ROUNDS = 24
+RUN = [
+    '--config=configs/digits.py:noise,smoke', '--config.data.image_size=32',
+    '--config.teacher.model=lenet5', '--config.student.model=lenet5_half',
+    '--config.synthesis.batch_size=16', '--config.synthesis.student_batch_size=16',
+    f'--config.phases[0].rounds={ROUNDS}', '--config.phases[0].s_steps=2',
+    '--config.log_every_rounds=2', '--config.eval_every_rounds=12',
+    '--config.save_every_rounds=4',
+]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def arguments(tmp_path_factory) -> list[str]:
+    """Of a run of seconds, whose teacher has never learnt anything."""
+    config = digits.get_config('noise,smoke')
+    config.data.image_size, config.teacher.model = 32, 'lenet5'
+    module = build.make_classifier(config, 'lenet5')
+    variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+    place = tmp_path_factory.mktemp('teacher')
+    build.save_network(place, 'lenet5', variables, config)
+    return [*RUN, f'--config.teacher.checkpoint={place}']
+
+
+@pytest.fixture(scope='module')
+def ended(arguments: list[str], tmp_path_factory) -> Callable[[int, int], Path]:
+    """The folder of a run that nothing disturbed, of so many processes of so many devices."""
+    made: dict[tuple[int, int], Path] = {}
+
+    def run(processes: int, devices: int) -> Path:
+        if (processes, devices) not in made:
+            workdir = tmp_path_factory.mktemp('whole') / f'{processes}x{devices}'
+            with together(arguments, workdir, processes, devices) as group:
+                assert group.wait() == [0] * processes, group.said()
+                if processes > 1:
+                    assert f'{processes} processes, {processes * devices} devices' in group.said(0)
+                    assert 'workdir' in group.said(0) and 'workdir' not in group.said(1)
+            made[processes, devices] = workdir
+        return made[processes, devices]
+
+    return run
+
+
+def student(workdir: Path) -> dict[str, np.ndarray]:
+    return checkpoint.load_arrays(workdir / 'student.safetensors')
+
+
+def assert_equal(workdir: Path, other: Path, tolerance: float = 0.0) -> None:
+    """In weights and in every measured number, relative to each one's size."""
+    tiny.close(student(workdir), student(other), tolerance)
+    rows, wanted = metrics.read(workdir), metrics.read(other)
+    for name in wanted.keys() - {'seconds'}:
+        # A divergence of 1e-4 is what is left of logits of size one.
+        loose = dict(rtol=100 * tolerance, atol=tolerance)
+        np.testing.assert_allclose(rows[name], wanted[name], **loose, err_msg=name)
+
+
+def test_two_processes_of_two_devices_compute_what_one_of_four_does(ended) -> None:
+    assert_equal(ended(2, 2), ended(1, 4), 1e-5)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_process_that_is_killed_ends_the_others_and_nothing_is_lost(
+    arguments: list[str], ended, tmp_path: Path, victim: int
+) -> None:
+    workdir, other = tmp_path / 'run', 1 - victim
+    with together(arguments, workdir, 2) as group:
+        group.until(at_row(workdir, 6))
+        group.processes[victim].kill()
+        assert group.wait()[other] == 1, group.said()
+        said = group.said(other)
+        assert said.count('error:') == 1 and 'Traceback' not in said and '    @ ' not in said
+        assert f'error: process {other} of 2: process {victim} of 2 is gone. What was' in said
+        assert 'the same command' in said
+    with together(arguments, workdir, 2) as group:
+        assert group.wait() == [0, 0], group.said()
+        assert 'continuing after round' in group.said(0)
+    assert_equal(workdir, ended(2, 2))
+
+
+def test_a_word_to_one_process_stops_all_and_any_number_of_devices_continues(
+    arguments: list[str], ended, tmp_path: Path
+) -> None:
+    workdir = tmp_path / 'run'
+    with together(arguments, workdir, 2) as group:
+        group.until(at_row(workdir, 4))
+        group.processes[1].send_signal(signal.SIGTERM)
+        assert group.wait() == [0, 0], group.said()
+        assert 'stopped and saved after round' in group.said(0)
+    for devices in (1, 2, 8):
+        copy = tmp_path / f'on{devices}'
+        subprocess.run(['cp', '-r', workdir, copy], check=True)
+        with together(arguments, copy, 1, devices) as group:
+            assert group.wait() == [0], group.said()
+            assert 'continuing after round' in group.said()
+        assert_equal(copy, ended(2, 2), 1e-5)
+
+
+def test_a_workdir_in_use_ends_all_processes_with_the_reason(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    workdir = tmp_path / 'run'
+    config = digits.get_config('noise,smoke')
+    with folder.claim(workdir, config), together(arguments, workdir, 2) as group:
+        assert group.wait() == [1, 1], group.said()
+        for number in range(2):
+            assert f'another process is running in {workdir}' in group.said(number)
+            assert 'Traceback' not in group.said(number)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        (dict(coordinator='a:1'), 'num_processes and config.distributed.process_id missing'),
+        (dict(num_processes=2, process_id=0), r'config\.distributed\.coordinator missing'),
+        (dict(coordinator='a', num_processes=2, process_id=0), "coordinator='a': expected HOST:P"),
+        (dict(coordinator='a:0', num_processes=2, process_id=0), 'expected HOST:PORT'),
+        (dict(coordinator='a:99999', num_processes=2, process_id=0), 'expected HOST:PORT'),
+        (dict(coordinator='a:1', num_processes=2, process_id=2), 'process_id=2: expected 0 to 1'),
+        (dict(coordinator='a:1', num_processes=-1, process_id=0), 'num_processes=-1: expected 1'),
+        (dict(auto=True, num_processes=2), 'auto finds coordinator'),
+        (dict(auto=True), 'auto: .*environment'),
+        (dict(silent_seconds=0.0), 'silent_seconds=0.0: expected more'),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(fields: dict, message: str) -> None:
+    settings = common.distributed()
+    settings.update(fields)
+    with pytest.raises(ConfigError, match=message):
+        hosts.join(settings)
+    assert not hosts.several()
+
+
+def group_of(count: int, number: int, port: int, seconds: float = 0.3) -> ConfigDict:
+    settings = common.distributed()
+    settings.update(
+        coordinator=f'127.0.0.1:{port}', num_processes=count, process_id=number,
+        join_seconds=seconds,
+    )  # fmt: skip
+    return settings
+
+
+def test_who_does_not_come_is_named() -> None:
+    with pytest.raises(hosts.HostError, match='process 1 and 2 of 3 did not come within 0.3 sec'):
+        hosts.join(group_of(3, 0, free_port()))
+    port = free_port()
+    with pytest.raises(hosts.HostError, match=f'process 1 waited 0.3 .* at 127.0.0.1:{port}'):
+        hosts.join(group_of(3, 1, port))
+    assert not hosts.several()
+
+
+def test_a_port_in_use_and_another_number_of_processes_are_told() -> None:
+    with socket.create_server(('', 0)) as taken:
+        with pytest.raises(ConfigError, match='cannot listen on port'):
+            hosts.join(group_of(2, 0, taken.getsockname()[1]))
+    port, told = free_port(), []
+
+    def call() -> None:
+        try:
+            hosts.join(group_of(3, 1, port, 20))
+        except hosts.HostError as error:
+            told.append(str(error))
+
+    other = threading.Thread(target=call)
+    other.start()
+    with pytest.raises(hosts.HostError, match='says that there are 3 processes, process 0 2'):
+        hosts.join(group_of(2, 0, port, 20))
+    other.join()
+    assert told and 'says that there are 3' in told[0]
+
+
+def test_hosts_without_a_shared_folder_are_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(hosts, 'several', lambda: True)
+    monkeypatch.setattr(hosts, 'by_first', lambda fn: fn())
+    monkeypatch.setattr(hosts, 'everyone', lambda value: [value, value if value != True else False])  # noqa: E712
+    with pytest.raises(hosts.HostError, match='process 1 does not see .*put --workdir where all'):
+        hosts.check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
