@@ -3,12 +3,14 @@
     python experiments/compare.py --output=DIR
         --pairs=fashion_mnist,fashion_mnist:lenet5/lenet5_half,cifar10:five
         [--methods=kd,noise,cpsc,nayer,...] [--seeds=0,1,2] [--seconds=600] [--points=20]
-        [--runs=DIR] [--data_dir=DIR] [--teacher=[[CONFIG:]MODEL=]FILE ...] [--set=FIELD=VALUE ...]
+        [--runs=DIR] [--data_dir=DIR] [--teacher=[[CONFIG:]MODEL=]FILE ...]
+        [--set=[METHOD,...:]FIELD=VALUE ...]
         [--smoke] [--finished]
 
 A pair is a file of configs/, with TEACHER/STUDENT for networks other than its own; cifar10:five and
 cifar100:five are the five pairs of the field.  A method is an argument of the config, or one of
-`table.VARIANTS`.  A pair has one teacher: --teacher, or trained once on the real data.
+`table.VARIANTS`.  A pair has one teacher: --teacher, or trained once on the real data.  --set
+changes a field of all methods' runs, or of those that it names.
 
 A method's first process is a short run that measures its speed (``calibration.json``: seconds of
 the start, of an evaluation with its save, and of a unit of each phase).  All phases are then scaled
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, default=Path('runs/compare'))
     parser.add_argument('--data_dir')
     parser.add_argument('--teacher', action='append', default=[], metavar='[[CONFIG:]MODEL=]FILE')
-    parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE')
+    parser.add_argument('--set', action='append', default=[], metavar='[METHOD,...:]FIELD=VALUE')
     parser.add_argument('--smoke', action='store_true', help="every config's smoke version")
     parser.add_argument('--finished', action='store_true')
     args = parser.parse_args()
@@ -215,7 +217,7 @@ class Run(NamedTuple):
         return ['python', '-m', 'dfkd_jax.main',
                 f'--config=configs/{self.pair.config}.py:{self.argument}', f'--workdir={workdir}',
                 *(f'--config.{name}={value}' for name, value in fields.items()),
-                *(f'--config.{change}' for change in self.args.set),
+                *(f'--config.{change}' for change in changes(self.args.set, self.method)),
                 *data_dir(self.args)]  # fmt: skip
 
     def row(self) -> dict | None:
@@ -271,6 +273,17 @@ class Run(NamedTuple):
         self.root.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(path, receipt)
         return receipt
+
+
+def changes(given: Sequence[str], method: str) -> list[str]:
+    """`FIELD=VALUE` of each --set that is for all methods or names this one."""
+    found = []
+    for change in given:
+        name, _, value = change.partition('=')
+        methods, _, field = name.rpartition(':')
+        if not methods or method in methods.split(','):
+            found.append(f'{field}={value}')
+    return found
 
 
 def kind(config: Any) -> str:

@@ -55,6 +55,13 @@ def test_pairs(compare) -> None:
     ]  # fmt: skip
 
 
+def test_a_change_is_for_all_methods_or_for_those_it_names(compare) -> None:
+    given = ['student.lr=0.05', 'dafl,dfq:generator.lr=0.1', "cpsc:data.data_dir='a:b=c'"]
+    assert compare.changes(given, 'dfq') == ['student.lr=0.05', 'generator.lr=0.1']
+    assert compare.changes(given, 'cpsc') == ['student.lr=0.05', "data.data_dir='a:b=c'"]
+    assert compare.changes(given, 'kd') == ['student.lr=0.05']
+
+
 def test_a_run_of_the_loop_is_timed_and_scaled(compare, tmp_path: Path) -> None:
     """Rounds of 2 s and 1 s, evaluations of 0.3 s, saves of 0.2 s, 7 s of compilation."""
     config = compare.load('digits', 'nayer')
