@@ -33,6 +33,8 @@ published numbers.
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -207,6 +209,16 @@ class Run(NamedTuple):
         method = VARIANTS.get(self.method, (self.method, {}))[0]
         return method + (',smoke' if self.args.smoke else '')
 
+    def config(self) -> Any:
+        """As the run has it, but for what it is scaled by."""
+        config = load(self.pair.config, self.argument)
+        for change in changes(self.args.set, self.method):
+            name, _, value = change.partition('=')
+            if '[' not in name:  # the rest are lengths of phases
+                with contextlib.suppress(ValueError, SyntaxError):  # of a text, that scales nothing
+                    config.update_from_flattened_dict({name: ast.literal_eval(value)})
+        return config
+
     def command(self, workdir: Path, seed: int, fields: dict[str, Any]) -> list[str]:
         fields = VARIANTS.get(self.method, ('', {}))[1] | {
             'seed': seed,
@@ -229,7 +241,7 @@ class Run(NamedTuple):
                'budget_seconds': self.args.seconds, 'note': receipt['note']}  # fmt: skip
         if 'error' in receipt:
             return row | {'note': receipt['error']}
-        config = load(self.pair.config, self.argument)
+        config = self.config()
         try:
             scaled = lengths(config, receipt, self.args.seconds, self.args.points)
         except ValueError as error:
@@ -259,7 +271,7 @@ class Run(NamedTuple):
         receipt = json.loads(path.read_text()) if path.exists() else None
         if self.args.finished or (receipt and 'error' not in receipt):
             return receipt  # what went wrong is tried again
-        config = load(self.pair.config, self.argument)
+        config = self.config()
         receipt = {'fields': {}, 'note': '', 'load_average': os.getloadavg()}
         while True:
             shutil.rmtree(workdir, ignore_errors=True)  # half a run measures nothing

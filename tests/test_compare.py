@@ -62,6 +62,16 @@ def test_a_change_is_for_all_methods_or_for_those_it_names(compare) -> None:
     assert compare.changes(given, 'kd') == ['student.lr=0.05']
 
 
+def test_a_run_is_scaled_with_its_changes(compare, tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        set=['diffdfkd:synthesis.batch_size=32', 'cpsc:phases[0].rounds=3'], smoke=False
+    )
+    pair = compare.pairs('fashion_mnist')[0]
+    whole = compare.Run(pair, 'cpsc', 0, tmp_path, args).config()
+    assert compare.least_images(compare.Run(pair, 'diffdfkd', 0, tmp_path, args).config()) == 32
+    assert whole == compare.load('fashion_mnist', 'cpsc')
+
+
 def test_a_run_of_the_loop_is_timed_and_scaled(compare, tmp_path: Path) -> None:
     """Rounds of 2 s and 1 s, evaluations of 0.3 s, saves of 0.2 s, 7 s of compilation."""
     config = compare.load('digits', 'nayer')
