@@ -37,7 +37,6 @@ from dfkd_jax import (
     train,
 )
 from dfkd_jax.diffusion import schedule as schedules
-from dfkd_jax.diffusion import unet
 from dfkd_jax.methods import diffdfkd
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
@@ -404,24 +403,11 @@ def test_the_in_loop_student_learns_whenever_there_is_more_to_learn_from():
 
 # 4. Whole runs.
 
-UNET = {
-    '_class_name': 'UNet2DModel', 'attention_head_dim': 4, 'block_out_channels': [8, 8],
-    'down_block_types': ['DownBlock2D', 'DownBlock2D'], 'downsample_padding': 1,
-    'flip_sin_to_cos': True, 'freq_shift': 0, 'in_channels': 1, 'layers_per_block': 1,
-    'norm_eps': 1e-5, 'norm_num_groups': 4, 'out_channels': 1, 'sample_size': 4,
-    'up_block_types': ['UpBlock2D', 'UpBlock2D'],
-}  # fmt: skip
-
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a diffusion model with drawn weights, of 4 x 4 grey pixels."""
-    folder = tmp_path_factory.mktemp('prior') / 'prior'
-    module = unet.UNet(unet.from_config(UNET))
-    blank = np.zeros((1, 4, 4, 1), np.float32), np.zeros(1, np.int32)
-    params = module.init(jax.random.key(0), *blank)['params']
-    diffusion.save_unet(folder, UNET, params, diffusion.prior.DDPM)
-    return folder
+    return tiny.saved_prior(tmp_path_factory.mktemp('prior') / 'prior')
 
 
 def small(home: Path, **synthesis: Any) -> ConfigDict:

@@ -26,13 +26,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import pytest
+import tiny
 from processes import Forked, launcher, process
 
-from dfkd_jax import checkpoint, diffusion, metrics
-from dfkd_jax.diffusion import unet
+from dfkd_jax import checkpoint, metrics
 
 pytestmark = pytest.mark.faults
 MANY = pytest.param(30, marks=pytest.mark.slow)
@@ -55,13 +53,6 @@ OFFLINE = [
     '--config.in_loop.steps=3', '--config.in_loop.batch_size=8', '--config.distil.epochs=4',
     '--config.distil.batch_size=8', '--config.distil.save_every_epochs=1',
 ]  # fmt: skip
-UNET = {
-    '_class_name': 'UNet2DModel', 'attention_head_dim': 4, 'block_out_channels': [8, 8],
-    'down_block_types': ['DownBlock2D', 'DownBlock2D'], 'downsample_padding': 1,
-    'flip_sin_to_cos': True, 'freq_shift': 0, 'in_channels': 1, 'layers_per_block': 1,
-    'norm_eps': 1e-5, 'norm_num_groups': 4, 'out_channels': 1, 'sample_size': 4,
-    'up_block_types': ['UpBlock2D', 'UpBlock2D'],
-}  # fmt: skip
 
 
 class Job(NamedTuple):
@@ -93,7 +84,7 @@ def jobs(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
             module, arguments = TEACH, [LOOP[0].replace('METHOD', 'cpsc'), *SMALL]
             arguments = [*arguments, '--config.teach.epochs=6', '--config.teach.lr=0.05']
         elif name == 'diffdfkd':
-            arguments = [*OFFLINE, f'--config.prior.path={prior(home / "prior")}']
+            arguments = [*OFFLINE, f'--config.prior.path={tiny.saved_prior(home / "prior")}']
         if name != 'teacher':
             arguments = [each.replace('METHOD', name) for each in arguments]
             arguments.append(f'--config.teacher.checkpoint={job("teacher").whole}')
@@ -117,15 +108,6 @@ def jobs(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         return made[name]
 
     return job
-
-
-def prior(folder: Path) -> Path:
-    """A diffusion model of 4 x 4 pixels with drawn weights."""
-    module = unet.UNet(unet.from_config(UNET))
-    blank = np.zeros((1, 4, 4, 1), np.float32), np.zeros(1, np.int32)
-    params = module.init(jax.random.key(0), *blank)['params']
-    diffusion.save_unet(folder, UNET, params, diffusion.prior.DDPM)
-    return folder
 
 
 def begin(start: Any, job: Job, workdir: Path, **options: Any) -> Forked:

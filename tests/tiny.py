@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 from dfkd_jax import diffusion, models, parallel
 from dfkd_jax.contract import Frozen, Method, Models
+from dfkd_jax.diffusion import unet
 from dfkd_jax.methods import METHODS, diffdfkd
 from dfkd_jax.models import generators, layers
 from dfkd_jax.models.layers import BatchNorm, Output
@@ -159,6 +161,24 @@ def prior() -> diffusion.Prior:
     return diffusion.Prior(
         {}, diffusion.prior.Pure(eps, decode, decode), schedule, shape, 1, 1, None
     )
+
+
+UNET = {
+    '_class_name': 'UNet2DModel', 'attention_head_dim': 4, 'block_out_channels': [8, 8],
+    'down_block_types': ['DownBlock2D', 'DownBlock2D'], 'downsample_padding': 1,
+    'flip_sin_to_cos': True, 'freq_shift': 0, 'in_channels': 1, 'layers_per_block': 1,
+    'norm_eps': 1e-5, 'norm_num_groups': 4, 'out_channels': 1, 'sample_size': 4,
+    'up_block_types': ['UpBlock2D', 'UpBlock2D'],
+}  # fmt: skip
+
+
+def saved_prior(folder: Path) -> Path:
+    """The folder of a diffusion model with drawn weights, of 4 x 4 grey pixels."""
+    module = unet.UNet(unet.from_config(UNET))
+    blank = np.zeros((1, 4, 4, 1), np.float32), np.zeros(1, np.int32)
+    params = module.init(jax.random.key(0), *blank)['params']
+    diffusion.save_unet(folder, UNET, params, diffusion.prior.DDPM)
+    return folder
 
 
 def frozen(smooth: bool = False, method: str = 'cpsc') -> Frozen:
