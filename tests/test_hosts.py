@@ -47,20 +47,21 @@ def arguments(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def ended(arguments: list[str], tmp_path_factory) -> Callable[[int, int], Path]:
+def ended(arguments: list[str], tmp_path_factory) -> Callable[..., Path]:
     """The folder of a run that nothing disturbed, of so many processes of so many devices."""
-    made: dict[tuple[int, int], Path] = {}
+    made: dict[tuple[int, int, str], Path] = {}
 
-    def run(processes: int, devices: int) -> Path:
-        if (processes, devices) not in made:
+    def run(processes: int, devices: int, mode: str = 'shard_map') -> Path:
+        if (processes, devices, mode) not in made:
             workdir = tmp_path_factory.mktemp('whole') / f'{processes}x{devices}'
-            with together(arguments, workdir, processes, devices) as group:
+            given = [*arguments, f'--config.parallel={mode}']
+            with together(given, workdir, processes, devices) as group:
                 assert group.wait() == [0] * processes, group.said()
                 if processes > 1:
                     assert f'{processes} processes, {processes * devices} devices' in group.said(0)
                     assert 'workdir' in group.said(0) and 'workdir' not in group.said(1)
-            made[processes, devices] = workdir
-        return made[processes, devices]
+            made[processes, devices, mode] = workdir
+        return made[processes, devices, mode]
 
     return run
 
@@ -79,8 +80,53 @@ def assert_equal(workdir: Path, other: Path, tolerance: float = 0.0) -> None:
         np.testing.assert_allclose(rows[name], wanted[name], **loose, err_msg=name)
 
 
-def test_two_processes_of_two_devices_compute_what_one_of_four_does(ended) -> None:
-    assert_equal(ended(2, 2), ended(1, 4), 1e-5)
+@pytest.mark.parametrize('mode', ['shard_map', 'pmap'])
+def test_two_processes_of_two_devices_compute_what_one_of_four_does(ended, mode: str) -> None:
+    assert_equal(ended(2, 2, mode), ended(1, 4), 1e-5)
+
+
+TINY = [
+    '--config.data.image_size=4', '--config.teacher.model=resnet8_half',
+    '--config.teach.batch_size=128', '--config.teach.epochs=2', '--config.log_every_rounds=2',
+]  # fmt: skip
+LOOP = [
+    '--config.generator.latent=8', '--config.generator.width=4', '--config.synthesis.batch_size=8',
+    '--config.synthesis.student_batch_size=8', '--config.phases[0].rounds=3',
+]  # fmt: skip
+BANK = [
+    '--config.synthesis.stored_size=4', '--config.synthesis.batch_size=2',
+    '--config.synthesis.per_class=4', '--config.distil.epochs=2', '--config.distil.batch_size=8',
+    '--config.distil.lr=0.01',
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['kd', 'diffdfkd', 'cpsc', 'nayer'])
+def test_whatever_is_run_is_one_run(name: str, tmp_path: Path) -> None:
+    """With its teacher, which the processes train together: two of one device as one of two."""
+    given = [f'--config=configs/digits.py:{name},smoke', *TINY]
+    if name == 'diffdfkd':
+        given += [*BANK, f'--config.prior.path={tiny.saved_prior(tmp_path / "prior")}']
+    elif name != 'kd':
+        given += LOOP
+    if name == 'nayer':
+        given.append('--config.synthesis.bank=16')
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        with together(given, workdir, processes, 2 // processes) as group:
+            assert group.wait() == [0] * processes, group.said()
+    # Batch norms of eight images of four pixels: rounding grows at every step.
+    tiny.close(student(tmp_path / '2'), student(tmp_path / '1'), 1e-2)
+
+
+def test_a_process_that_hangs_ends_the_others(arguments: list[str], tmp_path: Path) -> None:
+    workdir = tmp_path / 'run'
+    with together(arguments, workdir, 2) as group:
+        group.until(at_row(workdir, 4))
+        group.processes[1].send_signal(signal.SIGSTOP)
+        assert group.processes[0].wait(120) == 1, group.said()
+    assert 'error: process 0 of 2: process 1 of 2 has said nothing for 10 seconds' in group.said(0)
+    assert 'the same command' in group.said(0) and 'Traceback' not in group.said(0)
 
 
 @pytest.mark.parametrize('victim', [0, 1])
