@@ -16,6 +16,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,11 @@ def synthesise(
             image = _kept_images(config, state.extra, diffdfkd.kept(config, done))
             label = np.full(len(image), done % config.data.num_classes)
             seconds = time.monotonic() - started
-            if hosts.first():
-                disk_bank.write(bank, done, image, label, config.seed, row)
-                timing = {'trajectories': done + 1, 'seconds': seconds}
-                checkpoint.write_json(timer, timing)
+            # All go on once it is there: the training that follows reads it.
+            hosts.by_first(partial(disk_bank.write, bank, done, image, label, config.seed, row))
             done += 1
+            timing = {'trajectories': done, 'seconds': seconds}
+            hosts.by_first(partial(checkpoint.write_json, timer, timing))
             pending.append(row)
             if done % per_row == 0 or done == total:
                 row = {name: float(np.mean([r[name] for r in pending])) for name in row}

@@ -36,14 +36,17 @@ from dfkd_jax import workdir as folder
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 5  # rounds of the first phase
-EVERY = 10  # rounds between rows, evaluations and checkpoints
+EVERY = 10  # rounds between rows and evaluations
+# Rounds between checkpoints, some ten seconds: far more often than anybody saves, since what orbax
+# keeps of each (0.1 to 0.2 MB, in its own memory) counts too.
+SAVE = 300
 ARGUMENTS = [
     '--config=configs/digits.py:cae,smoke', '--config.data.image_size=8',
     '--config.teacher.model=resnet8_half', '--config.teach.epochs=2', '--config.generator.width=8',
     '--config.synthesis.batch_size=40', '--config.synthesis.student_batch_size=40',
     '--config.synthesis.bank=400', f'--config.phases[0].rounds={WARM_UP}',
     '--config.phases[1].rounds=1000000', f'--config.log_every_rounds={EVERY}',
-    f'--config.eval_every_rounds={EVERY}', f'--config.save_every_rounds={3 * EVERY}',
+    f'--config.eval_every_rounds={EVERY}', f'--config.save_every_rounds={SAVE}',
     '--config.parallel=jit',
 ]  # fmt: skip
 COMPILED = 'Finished XLA compilation of '

@@ -90,7 +90,7 @@ TINY = [
     '--config.teach.batch_size=128', '--config.teach.epochs=2', '--config.log_every_rounds=2',
 ]  # fmt: skip
 LOOP = [
-    '--config.generator.latent=8', '--config.generator.width=4', '--config.synthesis.batch_size=8',
+    '--config.generator.width=4', '--config.synthesis.batch_size=8',
     '--config.synthesis.student_batch_size=8', '--config.phases[0].rounds=3',
 ]  # fmt: skip
 BANK = [
