@@ -355,6 +355,16 @@ def join(**fields: Any) -> Act:
     return act
 
 
+def of_two(act: Act) -> Act:
+    """The same as one of two processes."""
+
+    def as_one(folder: Folder) -> Any:
+        with mock.patch.object(jax, 'process_count', lambda: 2):
+            return act(folder)
+
+    return as_one
+
+
 def preparing(*arguments: str) -> Act:
     return command(data_command.main, 'prepare', *arguments)
 
@@ -620,6 +630,7 @@ CASES: dict[str, dict[str, Act]] = {
         'process 0 that is not there': join(
             coordinator='127.0.0.1:1', num_processes=2, process_id=1, join_seconds=0.2
         ),
+        'one device for all': of_two(run(parallel='jit')),
     },
     'transfer': {
         'an unknown protocol': command(
