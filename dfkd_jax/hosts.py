@@ -231,7 +231,7 @@ def join(settings: Any) -> None:
     if number == 0:
         lines = _called(int(port), count, settings)
         # The port that was told is of the lines; JAX's own service takes a free one.
-        service = f'127.0.0.1:{_free_port()}'
+        service = f'127.0.0.1:{free_port()}'
         for line in lines.values():
             line.send(service=service.rpartition(':')[2])
     else:
@@ -371,7 +371,8 @@ def _call(address: tuple[str, int], number: int, count: int, settings: Any) -> _
             time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
     with socket.create_server(('', 0)) as server:
         port: int = server.getsockname()[1]
         return port

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 from processes import at_row
-from together import free_port, together
+from together import together
 
 from configs import common, digits
 from dfkd_jax import build, checkpoint, hosts, metrics
@@ -212,8 +212,8 @@ def group_of(count: int, number: int, port: int, seconds: float = 0.3) -> Config
 
 def test_who_does_not_come_is_named() -> None:
     with pytest.raises(hosts.HostError, match='process 1 and 2 of 3 did not come within 0.3 sec'):
-        hosts.join(group_of(3, 0, free_port()))
-    port = free_port()
+        hosts.join(group_of(3, 0, hosts.free_port()))
+    port = hosts.free_port()
     with pytest.raises(hosts.HostError, match=f'process 1 waited 0.3 .* at 127.0.0.1:{port}'):
         hosts.join(group_of(3, 1, port))
     assert not hosts.several()
@@ -223,7 +223,7 @@ def test_a_port_in_use_and_another_number_of_processes_are_told() -> None:
     with socket.create_server(('', 0)) as taken:
         with pytest.raises(ConfigError, match='cannot listen on port'):
             hosts.join(group_of(2, 0, taken.getsockname()[1]))
-    port, told = free_port(), []
+    port, told = hosts.free_port(), []
 
     def call() -> None:
         try:

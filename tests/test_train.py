@@ -404,6 +404,7 @@ def test_killed_ten_times_ends_the_same(unkilled: Path, tmp_path: Path, seed: in
     assert_same_run(workdir, unkilled)
 
 
+@pytest.mark.slow  # the short form of the fault suite does it to the same program, started at once
 @pytest.mark.faults
 def test_terminated_process_saves_and_exits_cleanly(unkilled: Path, tmp_path: Path) -> None:
     workdir = tmp_path / 'run'

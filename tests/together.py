@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from dfkd_jax.hosts import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300.0  # seconds
@@ -41,12 +42,6 @@ class Group:
         """What one of them printed, or all."""
         logs = self.logs if number is None else [self.logs[number]]
         return '\n'.join(log.read_text(errors='replace') for log in logs)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        return server.getsockname()[1]
 
 
 @contextlib.contextmanager
