@@ -376,7 +376,7 @@ OTHERS = {
     'a layout without a list of arrays': ('has all the bytes .*another version',
                                           dict(layout=None)),
     'an older layout, of other arrays': ('arrays are not those of this run:.*old: float32',
-                                         dict(layout={'student/params/old': 'float32[3]'})),
+                                         dict(layout={'a/params/old': 'float32[3]'})),
 }  # fmt: skip
 
 
