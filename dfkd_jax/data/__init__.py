@@ -398,7 +398,7 @@ def _facts(config: Any, spec: Spec | None, stored: _Stored) -> Facts:
 def _reader(config: Any, facts: Facts, builder: Any, split: str) -> Fetch:
     """Reads, decodes and resizes images of a TFDS split, by index, in threads."""
     import tensorflow_datasets as tfds
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     # TFDS would decode with OpenCV where that is installed, and Pillow elsewhere; their JPEG
     # pixels differ, and accuracies with them.  We always take Pillow.
@@ -422,10 +422,14 @@ def _reader(config: Any, facts: Facts, builder: Any, split: str) -> Fetch:
                     with Image.open(io.BytesIO(record['image'])) as image:
                         _place(image.convert(mode), config.resize, images[row])
                 except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                    # Pillow names the object in memory that it cannot read.
+                    unknown = isinstance(error, UnidentifiedImageError)
                     raise DataError(
                         f'{facts.name}: image {int(indices[row])} of {split} in '
-                        f'{builder.data_dir} cannot be used ({error}). Remove the folder and '
-                        f'prepare the data set again'
+                        f'{builder.data_dir} cannot be used '
+                        f'({"no format that is known" if unknown else error}). Put back a whole '
+                        f'copy of the folder, and the same command continues, or prepare the data '
+                        f'set again'
                     ) from error
                 labels[row] = record['label']
 
