@@ -235,11 +235,7 @@ class Checkpoints:
 
 
 def _give_back() -> None:
-    """Hands free memory back to the system, where that is glibc's to do.
-
-    It keeps what compiling freed (hundreds of MB), and the pieces that each save leaves between
-    others, which add up in a long run.
-    """
+    """Hands free memory back to the system: glibc may keep what compiling freed for minutes."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -479,7 +479,11 @@ def test_data_that_vanishes(start, jobs, tmp_path, fault_table) -> None:
     place.write_bytes(b'')
     run.go()
     # What is left of it in memory may be read for a while, and is no image any more.
-    said = refused(run, 'cifar10: images? .*of train in .* can(not| no longer) be .*Put .*back')
+    said = refused(
+        run,
+        'cifar10: images of train in .* can no longer be read.*Put the folder back'
+        r'|cifar10: image \d+ of train in .* cannot be used .*Put back a whole copy of the folder',
+    )
     place.unlink()
     refused(begin(start, job, workdir, lazy=True), 'is not whole, .* is missing')
     place.write_bytes(content)

@@ -130,7 +130,6 @@ def common_losses() -> Any:
 
 
 @cache
-@cache
 def built(warmup: int = 0, life: int = 3) -> tuple[Any, Method, contract.Frozen, State]:
     config = tiny.config('nayer', generator__life=life)
     main = common.phase(rounds=20, g_steps=2, s_steps=2)

@@ -98,14 +98,15 @@ def test_sgd_moves_as_far_on_shares_as_on_the_whole_batch(mode: str):
     assert gap(moved(cpsc_run(mode)), moved(cpsc_run('jit'))) < 1e-5
 
 
+QUICK = ('shard_map', ('pmap', 'nayer'))  # modes, and pairs, of every run of the tests
+
+
 @pytest.mark.parametrize(
     ('mode', 'name'),
-    [('shard_map', name) for name in ('nayer', 'cae', 'fast', 'cmi', 'deepinversion')]
-    + [('pmap', 'nayer')]
-    + [
-        pytest.param(mode, name, marks=pytest.mark.slow)
-        for mode in ('pmap', 'vmap')
-        for name in ('cae', 'fast', 'cmi', 'deepinversion')
+    [
+        pytest.param(mode, name, marks=[pytest.mark.slow] * (not {mode, (mode, name)} & {*QUICK}))
+        for mode in SHARDED
+        for name in ('nayer', 'cae', 'fast', 'cmi', 'deepinversion')
     ],
 )
 def test_a_round_with_a_bank_is_the_same_on_every_device(mode: str, name: str):
