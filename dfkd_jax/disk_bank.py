@@ -2,12 +2,14 @@
 
 ``batch-000012.safetensors`` holds `image` [n, S, S, channels] uint8, `label` [n] int32 and `seed`
 [n, 2] int32, the run's seed and the number of the batch, from which the images follow, and what was
-measured of them.  A file is whole or absent, so the number of the next batch says all that a
+measured of them; and `sum` [n] uint32, the CRC-32 of each image and its label, since a changed
+pixel is still a pixel.  A file is whole or absent, so the number of the next batch says all that a
 continued synthesis needs.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from dfkd_jax import checkpoint, data
 
 MEASURED = 'measured/'  # before the names of a batch's metrics
 FACTS = 'bank.json'
+AGAIN = 'Remove it and all after it; the command that made the bank makes them again.'
 
 
 class BankError(ValueError):
@@ -77,18 +80,32 @@ def write(
     """Puts in a batch of images [n, S, S, channels] uint8, labels [n], and what was measured."""
     seeds = np.tile(np.asarray([seed, number], np.int32), (len(label), 1))
     arrays = {'image': image, 'label': label.astype(np.int32), 'seed': seeds}
+    arrays['sum'] = _sums(arrays['image'], arrays['label'])
     arrays |= {MEASURED + name: np.asarray(x, np.float32) for name, x in measured.items()}
     checkpoint.save_arrays(path_of(folder, number), arrays)
 
 
 def read(folder: Path, number: int) -> dict[str, np.ndarray]:
     """A batch: `image`, `label` and `seed`.  Raises BankError if it is damaged or absent."""
+    path = path_of(folder, number)
     try:
-        return checkpoint.load_arrays(path_of(folder, number))
+        arrays = checkpoint.load_arrays(path)
     except checkpoint.CheckpointError as error:
         raise BankError(
             f'{error} Without it and all after it, synthesis makes it again.'
         ) from error
+    absent = [name for name in ('image', 'label', 'sum') if name not in arrays]
+    if absent:
+        raise BankError(f'{path} lacks {" and ".join(absent)}. {AGAIN}')
+    if not np.array_equal(arrays['sum'], _sums(arrays['image'], arrays['label'])):
+        raise BankError(f'{path} has images that are not what was written. {AGAIN}')
+    return arrays
+
+
+def _sums(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The CRC-32 of each image and its label, [n] uint32."""
+    rows = zip(image, label, strict=True)
+    return np.asarray([zlib.crc32(x.tobytes() + y.tobytes()) for x, y in rows], np.uint32)
 
 
 def measured(folder: Path, number: int) -> dict[str, float]:
@@ -105,19 +122,16 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
     Raises BankError where they do not.
     """
     shape = (size, size, facts.image_shape[2])
-    labels, places = [], []
+    labels, sums, places = [], [], []
     for number in range(batches):
         path = path_of(folder, number)
         try:
             with safe_open(path, framework='numpy') as file:
                 image = file.get_slice('image')
                 found, kind = tuple(image.get_shape()), image.get_dtype()
-                label = file.get_tensor('label')
+                label, check = file.get_tensor('label'), file.get_tensor('sum')
         except Exception as error:  # safetensors raises its own type
-            raise BankError(
-                f'{path} is missing or damaged ({error}). Remove it and all after it; the command '
-                'that made the bank makes them again.'
-            ) from error
+            raise BankError(f'{path} is missing or damaged ({error}). {AGAIN}') from error
         if kind != 'U8' or found[1:] != shape or len(label) and label.max() >= facts.num_classes:
             raise BankError(
                 f'{path} has images {kind}{list(found[1:])} of classes up to '
@@ -125,8 +139,10 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
                 'classes. It is the bank of another data set or config.synthesis.stored_size.'
             )
         labels.append(label)
+        sums.append(check)
         places += [(number, row) for row in range(found[0])]
     where, label = np.asarray(places).reshape(-1, 2), np.concatenate([*labels, []]).astype(np.int32)
+    wanted = np.concatenate([*sums, []]).astype(np.uint32)
     facts = facts._replace(image_shape=shape, name=f'the bank {folder}')
     if len(label) * int(np.prod(shape)) <= data.IN_MEMORY_BYTES:
         whole = [read(folder, number)['image'] for number in range(batches)]
@@ -147,6 +163,12 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
                     f'{path_of(folder, number)} is no longer there or no longer whole ({error}): '
                     'put it back, and the same command continues.'
                 ) from error
+        changed = np.flatnonzero(_sums(images, label[indices]) != wanted[indices])
+        if changed.size:
+            number = int(where[indices[changed[0]], 0])
+            raise BankError(
+                f'{path_of(folder, number)} has images that are not what was written. {AGAIN}'
+            )
         return images, label[indices]
 
     return data.Dataset(facts, len(label), fetch, None, None)

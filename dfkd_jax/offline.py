@@ -159,6 +159,11 @@ def synthesise(
     # What the batches since the last row of metrics.csv measured lies beside their images.
     pending = [disk_bank.measured(bank, number) for number in range(done - done % per_row, done)]
     started = time.monotonic() - before
+
+    def keep(number: int, image: Any, label: Any, row: dict[str, float], seconds: float) -> None:
+        disk_bank.write(bank, number, image, label, config.seed, row)
+        checkpoint.write_json(timer, {'trajectories': number + 1, 'seconds': seconds})
+
     line = metrics.Progress(total, done, unit='trajectory')
     with metrics.Writer(place, done) as writer, contextlib.closing(line):
         while done < total and not interrupted():
@@ -174,10 +179,8 @@ def synthesise(
             label = np.full(len(image), done % config.data.num_classes)
             seconds = time.monotonic() - started
             # All go on once it is there: the training that follows reads it.
-            hosts.by_first(partial(disk_bank.write, bank, done, image, label, config.seed, row))
+            hosts.by_first(partial(keep, done, image, label, row, seconds))
             done += 1
-            timing = {'trajectories': done, 'seconds': seconds}
-            hosts.by_first(partial(checkpoint.write_json, timer, timing))
             pending.append(row)
             if done % per_row == 0 or done == total:
                 row = {name: float(np.mean([r[name] for r in pending])) for name in row}
@@ -251,32 +254,44 @@ def learner(
     """
     place, size = workdir / 'in_loop', config.synthesis.stored_size
     planned, learnt = diffdfkd.sessions(config), 0
-    training = None
-    if planned:
-        name, steps = config.student.model, config.in_loop.steps
-        training = teach.prepare(config, 'in_loop', name, steps, distil=True)
+    if not planned:
+        return lambda done: {}
+    name, steps = config.student.model, config.in_loop.steps
+    training = teach.prepare(config, 'in_loop', name, steps, distil=True)
+
+    def trained(session: int) -> dict[str, Any] | None:
+        """The student after a session; the one before is trained again if it is gone."""
+        number = planned[session]
+        at, start = place / f'{number:06d}', None
+        if hosts.told((at / checkpoint.FACTS).exists()):
+            return checkpoint.load_model(at)[1]
+        if session:
+            start = trained(session - 1)
+            if start is None:
+                return None
+        images = disk_bank.dataset(workdir / 'bank', number, run.facts, size)
+        if not teach.fit(
+            training, config, at, images, None, 'in-loop student', interrupted, teacher, start,
+            config.seed + number,
+        ):  # fmt: skip
+            return None
+        return checkpoint.load_model(at)[1]
 
     def learn(done: int) -> dict[str, Any] | None:
         nonlocal learnt
         past = [number for number in planned if number <= done]
-        if training is None or not past or past[-1] == learnt:
+        if not past or past[-1] == learnt:
             return {}
-        start, at = None, place / f'{past[-1]:06d}'
-        if past[1:]:
-            start = checkpoint.load_model(place / f'{past[-2]:06d}')[1]
-        images = disk_bank.dataset(workdir / 'bank', past[-1], run.facts, size)
-        if not teach.fit(
-            training, config, at, images, None, 'in-loop student', interrupted, teacher, start,
-            config.seed + past[-1],
-        ):  # fmt: skip
+        student = trained(len(past) - 1)
+        if student is None:
             return None
         learnt = past[-1]
         # A whole student is there: what it took to train it, and those long before, are not needed.
         if hosts.first():
-            shutil.rmtree(at / 'checkpoints', ignore_errors=True)
+            shutil.rmtree(place / f'{learnt:06d}' / 'checkpoints', ignore_errors=True)
             for number in past[:-2]:
                 shutil.rmtree(place / f'{number:06d}', ignore_errors=True)
-        return checkpoint.load_model(at)[1]
+        return student
 
     return learn
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,7 @@ def test_a_bank_that_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(disk_bank.BankError, match='classes'):
         disk_bank.dataset(tmp_path, 3, FACTS._replace(num_classes=2), 6)
     floats = {'image': np.full((2, 6, 6, 1), np.nan, np.float32), 'label': np.zeros(2, np.int32)}
+    floats['sum'] = np.zeros(2, np.uint32)
     checkpoint.save_arrays(disk_bank.path_of(tmp_path / 'nan', 0), floats)
     with pytest.raises(disk_bank.BankError, match=r'images F32\[6, 6, 1\].*expected U8'):
         disk_bank.dataset(tmp_path / 'nan', 1, FACTS, 6)
@@ -375,6 +377,44 @@ def test_a_bank_that_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(disk_bank.BankError, match='batch-000001.*missing or damaged'):
         disk_bank.dataset(tmp_path, 3, FACTS, 6)
     with pytest.raises(disk_bank.BankError, match='not a whole safetensors file'):
+        disk_bank.read(tmp_path, 1)
+
+
+@pytest.mark.parametrize('name', ['image', 'label'])
+def test_a_changed_bit_of_a_bank_is_noticed(tmp_path: Path, monkeypatch, name: str):
+    fill(tmp_path)
+    arrays = disk_bank.read(tmp_path, 1)
+    streaming = partial(monkeypatch.setattr, data, 'IN_MEMORY_BYTES', 0)
+    arrays[name] = arrays[name].copy()
+    arrays[name].flat[-1] ^= 1  # of the last of its three images
+    checkpoint.save_arrays(disk_bank.path_of(tmp_path, 1), arrays)
+    message = 'batch-000001.* has images that are not what was written. Remove it and all after'
+    with pytest.raises(disk_bank.BankError, match=message):
+        disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    streaming()
+    streamed = disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    streamed.fetch(np.array([2, 8, 3, 0]))
+    with pytest.raises(disk_bank.BankError, match=message):
+        streamed.fetch(np.array([2, 8, 4]))
+    # Wherever a bit of the file changes: noticed, or not of the images and labels.
+    fill(tmp_path, batches=1)
+    path = disk_bank.path_of(tmp_path, 0)
+    whole, file = disk_bank.dataset(tmp_path, 1, FACTS, 6).fetch(np.arange(2)), path.read_bytes()
+    noticed = 0
+    for at in range(len(file)):
+        path.write_bytes(file[:at] + bytes([file[at] ^ 1 << at % 8]) + file[at + 1 :])
+        try:
+            found = disk_bank.dataset(tmp_path, 1, FACTS, 6).fetch(np.arange(2))
+        except disk_bank.BankError:
+            noticed += 1
+        else:
+            for one, other in zip(found, whole, strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert noticed > len(file) // 2
+    path.write_bytes(file)
+    del arrays['sum']
+    checkpoint.save_arrays(disk_bank.path_of(tmp_path, 1), arrays)
+    with pytest.raises(disk_bank.BankError, match='batch-000001.* lacks sum'):
         disk_bank.read(tmp_path, 1)
 
 
@@ -630,6 +670,14 @@ def test_students_of_the_loop_follow_each_other_and_leave_little(
     # A session goes on where the one before ended: from other weights it ends elsewhere.
     learn = offline.learner(config, tmp_path / 'other', run, teacher, lambda: False)
     assert learn(5) == {}
+    # A damaged batch and all after it are removed, and so is a student: both come back the same,
+    # though the students that they come from are long gone.
+    made = {path: path.read_bytes() for path in sorted(tmp_path.rglob('*.safetensors'))}
+    for number in range(21, disk_bank.count(tmp_path / 'bank')):
+        disk_bank.path_of(tmp_path / 'bank', number).unlink()
+    shutil.rmtree(tmp_path / 'in_loop' / '000020')
+    assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob('*.safetensors'))} == made
 
 
 def test_asked_to_stop_it_stops_and_continues(

@@ -336,15 +336,16 @@ def stopped(start, jobs, tmp_path_factory) -> Path:
     return workdir
 
 
-def damage(path: Path, how: str) -> None:
-    data = path.read_bytes()
+def damage(path: Path, how: str, at: int | None = None) -> None:
+    """at: the byte that has its bit flipped; None: that in the middle."""
+    data = bytearray(path.read_bytes())
     if how == 'missing':
         path.unlink()
     elif how == 'truncated':
         path.write_bytes(data[: len(data) // 2])
     else:
-        middle = len(data) // 2
-        path.write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :])
+        data[len(data) // 2 if at is None else at] ^= 4
+        path.write_bytes(data)
 
 
 @pytest.mark.slow
@@ -366,6 +367,30 @@ def test_damaged_checkpoint(start, jobs, stopped, tmp_path, fault_table, how) ->
     said = 'the checkpoint of round 12 cannot be read (...); it is set aside as 12.broken, ...'
     fault_table(f'a file of the newest checkpoint {how} (cpsc)', 'each file in turn', len(files),
                 said, f'continues after round 8: {SAME}')  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['truncated', 'with a flipped bit', 'missing'])
+def test_damaged_bank(start, jobs, tmp_path, fault_table, how) -> None:
+    """One batch of images: what the message says to do gives the images and student back."""
+    job, workdir = jobs('diffdfkd'), tmp_path / 'run'
+    run = begin(start, job, workdir, marks=True)
+    assert run.reach('bank write', 25)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    assert saved(workdir)['bank'] == 24
+    files = sorted((workdir / 'bank').glob('batch-*'))
+    damage(files[3], how, -1)  # images are the last in a file
+    said = 'synthesises it and all after it again'
+    if how != 'missing':
+        told = {'truncated': 'is missing or damaged', 'with a flipped bit': 'not what was written'}
+        line = refused(begin(start, job, workdir), f'{files[3].name}.*{told[how]}.*Remove it and')
+        for path in sorted((workdir / 'bank').glob('batch-*'))[3:]:
+            path.unlink()
+        said = f'{short(line, tmp_path)} That done:'
+    to_the_end(start, job, workdir)
+    same(job, workdir)
+    fault_table(f'a batch of the bank {how} (diffdfkd)', 'the fourth of 24', 1, said, SAME)
 
 
 OTHERS = {
