@@ -22,6 +22,20 @@ from dfkd_jax import metrics
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 400.0  # seconds; a run takes a twentieth of it where nothing else does
 
+# What makes a run on the digits take seconds, of any method; of those with rounds; of a bank.
+SMALL = [
+    '--config.data.image_size=4', '--config.teacher.model=resnet8_half',
+    '--config.teach.batch_size=128', '--config.log_every_rounds=2',
+]  # fmt: skip
+ROUNDS = [
+    '--config.generator.width=4', '--config.synthesis.batch_size=8',
+    '--config.synthesis.student_batch_size=8',
+]  # fmt: skip
+BATCHES = [
+    '--config.synthesis.stored_size=4', '--config.synthesis.batch_size=2',
+    '--config.distil.batch_size=8',
+]  # fmt: skip
+
 
 @contextlib.contextmanager
 def process(arguments: list[str], workdir: Path) -> Iterator[subprocess.Popen]:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import tiny
-from processes import Forked, launcher, process
+from processes import BATCHES, ROUNDS, SMALL, Forked, launcher, process
 
 from dfkd_jax import checkpoint, metrics
 
@@ -36,22 +36,16 @@ pytestmark = pytest.mark.faults
 MANY = pytest.param(30, marks=pytest.mark.slow)
 MAIN, TEACH = 'dfkd_jax.main', 'dfkd_jax.teach'
 
-SMALL = [
-    '--config.data.image_size=4', '--config.teacher.model=resnet8_half', '--config.parallel=jit',
-    '--config.teach.batch_size=128', '--config.log_every_rounds=2',
-]  # fmt: skip
 LOOP = [
-    '--config=configs/digits.py:METHOD,smoke', *SMALL, '--config.generator.latent=8',
-    '--config.generator.width=4', '--config.synthesis.batch_size=8',
-    '--config.synthesis.student_batch_size=8', '--config.phases[0].rounds=24',
-    '--config.eval_every_rounds=3', '--config.save_every_rounds=4',
+    '--config=configs/digits.py:METHOD,smoke', *SMALL, *ROUNDS, '--config.parallel=jit',
+    '--config.generator.latent=8', '--config.phases[0].rounds=24', '--config.eval_every_rounds=3',
+    '--config.save_every_rounds=4',
 ]  # fmt: skip
 OFFLINE = [
-    '--config=configs/digits.py:diffdfkd,smoke', *SMALL, '--config.synthesis.stored_size=4',
-    '--config.loss.adversarial=1.0', '--config.synthesis.batch_size=2',
-    '--config.synthesis.per_class=6', '--config.in_loop.every=4', '--config.in_loop.start=4',
-    '--config.in_loop.steps=3', '--config.in_loop.batch_size=8', '--config.distil.epochs=4',
-    '--config.distil.batch_size=8', '--config.distil.save_every_epochs=1',
+    '--config=configs/digits.py:diffdfkd,smoke', *SMALL, *BATCHES, '--config.parallel=jit',
+    '--config.loss.adversarial=1.0', '--config.synthesis.per_class=6', '--config.in_loop.every=4',
+    '--config.in_loop.start=4', '--config.in_loop.steps=3', '--config.in_loop.batch_size=8',
+    '--config.distil.epochs=4', '--config.distil.save_every_epochs=1',
 ]  # fmt: skip
 
 
@@ -82,7 +76,8 @@ def jobs(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         module, arguments, whole = MAIN, LOOP, home / name
         if name == 'teacher':
             module, arguments = TEACH, [LOOP[0].replace('METHOD', 'cpsc'), *SMALL]
-            arguments = [*arguments, '--config.teach.epochs=6', '--config.teach.lr=0.05']
+            fields = ('parallel=jit', 'teach.epochs=6', 'teach.lr=0.05')
+            arguments += [f'--config.{field}' for field in fields]
         elif name == 'diffdfkd':
             arguments = [*OFFLINE, f'--config.prior.path={tiny.saved_prior(home / "prior")}']
         if name != 'teacher':
