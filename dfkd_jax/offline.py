@@ -175,7 +175,7 @@ def synthesise(
                 state = state.replace(student=net)
             state, row = trajectory(frozen, state, jax.random.fold_in(key_rounds, done))
             [row] = results.finite([row], done + 1, UNSTABLE.format(bank=bank))
-            image = _kept_images(config, state.extra, diffdfkd.kept(config, done))
+            image = _kept_images(state.extra, diffdfkd.kept(config, done))
             label = np.full(len(image), done % config.data.num_classes)
             seconds = time.monotonic() - started
             # All go on once it is there: the training that follows reads it.
@@ -311,10 +311,11 @@ def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
     return diffdfkd.Prior(prior.frozen, text)
 
 
-def _kept_images(config: Any, extra: Any, number: int) -> np.ndarray:
+def _kept_images(extra: Any, number: int) -> np.ndarray:
     image = np.asarray(extra.image)[:number]
-    on_the_way = np.asarray(extra.intermediate)[:, :number]
-    return np.concatenate([*on_the_way, image])
+    if extra.intermediate is None:
+        return image
+    return np.concatenate([*np.asarray(extra.intermediate)[:, :number], image])
 
 
 def _shown(bank: Path, total: int, run: build.Run) -> Batch:

@@ -232,6 +232,8 @@ def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
 def test_steps_keep_the_structure_and_stay_finite(name: str, mode: str):
     p = program(name, mode)
     state = copy(p)
+    # XLA of jax 0.11.2 crashes on arrays without numbers in a sharded program.
+    assert all(leaf.size for leaf in jax.tree.leaves((p.frozen, state)))
     for step in (p.begin, p.generator_step, p.finish, p.student_step):
         state, metrics = step(p.frozen, state, key_of(0))
         chex.assert_trees_all_equal_shapes_and_dtypes(state, p.state)

@@ -69,7 +69,8 @@ class Extra(struct.PyTreeNode):
     eps: the noise last predicted in them.
     step: [] int32, steps done.
     image: [B, S, S, channels] uint8, the batch that was finished last.
-    intermediate: [K, B, S, S, channels] uint8, those on its way; K is 0 unless asked for.
+    intermediate: [K, B, S, S, channels] uint8, those on its way; None unless asked for (an array
+    without numbers in a sharded program ends jax 0.11.2).
     """
 
     label: Array
@@ -77,7 +78,7 @@ class Extra(struct.PyTreeNode):
     eps: Array
     step: Array
     image: Array
-    intermediate: Array
+    intermediate: Array | None
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -96,7 +97,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         timesteps = schedules.timesteps(prior.schedule, settings.steps)
         following = schedules.previous(prior.schedule, settings.steps)
     part = max(settings.steps // PARTS, 1)
-    on_the_way = PARTS - 1 if synthesis.intermediate else 0
+    on_the_way = PARTS - 1  # where images are kept
     learns = sessions(config)
     # Trajectories until a student has learnt from images of every class, and may have a say.
     silent = max(*learns[:1], -(-config.in_loop.start // batch) * classes, 0)
@@ -115,7 +116,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 eps=jnp.zeros(noised),
                 step=jnp.zeros((), jnp.int32),
                 image=jnp.zeros(image, jnp.uint8),
-                intermediate=jnp.zeros((on_the_way, *image), jnp.uint8),
+                intermediate=(
+                    jnp.zeros((on_the_way, *image), jnp.uint8) if synthesis.intermediate else None
+                ),
             ),
         )
 
@@ -191,7 +194,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         if synthesis.source == 'guided':
             (_, (metrics, pixel)), grad = shards.value_and_grad(guidance)(x)
             x = x - (batch if synthesis.per_image else 1) * grad
-            if on_the_way:
+            if intermediate is not None:
                 number = extra.step + 1
                 now = (jnp.arange(on_the_way) == number // part - 1) & (number % part == 0)
                 image = to_bytes(shards.gather(resized(pixel, stored)))
