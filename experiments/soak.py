@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 5  # rounds of the first phase
 EVERY = 10  # rounds between rows and evaluations
 # Rounds between checkpoints, half a minute or so, which is oftener than a long run saves: what
-# orbax keeps of each (0.1 to 0.2 MB of native memory) counts too.
+# orbax keeps of each (tenths of a MB of native memory) counts too.
 SAVE = 1000
 ARGUMENTS = [
     '--config=configs/digits.py:cae,smoke', '--config.data.image_size=8',
