@@ -27,6 +27,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
 
 ROOT = Path(__file__).resolve().parents[1]
+# Files of tests, the longest first, so that no worker is left alone with one at the end.
+LONGEST = (
+    'test_hosts', 'test_diffdfkd', 'test_train', 'test_parallel', 'test_methods', 'test_nayer',
+    'test_faults',
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Another worker may be writing the entry that this one reads: it then compiles for itself.
     config.addinivalue_line('filterwarnings', 'ignore:Error (reading|writing) persistent compil')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture
