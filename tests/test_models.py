@@ -340,3 +340,29 @@ def test_a_kernels_gradient_in_parts_is_the_whole_one(stride: int, size: int, mo
     assert (found[0], wanted[0]) == (2 + 4, 3)  # forward, of the image, of the kernel
     for a, b in zip(found[1], wanted[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_transposed_convolution_has_the_gradients_of_the_plain_one():
+    image, kernel = (
+        jax.random.normal(jax.random.key(i), x) for i, x in enumerate([(3, 5, 6, 4), (4, 4, 2, 4)])
+    )
+
+    def plain(image, kernel):
+        return jax.lax.conv_transpose(
+            image, kernel, (2, 2), ((2, 2), (2, 2)), transpose_kernel=True
+        )
+
+    def value_and_gradients(upsample):
+        def loss(image, kernel):
+            out = upsample(image, kernel)
+            return jnp.sum(jnp.sin(out)), out
+
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        return step.lower(image, kernel).as_text(), step(image, kernel)
+
+    (program, found), (slow, wanted) = map(value_and_gradients, (layers.convolve_transposed, plain))
+    assert found[0][1].shape == (3, 10, 12, 2)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    # What XLA is slow at on CPUs: the image dilated in the gradient of the kernel.
+    assert [text.count('lhs_dilate = [2, 2]') for text in (slow, program)] == [2, 1]

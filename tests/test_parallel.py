@@ -181,13 +181,22 @@ def test_gradients_are_those_of_the_mean_loss(mode: str):
     np.testing.assert_allclose(grads, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize('transposed', [False, True])
 @pytest.mark.parametrize('mode', ALL)
-def test_kernels_have_one_gradient_in_parts_and_in_every_mode(mode: str, monkeypatch):
-    """`layers.convolve`, with parts smaller than a share."""
+def test_kernels_have_one_gradient_in_parts_and_in_every_mode(
+    mode: str, transposed: bool, monkeypatch
+):
+    """`layers.convolve`, with parts smaller than a share, and the transposed convolution's."""
     image, kernel = (
         jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(16, 6, 6, 3), (3, 3, 3, 4)])
+        for i, shape in enumerate([(16, 6, 6, 3), (4, 4, 4, 3) if transposed else (3, 3, 3, 4)])
     )
+
+    def convolution(image, kernel):
+        if transposed:
+            return layers.convolve_transposed(image, kernel)
+        layout, padding = ('NHWC', 'HWIO', 'NHWC'), ((1, 1), (1, 1))
+        return layers.convolve(image, kernel, (1, 1), padding, dimension_numbers=layout)
 
     def new_kernel(mode: str) -> jax.Array:
         plan = parallel.make(mode)
@@ -196,9 +205,7 @@ def test_kernels_have_one_gradient_in_parts_and_in_every_mode(mode: str, monkeyp
             del inputs
 
             def loss(kernel):
-                layout, padding = ('NHWC', 'HWIO', 'NHWC'), ((1, 1), (1, 1))
-                share = plan.shards.share(image)
-                out = layers.convolve(share, kernel, (1, 1), padding, dimension_numbers=layout)
+                out = convolution(plan.shards.share(image), kernel)
                 return jnp.mean(jnp.sin(out)), ()
 
             (total, _), gradient = plan.shards.value_and_grad(loss)(kernel)

@@ -118,10 +118,7 @@ class CPSCDeepGenerator(nn.Module):
         x = _project(z, 8 * self.width, self.image_size // 16, self.dtype)
         x = norm(x, 'norm0', 1e-3)
         for i, features in enumerate((4, 2, 1, 1), start=1):
-            # torch.nn.ConvTranspose2d(4, stride 2, padding 1): pad by kernel - 1 - padding.
-            x = nn.ConvTranspose(features * self.width, (4, 4), (2, 2), ((2, 2), (2, 2)),
-                                 use_bias=False, transpose_kernel=True, kernel_init=normal,
-                                 dtype=self.dtype, name=f'conv{i}')(x)  # fmt: skip
+            x = layers.ConvTranspose(features * self.width, normal, self.dtype, name=f'conv{i}')(x)
             x = nn.leaky_relu(norm(x, f'norm{i}', self.epsilon), 0.2)
         x = layers.conv(x, self.channels, 3, bias=True, kernel_init=normal, name='conv5',
                         dtype=self.dtype)  # fmt: skip
