@@ -342,6 +342,34 @@ def test_a_kernels_gradient_in_parts_is_the_whole_one(stride: int, size: int, mo
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('size, stride', [(3, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize('padding', ['SAME', 'symmetric'])
+def test_channels_with_their_own_kernels_are_convolved_as_in_groups(
+    size: int, stride: int, padding: str
+):
+    image, kernel = (
+        jax.random.normal(jax.random.key(i), x)
+        for i, x in enumerate([(2, 8, 7, 6), (size, size, 1, 6)])
+    )
+    pads = padding if padding == 'SAME' else ((size // 2,) * 2,) * 2
+    how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 6}
+
+    def value_and_gradients(convolve):
+        def loss(image, kernel):
+            out = convolve(image, kernel, (stride, stride), pads, **how)
+            return jnp.sum(jnp.sin(out)), out
+
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        return step.lower(image, kernel).as_text(), step(image, kernel)
+
+    (program, found), (slow, wanted) = (
+        value_and_gradients(f) for f in (layers.convolve, jax.lax.conv_general_dilated)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert [text.count('stablehlo.convolution') for text in (slow, program)] == [3, 0]
+
+
 def test_a_transposed_convolution_has_the_gradients_of_the_plain_one():
     image, kernel = (
         jax.random.normal(jax.random.key(i), x) for i, x in enumerate([(3, 5, 6, 4), (4, 4, 2, 4)])

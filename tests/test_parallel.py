@@ -181,22 +181,19 @@ def test_gradients_are_those_of_the_mean_loss(mode: str):
     np.testing.assert_allclose(grads, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize('transposed', [False, True])
+@pytest.mark.parametrize('shape', [(3, 3, 3, 4), (3, 3, 1, 3), (4, 4, 4, 3)])
 @pytest.mark.parametrize('mode', ALL)
-def test_kernels_have_one_gradient_in_parts_and_in_every_mode(
-    mode: str, transposed: bool, monkeypatch
-):
-    """`layers.convolve`, with parts smaller than a share, and the transposed convolution's."""
+def test_kernels_have_one_gradient_in_parts_and_in_every_mode(mode: str, shape, monkeypatch):
+    """`layers.convolve` with parts smaller than a share, by channels, and transposed."""
     image, kernel = (
-        jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(16, 6, 6, 3), (4, 4, 4, 3) if transposed else (3, 3, 3, 4)])
+        jax.random.normal(jax.random.key(i), x) for i, x in enumerate([(16, 6, 6, 3), shape])
     )
 
     def convolution(image, kernel):
-        if transposed:
+        if shape[0] == 4:
             return layers.convolve_transposed(image, kernel)
-        layout, padding = ('NHWC', 'HWIO', 'NHWC'), ((1, 1), (1, 1))
-        return layers.convolve(image, kernel, (1, 1), padding, dimension_numbers=layout)
+        how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 3 // shape[2]}
+        return layers.convolve(image, kernel, (1, 1), ((1, 1), (1, 1)), **how)
 
     def new_kernel(mode: str) -> jax.Array:
         plan = parallel.make(mode)
