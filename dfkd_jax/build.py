@@ -6,6 +6,7 @@ ConfigError before the first compilation.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,10 +139,7 @@ def _check_statistics(config: Any, nets: Models) -> None:
     weight = config.loss.get('bn')
     if not weight:
         return
-    image = jax.ShapeDtypeStruct((1, *nets.image_shape), jnp.float32)
-    # The key within: made outside, it would be a first program to compile.
-    variables = jax.eval_shape(lambda x: nets.teacher.init(jax.random.key(0), x), image)
-    if not variables.get('batch_stats'):
+    if not _shapes(nets.teacher, nets.image_shape).get('batch_stats'):
         raise ConfigError(
             f'config.loss.bn={weight:g}, and {config.teacher.model} has no batch norms: set '
             '--config.loss.bn=0, or choose a teacher that has.'
@@ -215,16 +213,23 @@ def make_models(
 def make_classifier(config: Any, name: str, axis_name: str | None = None) -> Any:
     """A classifier of the config's classes, which takes its images."""
     module = make_model(config, name, axis_name)
-    shape = (1, config.data.image_size, config.data.image_size, config.data.channels)
-    image, whole = jax.ShapeDtypeStruct(shape, jnp.float32), module.clone(axis_name=None)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
     try:
-        jax.eval_shape(lambda x: whole.init(jax.random.key(0), x), image)
+        _shapes(module.clone(axis_name=None), shape)
     except Exception as error:  # whatever the layers make of an impossible shape
         raise ConfigError(
-            f'{name} cannot take images of shape {shape[1:]}: {error}. Change '
+            f'{name} cannot take images of shape {shape}: {error}. Change '
             'config.data.image_size or the model.'
         ) from error
     return module
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(module: Any, image_shape: tuple[int, int, int]) -> Any:
+    """The shapes of a classifier's variables; tracing one takes a tenth of a second."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    # The key within: made outside, it would be a first program to compile.
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
 
 
 def make_model(config: Any, name: str, axis_name: str | None, **sizes: Any) -> Any:
@@ -269,9 +274,8 @@ def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -
     """Raises CheckpointError unless a network has just these arrays, of finite numbers."""
     module = make_model(config, name, None)
     size, channels = config.data.image_size, config.data.channels
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-    shapes = {key: leaf.shape for key, leaf in checkpoint.flatten(expected).items()}
+    expected = checkpoint.flatten(_shapes(module, (size, size, channels)))
+    shapes = {key: leaf.shape for key, leaf in expected.items()}
     found = checkpoint.flatten({key: tree for key, tree in variables.items() if tree})
     wrong = [f'{key} is missing' for key in shapes.keys() - found.keys()]
     wrong += [f'{key} is not part of it' for key in found.keys() - shapes.keys()]

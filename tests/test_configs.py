@@ -73,8 +73,14 @@ def test_builds(name, argument):
     assert run.models.num_classes == DATASETS[name].num_classes
 
 
+# These have the image sizes of cifar10 and imagenet, and networks of the same kinds.
+ALIKE = ('cifar100', 'domainnet')
+
+
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+    'name', [pytest.param(x, marks=pytest.mark.slow) if x in ALIKE else x for x in NAMES]
+)
 def test_steps_keep_the_state_at_true_size(monkeypatch, name, method):
     """Shapes only: every step of the real networks and batches."""
     monkeypatch.setattr(layers, 'MOST_PARTS', 1)  # quicker to trace
