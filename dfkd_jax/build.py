@@ -226,7 +226,7 @@ def make_classifier(config: Any, name: str, axis_name: str | None = None) -> Any
 
 @functools.lru_cache(maxsize=16)
 def _shapes(module: Any, image_shape: tuple[int, int, int]) -> Any:
-    """The shapes of a classifier's variables; tracing one takes a tenth of a second."""
+    """The shapes of a classifier's variables, kept: several checks of a build ask for them."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     # The key within: made outside, it would be a first program to compile.
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)

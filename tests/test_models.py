@@ -318,6 +318,17 @@ def test_one_brightness_for_all_classes():
     np.testing.assert_allclose(change, 1, atol=1e-6)
 
 
+def with_gradients(convolve, image: jax.Array, kernel: jax.Array):
+    """The program of a convolution and its gradients; ((loss, output), (of image, of kernel))."""
+
+    def loss(image, kernel):
+        out = convolve(image, kernel)
+        return jnp.sum(jnp.sin(out)), out
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).lower(image, kernel)
+    return step.as_text(), step.compile()(image, kernel)
+
+
 @pytest.mark.parametrize('stride, size', [(1, 3), (2, 3), (2, 1)])
 def test_a_kernels_gradient_in_parts_is_the_whole_one(stride: int, size: int, monkeypatch):
     """What CPUs do at sizes that users have, at a tiny one; the last part is a smaller one."""
@@ -328,12 +339,11 @@ def test_a_kernels_gradient_in_parts_is_the_whole_one(stride: int, size: int, mo
     padding, layout = ((size // 2,) * 2,) * 2, ('NHWC', 'HWIO', 'NHWC')
 
     def gradients(convolve):
-        def loss(image, kernel):
-            out = convolve(image, kernel, (stride, stride), padding, dimension_numbers=layout)
-            return jnp.sum(jnp.sin(out))
-
-        step = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(image, kernel)
-        return step.as_text().count('stablehlo.convolution'), step.compile()(image, kernel)
+        how = {'padding': padding, 'dimension_numbers': layout}
+        text, (_, found) = with_gradients(
+            lambda x, k: convolve(x, k, (stride, stride), **how), image, kernel
+        )
+        return text.count('stablehlo.convolution'), found
 
     monkeypatch.setattr(layers, 'PART', 2 * image[0].size)
     found, wanted = gradients(layers.convolve), gradients(jax.lax.conv_general_dilated)
@@ -354,16 +364,9 @@ def test_channels_with_their_own_kernels_are_convolved_as_in_groups(
     pads = padding if padding == 'SAME' else ((size // 2,) * 2,) * 2
     how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 6}
 
-    def value_and_gradients(convolve):
-        def loss(image, kernel):
-            out = convolve(image, kernel, (stride, stride), pads, **how)
-            return jnp.sum(jnp.sin(out)), out
-
-        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-        return step.lower(image, kernel).as_text(), step(image, kernel)
-
     (program, found), (slow, wanted) = (
-        value_and_gradients(f) for f in (layers.convolve, jax.lax.conv_general_dilated)
+        with_gradients(lambda x, k, f=f: f(x, k, (stride, stride), pads, **how), image, kernel)
+        for f in (layers.convolve, jax.lax.conv_general_dilated)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -380,15 +383,9 @@ def test_a_transposed_convolution_has_the_gradients_of_the_plain_one():
             image, kernel, (2, 2), ((2, 2), (2, 2)), transpose_kernel=True
         )
 
-    def value_and_gradients(upsample):
-        def loss(image, kernel):
-            out = upsample(image, kernel)
-            return jnp.sum(jnp.sin(out)), out
-
-        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-        return step.lower(image, kernel).as_text(), step(image, kernel)
-
-    (program, found), (slow, wanted) = map(value_and_gradients, (layers.convolve_transposed, plain))
+    (program, found), (slow, wanted) = (
+        with_gradients(f, image, kernel) for f in (layers.convolve_transposed, plain)
+    )
     assert found[0][1].shape == (3, 10, 12, 2)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
