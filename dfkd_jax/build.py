@@ -15,20 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dfkd_jax import checkpoint, data, diffusion, disk_bank, labels, models, parallel, port
-from dfkd_jax.contract import ConfigError, Frozen, Method, Models, NonFiniteError
+from dfkd_jax import data, diffusion, labels, models, port
+from dfkd_jax.contract import Frozen, Method, Models
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import (
+    BankError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiffusionError,
+    LabelError,
+    NonFiniteError,
+    PortError,
+)
 from dfkd_jax.methods import METHODS
+from dfkd_jax.storage import model_folder
 
 # What a user can put right: shown as one line, without a traceback.
 EXPECTED_ERRORS = (
     ConfigError,
     NonFiniteError,
-    data.DataError,
-    diffusion.DiffusionError,
-    disk_bank.BankError,
-    labels.LabelError,
-    port.PortError,
-    checkpoint.CheckpointError,
+    DataError,
+    DiffusionError,
+    BankError,
+    LabelError,
+    PortError,
+    CheckpointError,
 )
 DTYPES = ('float32', 'bfloat16')
 
@@ -40,7 +52,7 @@ class Run(NamedTuple):
     (its `init`, its `sample`).  Modules of `models` have no axis name: they are for evaluation.
     """
 
-    plan: parallel.Plan
+    plan: sharding.Plan
     method: Method
     whole: Method
     models: Models
@@ -66,7 +78,7 @@ def build(config: Any) -> Run:
         for axis in (None, plan.shards.axis)
     )
     try:
-        whole = make(config, nets, parallel.Shards())
+        whole = make(config, nets, sharding.Shards())
         method = make(config, shared, plan.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -116,7 +128,7 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
     asks its teacher is its own business.  Test images are not counted.
     """
     teacher = _Counting(nets.teacher)
-    method = METHODS[config.method](config, nets._replace(teacher=teacher), parallel.Shards())
+    method = METHODS[config.method](config, nets._replace(teacher=teacher), sharding.Shards())
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, frozen, key)
 
@@ -146,10 +158,10 @@ def _check_statistics(config: Any, nets: Models) -> None:
         )
 
 
-def make_plan(config: Any) -> parallel.Plan:
+def make_plan(config: Any) -> sharding.Plan:
     """`parallel.make` for `config.parallel`."""
     try:
-        return parallel.make(config.parallel)
+        return sharding.make(config.parallel)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -255,7 +267,7 @@ def load_network(path: str | Path, name: str, config: Any) -> dict[str, Any]:
     if not Path(path).is_dir():
         ported = port.from_torch(name, path, num_classes=classes, channels=channels)
         return {'batch_stats': {}} | ported
-    facts, variables = checkpoint.load_model(path)
+    facts, variables = model_folder.load_model(path)
     for what, found, wanted in (
         ('a', facts['model'], name),
         ('the number of classes', facts.get('num_classes', classes), classes),
@@ -274,9 +286,9 @@ def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -
     """Raises CheckpointError unless a network has just these arrays, of finite numbers."""
     module = make_model(config, name, None)
     size, channels = config.data.image_size, config.data.channels
-    expected = checkpoint.flatten(_shapes(module, (size, size, channels)))
+    expected = model_folder.flatten(_shapes(module, (size, size, channels)))
     shapes = {key: leaf.shape for key, leaf in expected.items()}
-    found = checkpoint.flatten({key: tree for key, tree in variables.items() if tree})
+    found = model_folder.flatten({key: tree for key, tree in variables.items() if tree})
     wrong = [f'{key} is missing' for key in shapes.keys() - found.keys()]
     wrong += [f'{key} is not part of it' for key in found.keys() - shapes.keys()]
     for key in shapes.keys() & found.keys():
@@ -286,7 +298,7 @@ def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -
             wrong.append(f'{key} is not of finite float32')
     if wrong:
         more = f', and {len(wrong) - 8} more' if len(wrong) > 8 else ''
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f'{path} does not hold a {name}: {"; ".join(sorted(wrong)[:8])}{more}. Make the folder '
             'again from its source.'
         )
@@ -294,7 +306,7 @@ def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -
 
 def save_network(folder: Path, name: str, variables: Any, config: Any, **facts: Any) -> None:
     """Writes a model folder with what `load_network` checks."""
-    checkpoint.save_model(
+    model_folder.save_model(
         folder,
         name,
         jax.tree.map(np.asarray, variables),

@@ -12,7 +12,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dfkd_jax import build, hosts
+from dfkd_jax import build
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import HostError
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The run: FILE[:method[,flag...]], a file of configs/.', lock_config=True
@@ -20,7 +22,7 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make, or to continue in.')
 flags.mark_flag_as_required('config')
 CONTINUES = 'What was saved is whole: the same command continues from it.'
-EXPECTED_ERRORS = (*build.EXPECTED_ERRORS, hosts.HostError)
+EXPECTED_ERRORS = (*build.EXPECTED_ERRORS, HostError)
 
 
 def launch(job: Callable[[Any, str | None], Any]) -> None:
@@ -43,9 +45,9 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
             sys.exit(f'error: {" ".join(str(error).split())}')
         try:
             if 'distributed' in CONFIG.value:
-                hosts.join(CONFIG.value.distributed)
+                processes.join(CONFIG.value.distributed)
             job(CONFIG.value, WORKDIR.value)
-            hosts.leave()
+            processes.leave()
         except EXPECTED_ERRORS as error:
             _exit(str(error))
         except OSError as error:
@@ -53,11 +55,11 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
         except KeyboardInterrupt:
             _exit(f'interrupted at once. {CONTINUES}')
         except jax.errors.JaxRuntimeError:
-            if not hosts.several():
+            if not processes.several():
                 raise
-            hosts.wait_for_the_end()
+            processes.wait_for_the_end()
         except Exception as error:
-            if hosts.several():  # or the others would wait for this one
+            if processes.several():  # or the others would wait for this one
                 traceback.print_exc()
                 _exit(f'{type(error).__name__}: {error}')
             raise
@@ -66,8 +68,8 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
 
 
 def _exit(why: str) -> NoReturn:
-    if hosts.several():
-        hosts.fail(why)
+    if processes.several():
+        processes.fail(why)
     sys.exit(f'error: {why}')
 
 

@@ -189,11 +189,3 @@ def sgd_by_round(student: Any, phases: Any) -> optax.GradientTransformation:
 def first_round() -> Array:
     """The round counter of a new state."""
     return jnp.zeros((), jnp.int32)
-
-
-class ConfigError(ValueError):
-    """A config that does not fit: what was wrong, what was expected, what to do."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss that stopped being finite."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfkd_jax import data
-from dfkd_jax.parallel import Plan
+from dfkd_jax.distributed.sharding import Plan
 
 
 def over(

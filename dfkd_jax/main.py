@@ -6,7 +6,8 @@
 The same command with the same --workdir continues an interrupted run.
 """
 
-from dfkd_jax import cli, train
+from dfkd_jax import cli
+from dfkd_jax.loops import alternating
 
 if __name__ == '__main__':
-    cli.launch(train.run)
+    cli.launch(alternating.run)

@@ -24,8 +24,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from table import save, spread
 
-from dfkd_jax import build, data, disk_bank, losses, report
+from dfkd_jax import build, data, losses
+from dfkd_jax.data import synthetic
 from dfkd_jax.methods import diffdfkd
+from dfkd_jax.reporting import page
 
 BATCH = 256
 
@@ -52,7 +54,7 @@ def main() -> None:
         students = [student(path) for path in runs[name]]
         results += [{'row': name} | each | {'images': len(label)} | measured for each in students]
         grid = args.output / f'{name.replace(" ", "_")}.png'
-        report.image_grid(image / 255, label, data.check(config.data).class_names, grid, title=name)
+        page.image_grid(image / 255, label, data.check(config.data).class_names, grid, title=name)
         cells = [str(len(label)), *(f'{value:.3g}' for value in measured.values())]
         cells.append(spread([each['last'] for each in students]))
         cells.append(f'{students[0]["seconds_synthesis"]:.0f}')
@@ -87,7 +89,7 @@ def images_of(run: Path) -> tuple[Any, np.ndarray, np.ndarray]:
     if config.teacher.checkpoint is None:
         config.teacher.checkpoint = str(run / 'teacher')
     total = diffdfkd.trajectories(config)
-    arrays = [disk_bank.read(Path(summary['bank']), number) for number in range(total)]
+    arrays = [synthetic.read(Path(summary['bank']), number) for number in range(total)]
     return config, *(np.concatenate([each[key] for each in arrays]) for key in ('image', 'label'))
 
 

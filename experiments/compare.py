@@ -56,7 +56,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from table import NAMES, VARIANTS, save, spread
 
 from configs import common
-from dfkd_jax import checkpoint, metrics
+from dfkd_jax.reporting import metrics
+from dfkd_jax.storage import files, model_folder
 
 FIVE = ('resnet34/resnet18', 'vgg11/resnet18', 'wrn40_2/wrn16_1', 'wrn40_2/wrn40_1',
         'wrn40_2/wrn16_2')  # fmt: skip
@@ -146,14 +147,14 @@ def find_teacher(pair: Pair, args: argparse.Namespace) -> Path | None:
             return Path(path)
     # Pairs of a data set share it.
     workdir = args.runs / 'teachers' / f'{pair.config}-{pair.teacher}'
-    if not (workdir / checkpoint.FACTS).exists():
+    if not (workdir / model_folder.FACTS).exists():
         if args.finished:
             return None
         flag = ':smoke' if args.smoke else ''
         command = ['python', '-m', 'dfkd_jax.teach', f'--config=configs/{pair.config}.py{flag}',
                    f'--workdir={workdir}', f'--config.teacher.model={pair.teacher}',
                    *data_dir(args)]  # fmt: skip
-        if error := run(command, workdir / checkpoint.FACTS):
+        if error := run(command, workdir / model_folder.FACTS):
             sys.exit(f'error: {error}')
     return workdir
 
@@ -164,7 +165,7 @@ def data_dir(args: argparse.Namespace) -> list[str]:
 
 def sha256(path: Path) -> str:
     """Of a checkpoint, or of the weights in a model folder."""
-    file = path / checkpoint.VARIABLES if path.is_dir() else path
+    file = path / model_folder.VARIABLES if path.is_dir() else path
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -283,7 +284,7 @@ class Run(NamedTuple):
         receipt['command'] = shlex.join(command)
         receipt |= {'error': error} if error else speeds(config, workdir)
         self.root.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(path, receipt)
+        files.write_json(path, receipt)
         return receipt
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dfkd_jax import metrics
+from dfkd_jax.reporting import metrics
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dfkd_jax import build, checkpoint
+from dfkd_jax import build
 from dfkd_jax.contract import Frozen
+from dfkd_jax.storage.checkpoints import Checkpoints
 
 BATCHES = 8  # of each reference
 
@@ -56,7 +57,7 @@ def load(workdir: Path) -> tuple[build.Run, Frozen, Any]:
     run = build.build(config)
     path = config.teacher.checkpoint or workdir / 'teacher'
     frozen = Frozen(build.load_network(path, config.teacher.model, config), run.extra)
-    with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    with Checkpoints(workdir / 'checkpoints') as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(run.whole.init, frozen, jax.random.key(0)))
     if restored is None:
         raise SystemExit(f'error: {workdir} holds no checkpoint')

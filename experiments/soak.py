@@ -32,7 +32,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfkd_jax import workdir as folder
+from dfkd_jax.storage import workdir as folder
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 5  # rounds of the first phase

@@ -37,8 +37,11 @@ import tensorboardX  # noqa: F401, and the next: what a run imports in its funct
 import tensorflow_datasets  # noqa: F401
 from sklearn import model_selection  # noqa: F401
 
-from dfkd_jax import build, data, disk_bank, evaluate, results, rounds, train
-from dfkd_jax import checkpoint as checkpoints
+from dfkd_jax import build, data, evaluate
+from dfkd_jax.data import synthetic
+from dfkd_jax.loops import alternating, round
+from dfkd_jax.reporting import artifacts
+from dfkd_jax.storage import checkpoints
 
 
 def serve() -> None:
@@ -99,12 +102,12 @@ def before(owner: Any, name: str, act: Callable[[], None]) -> None:
 def plant_marks(mark: Callable[[str], None]) -> None:
     before(jax._src.compiler, 'compile_or_get_cached', lambda: mark('compile'))
     before(checkpoints.Checkpoints, 'save', lambda: mark('checkpoint write'))
-    before(disk_bank, 'write', lambda: mark('bank write'))
-    before(results, 'leave', lambda: mark('results'))
-    steps, over, make_plan = rounds._steps, evaluate.over, build.make_plan
+    before(synthetic, 'write', lambda: mark('bank write'))
+    before(artifacts, 'leave', lambda: mark('results'))
+    steps, over, make_plan = round._steps, evaluate.over, build.make_plan
 
     def marked(step: Any, phase: str) -> Any:
-        if step is rounds.unchanged:
+        if step is round.unchanged:
             return step
 
         def call(*args: Any) -> Any:
@@ -128,7 +131,7 @@ def plant_marks(mark: Callable[[str], None]) -> None:
         return plan._replace(compile_rows=compiled)
 
     # Where `teach` is the command, its own functions are not those of the module.
-    rounds._steps, build.make_plan = marked_steps, planned
+    round._steps, build.make_plan = marked_steps, planned
     evaluate.over = lambda *args: marked(over(*args), 'evaluation')
 
 
@@ -143,7 +146,7 @@ def plant(poison: Any = None, clock: float = 0.0, lazy: bool = False, file_size:
         before(checkpoints.Checkpoints, 'save', limit)
     if poison:
         name, number = poison
-        make_round = train.make_round
+        make_round = alternating.make_round
 
         def poisoned(*args: Any) -> Any:
             round_fn = make_round(*args)
@@ -155,7 +158,7 @@ def plant(poison: Any = None, clock: float = 0.0, lazy: bool = False, file_size:
 
             return call
 
-        train.make_round = poisoned
+        alternating.make_round = poisoned
     if clock:
         now, calls = time.time, 0
 

@@ -31,23 +31,14 @@ import numpy as np
 import safetensors.numpy
 
 from configs import digits
-from dfkd_jax import (
-    build,
-    checkpoint,
-    cli,
-    diffusion,
-    disk_bank,
-    hosts,
-    port,
-    teach,
-    train,
-    transfer,
-    transfer_dense,
-    untrusted,
-    workdir,
-)
+from dfkd_jax import build, cli, diffusion, port, transfer_dense
 from dfkd_jax.data import __main__ as data_command
+from dfkd_jax.data import synthetic
+from dfkd_jax.distributed import processes
+from dfkd_jax.loops import alternating, supervised
 from dfkd_jax.port import __main__ as port_command
+from dfkd_jax.storage import model_folder, safe_read, workdir
+from dfkd_jax.transfer import __main__ as transfer_command
 
 TABLE = Path(__file__).resolve().parents[1] / 'experiments' / 'bad_input.md'
 Folder = Path
@@ -74,7 +65,7 @@ def run(of: str = 'cpsc', /, **changes: Any) -> Act:
             name: str(folder) + value[3:] if str(value).startswith('DIR') else value
             for name, value in changes.items()
         }
-        return train.run(config(of, **here), folder / 'run')
+        return alternating.run(config(of, **here), folder / 'run')
 
     return act
 
@@ -220,7 +211,7 @@ def facts(**changes: Any) -> Callable[[Folder], Any]:
 
     def make(folder: Folder) -> None:
         teacher()(folder)
-        path = folder / 'teacher' / checkpoint.FACTS
+        path = folder / 'teacher' / model_folder.FACTS
         found = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
 
@@ -307,11 +298,11 @@ def bank(**changes: Any) -> Callable[[Folder], Any]:
     """A bank DIR/bank of one batch, of another run where facts are changed."""
 
     def make(folder: Folder) -> None:
-        from dfkd_jax import offline
+        from dfkd_jax.loops import offline
 
-        disk_bank.describe(folder / 'bank', offline.description(config('diffdfkd')) | changes)
+        synthetic.describe(folder / 'bank', offline.description(config('diffdfkd')) | changes)
         image = np.zeros((2, 16, 16, 1), np.uint8)
-        disk_bank.write(folder / 'bank', 0, image, np.zeros(2, int), 0, {})
+        synthetic.write(folder / 'bank', 0, image, np.zeros(2, int), 0, {})
 
     return make
 
@@ -339,7 +330,7 @@ def shell(*arguments: str) -> Act:
     def act(folder: Folder) -> Any:
         argv = ['dfkd_jax.main', f'--workdir={folder / "run"}', *arguments]
         with mock.patch.object(sys, 'argv', argv):
-            cli.launch(train.run)
+            cli.launch(alternating.run)
 
     return act
 
@@ -350,7 +341,7 @@ def join(**fields: Any) -> Act:
     def act(folder: Folder) -> Any:
         settings = digits.get_config().distributed
         settings.update(fields)
-        return hosts.join(settings)
+        return processes.join(settings)
 
     return act
 
@@ -411,13 +402,13 @@ CASES: dict[str, dict[str, Act]] = {
         'a negative number of steps': run(phases__0__s_steps=-2),
         'a phase without rounds': run(phases__0__rounds=0),
         'a teacher neither given nor trained': run(teacher__train=False),
-        'distilling on real data, without a teacher': lambda folder: teach.run(
+        'distilling on real data, without a teacher': lambda folder: supervised.run(
             config(), folder / 'run', 'kd'
         ),
-        'a batch of real images that devices cannot share': lambda folder: teach.run(
+        'a batch of real images that devices cannot share': lambda folder: supervised.run(
             config(teach__batch_size=30), folder / 'run'
         ),
-        'a batch of no real images': lambda folder: teach.run(
+        'a batch of no real images': lambda folder: supervised.run(
             config(teach__batch_size=0), folder / 'run'
         ),
         'mixing images of a training by labels': run(teach__cutmix=0.5, method='kd'),
@@ -634,29 +625,30 @@ CASES: dict[str, dict[str, Act]] = {
     },
     'transfer': {
         'an unknown protocol': command(
-            transfer.main, '--student=DIR', '--dataset=digits', '--protocol=prob'
+            transfer_command.main, '--student=DIR', '--dataset=digits', '--protocol=prob'
         ),
         'a folder that is no run': command(
-            transfer.main, '--student=DIR', '--dataset=digits', '--protocol=probe'
+            transfer_command.main, '--student=DIR', '--dataset=digits', '--protocol=probe'
         ),
         'an unknown data set': after(teacher(), command(
-            transfer.main, '--student=DIR/teacher', '--dataset=digitz', '--protocol=probe',
+            transfer_command.main, '--student=DIR/teacher', '--dataset=digitz', '--protocol=probe',
             '--data_dir=DIR',
         )),
         'no epochs': after(teacher(), command(
-            transfer.main, '--student=DIR/teacher', '--dataset=digits', '--protocol=finetune',
+            transfer_command.main, '--student=DIR/teacher', '--dataset=digits', '--protocol=finetune',
             '--epochs=0',
         )),
         'a batch larger than the data set': after(teacher(), command(
-            transfer.main, '--student=DIR/teacher', '--dataset=digits', '--protocol=finetune',
+            transfer_command.main, '--student=DIR/teacher', '--dataset=digits', '--protocol=finetune',
             '--batch_size=2000',
         )),
         'an output that is there': after(write('out.json', ''), command(
-            transfer.main, '--student=DIR', '--dataset=digits', '--protocol=probe',
+            transfer_command.main, '--student=DIR', '--dataset=digits', '--protocol=probe',
             '--output=DIR/out.json',
         )),
         'a rate that is no number': command(
-            transfer.main, '--student=DIR', '--dataset=digits', '--protocol=probe', '--lr=fast'
+            transfer_command.main, '--student=DIR', '--dataset=digits', '--protocol=probe',
+            '--lr=fast',
         ),
         'scenes that are not there': after(teacher(), command(
             transfer_dense.main, '--student=DIR/teacher', '--scenes=DIR/nowhere'
@@ -684,7 +676,7 @@ def said(act: Act, folder: Folder) -> str:
         raise AssertionError('nothing was said')
     if not text.startswith('error: '):
         text = text[text.index('error: ') :]
-    while cause is not None and not isinstance(cause, untrusted.Refused):
+    while cause is not None and not isinstance(cause, safe_read.Refused):
         for foreign in (str(cause), str(cause).strip().split('\n')[0]):
             if foreign and f'({foreign})' in text and foreign not in ('None',):
                 text = text.replace(f'({foreign})', '(...)')

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from dfkd_jax import metrics
+from dfkd_jax.reporting import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 400.0  # seconds; a run takes a twentieth of it where nothing else does

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfkd_jax import bank as banks
+from dfkd_jax.methods.shared import image_bank as banks
 
 SHAPE = (2, 3, 1)
 

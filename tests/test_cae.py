@@ -13,8 +13,9 @@ import pytest
 import tiny
 
 from configs import common
-from dfkd_jax import contract, losses, parallel
+from dfkd_jax import contract, losses
 from dfkd_jax.contract import Method, State
+from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cae
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
@@ -78,7 +79,7 @@ def test_positives_are_the_same_class_from_another_source():
 @cache
 def built(**changes: Any) -> tuple[Any, Method, contract.Frozen, State]:
     config = tiny.config('cae', **changes)
-    method = tiny.method(config, parallel.Shards())
+    method = tiny.method(config, sharding.Shards())
     frozen = tiny.frozen()
     jitted = method._replace(
         **{
@@ -202,4 +203,4 @@ def test_mistakes():
         (dict(loss__contrast_of='pixels'), "expected 'sources' or 'images'"),
     ):
         with pytest.raises(ValueError, match=match):
-            tiny.method(tiny.config('cae', **changes), parallel.Shards())
+            tiny.method(tiny.config('cae', **changes), sharding.Shards())

@@ -22,9 +22,10 @@ import optax
 import pytest
 from flax import struct
 
-from dfkd_jax import checkpoint
-from dfkd_jax.checkpoint import CheckpointError, Checkpoints
 from dfkd_jax.contract import Net, State, start
+from dfkd_jax.errors import CheckpointError
+from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage.checkpoints import FILES, FORMAT, Checkpoints, _file_sums
 
 
 @struct.dataclass
@@ -185,7 +186,7 @@ def _damage(path: Path, how: str) -> None:
         ('state/_METADATA', 'empty'),
         ('record/metadata', 'delete'),
         ('record/metadata', 'flip'),
-        (checkpoint.FILES, 'truncate'),
+        (FILES, 'truncate'),
         ('', 'truncate'),  # the largest file: arrays
         ('', 'flip'),
     ],
@@ -227,7 +228,7 @@ def test_every_checkpoint_damaged(folder: Path) -> None:
 
 def test_an_empty_folder_and_a_folder_without_sums(folder: Path) -> None:
     (folder / '4').mkdir()  # as if a copy had stopped
-    (folder / '3' / checkpoint.FILES).unlink()  # as if killed just after the rename
+    (folder / '3' / FILES).unlink()  # as if killed just after the rename
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
     assert restored is not None and restored.round == 3
@@ -265,7 +266,7 @@ def test_a_whole_checkpoint_of_another_version_is_refused(folder: Path, change: 
     record = folder / '3' / 'record' / 'metadata'
     changed = json.loads(record.read_text()) | change
     record.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
-    checkpoint.write_json(folder / '3' / checkpoint.FILES, checkpoint._file_sums(folder / '3'))
+    files.write_json(folder / '3' / FILES, _file_sums(folder / '3'))
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(CheckpointError, match='all the bytes that were saved.*another version'):
             checkpoints.restore(abstract())
@@ -275,9 +276,9 @@ def test_a_whole_checkpoint_of_another_version_is_refused(folder: Path, change: 
 def test_a_checkpoint_without_a_format_is_of_the_first(folder: Path) -> None:
     record = folder / '3' / 'record' / 'metadata'
     old = json.loads(record.read_text())
-    assert old.pop('format') == checkpoint.FORMAT == 1
+    assert old.pop('format') == FORMAT == 1
     record.write_text(json.dumps(old))
-    (folder / '3' / checkpoint.FILES).unlink()
+    (folder / '3' / FILES).unlink()
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
     assert restored is not None and restored.round == 3
@@ -357,8 +358,8 @@ def test_sigkill_while_saving_loses_at_most_the_save_under_way(tmp_path: Path) -
 
 def test_write_bytes_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'new' / 'a.txt'
-    checkpoint.write_bytes(path, b'one')
-    checkpoint.write_bytes(path, b'two')
+    files.write_bytes(path, b'one')
+    files.write_bytes(path, b'two')
     assert path.read_bytes() == b'two'
 
     def dies(*_: object) -> None:
@@ -366,7 +367,7 @@ def test_write_bytes_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, 'replace', dies)
     with pytest.raises(OSError, match='killed'):
-        checkpoint.write_bytes(path, b'three')
+        files.write_bytes(path, b'three')
     assert path.read_bytes() == b'two'
     assert os.listdir(path.parent) == ['a.txt']
 
@@ -381,7 +382,7 @@ def test_write_json_knows_what_a_run_has(tmp_path: Path) -> None:
         'loss': float('inf'),
         7: ('a', True),
     }
-    checkpoint.write_json(tmp_path / 'a.json', obj)
+    files.write_json(tmp_path / 'a.json', obj)
     assert json.loads((tmp_path / 'a.json').read_text()) == {
         'accuracy': 0.5,
         'count': 3,
@@ -392,7 +393,7 @@ def test_write_json_knows_what_a_run_has(tmp_path: Path) -> None:
         '7': ['a', True],
     }
     with pytest.raises(TypeError):
-        checkpoint.write_json(tmp_path / 'b.json', {'x': object()})
+        files.write_json(tmp_path / 'b.json', {'x': object()})
     assert not (tmp_path / 'b.json').exists()
 
 
@@ -403,14 +404,14 @@ def test_arrays_round_trip(tmp_path: Path) -> None:
         'half': np.asarray([1.5, -2.0], np.float16),
         'empty': np.zeros((0, 3), np.float32),
     }
-    checkpoint.save_arrays(tmp_path / 'a.safetensors', arrays)
-    loaded = checkpoint.load_arrays(tmp_path / 'a.safetensors')
+    files.save_arrays(tmp_path / 'a.safetensors', arrays)
+    loaded = files.load_arrays(tmp_path / 'a.safetensors')
     assert loaded.keys() == arrays.keys()
     for name, x in arrays.items():
         assert loaded[name].dtype == x.dtype
         np.testing.assert_array_equal(np.asarray(x), loaded[name])
     with pytest.raises(ValueError, match='convert it to float32'):
-        checkpoint.save_arrays(tmp_path / 'b.safetensors', {'x': jnp.ones(2, jnp.bfloat16)})
+        files.save_arrays(tmp_path / 'b.safetensors', {'x': jnp.ones(2, jnp.bfloat16)})
 
 
 # Model folders
@@ -425,44 +426,46 @@ def variables() -> dict[str, Any]:
 
 
 def test_flatten_and_back() -> None:
-    flat = checkpoint.flatten(variables())
+    flat = model_folder.flatten(variables())
     assert list(flat) == ['params/conv1/kernel', 'batch_stats/bn1/mean', 'batch_stats/bn1/var']
-    assert_same(checkpoint.unflatten(flat), variables())
+    assert_same(model_folder.unflatten(flat), variables())
 
 
 def test_model_folder_round_trip(tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / 'm', 'wrn16_1', variables(), num_classes=10, source='t.pth')
-    facts, loaded = checkpoint.load_model(tmp_path / 'm')
+    model_folder.save_model(tmp_path / 'm', 'wrn16_1', variables(), num_classes=10, source='t.pth')
+    facts, loaded = model_folder.load_model(tmp_path / 'm')
     assert facts['model'] == 'wrn16_1' and facts['num_classes'] == 10 and facts['keys'] == 3
     assert_same(loaded, variables())
     assert sorted(os.listdir(tmp_path / 'm')) == ['model.json', 'variables.safetensors']
 
 
 def test_model_without_batch_norm(tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path, 'lenet5', {'params': variables()['params'], 'batch_stats': {}})
-    _, loaded = checkpoint.load_model(tmp_path)
+    model_folder.save_model(
+        tmp_path, 'lenet5', {'params': variables()['params'], 'batch_stats': {}}
+    )
+    _, loaded = model_folder.load_model(tmp_path)
     assert loaded['batch_stats'] == {}
     assert_same(loaded['params'], variables()['params'])
 
 
 def test_model_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match='not a model folder'):
-        checkpoint.load_model(tmp_path / 'nowhere')
-    checkpoint.save_model(tmp_path, 'wrn16_1', variables())
-    path = tmp_path / checkpoint.VARIABLES
+        model_folder.load_model(tmp_path / 'nowhere')
+    model_folder.save_model(tmp_path, 'wrn16_1', variables())
+    path = tmp_path / model_folder.VARIABLES
     data = path.read_bytes()
     path.write_bytes(data[:-7])
     with pytest.raises(CheckpointError, match='not a whole safetensors file'):
-        checkpoint.load_model(tmp_path)
+        model_folder.load_model(tmp_path)
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CheckpointError, match='sha256 differs'):
-        checkpoint.load_model(tmp_path)
+        model_folder.load_model(tmp_path)
     path.write_bytes(data)
-    (tmp_path / checkpoint.FACTS).write_text('{"model": ')
+    (tmp_path / model_folder.FACTS).write_text('{"model": ')
     with pytest.raises(CheckpointError, match='is not JSON'):
-        checkpoint.load_model(tmp_path)
-    (tmp_path / checkpoint.FACTS).write_text('{}')
+        model_folder.load_model(tmp_path)
+    (tmp_path / model_folder.FACTS).write_text('{}')
     with pytest.raises(CheckpointError, match='lacks model'):
-        checkpoint.load_model(tmp_path)
+        model_folder.load_model(tmp_path)
     with pytest.raises(CheckpointError, match='there is no file'):
-        checkpoint.load_arrays(tmp_path / 'none.safetensors')
+        files.load_arrays(tmp_path / 'none.safetensors')

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import standins
 
-from dfkd_jax import checkpoint, data, models, port
+from dfkd_jax import data, models, port
+from dfkd_jax.storage import files, model_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = 'wrn16_1'
@@ -91,8 +92,8 @@ def test_from_a_pth_teacher_to_a_summary(teacher: Path, tmp_path: Path) -> None:
     accuracy = 100 * float(np.mean(by_teacher == test.labels))
     assert summary['teacher_accuracy'] == pytest.approx(accuracy)
     assert f'teacher {MODEL}: {accuracy:.2f} % of the {test.size} test images' in done.stdout
-    arrays = checkpoint.load_arrays(workdir / 'student.safetensors')
-    by_student = predict(checkpoint.unflatten(arrays))
+    arrays = files.load_arrays(workdir / 'student.safetensors')
+    by_student = predict(model_folder.unflatten(arrays))
     last, agreement = np.mean(by_student == test.labels), np.mean(by_student == by_teacher)
     assert summary['student_accuracy_last'] == pytest.approx(100 * float(last))
     assert summary['agreement_with_teacher'] == pytest.approx(100 * float(agreement))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dfkd_jax import parallel
+from dfkd_jax.distributed import sharding
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'u8': 1, 'pred': 1, 'bf16': 2}
@@ -25,8 +25,8 @@ class Program(NamedTuple):
 def program(name: str, step: str, devices: int, **changes: Any) -> Program:
     """A step of a method as one device of so many runs it."""
     config = tiny.config(name, **changes)
-    plan = parallel.make('shard_map', jax.devices()[:devices], fused=False)
-    method, whole = tiny.method(config, plan.shards), tiny.method(config, parallel.Shards())
+    plan = sharding.make('shard_map', jax.devices()[:devices], fused=False)
+    method, whole = tiny.method(config, plan.shards), tiny.method(config, sharding.Shards())
     frozen = plan.replicate(tiny.frozen(method=name))
     key = jax.random.key(0)
     state = jax.eval_shape(whole.init, frozen, key)
@@ -47,7 +47,7 @@ def sums(text: str) -> list[int]:
 
 
 def parameters(name: str, net: str) -> int:
-    method = tiny.method(tiny.config(name), parallel.Shards())
+    method = tiny.method(tiny.config(name), sharding.Shards())
     state = jax.eval_shape(method.init, tiny.frozen(method=name), jax.random.key(0))
     return sum(x.size for x in jax.tree.leaves(getattr(state, net).params))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd_jax import metrics
+from dfkd_jax.reporting import metrics
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / 'experiments'
 

@@ -14,9 +14,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from dfkd_jax import build, data, real, teach
-from dfkd_jax.contract import ConfigError, Frozen
+from dfkd_jax import build, data
+from dfkd_jax.contract import Frozen
 from dfkd_jax.data.sets import DATASETS
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.loops import kd, supervised
 from dfkd_jax.methods import METHODS, diffdfkd
 from dfkd_jax.models import layers
 
@@ -134,7 +136,7 @@ def test_references(name):
     """Noise is a method and a control of DiffDFKD; KD on real data is a run without a method."""
     config = get_config(name, 'kd,smoke')
     config.teach.batch_size = 40  # of the 100 images there are here
-    assert real.prepare(config).epoch_steps == 2
+    assert kd.prepare(config).epoch_steps == 2
     assert 'synthesis' not in config and 'phases' not in config
     assert get_config(name, 'diffdfkd,noise').synthesis.source == 'noise'
     assert get_config(name, 'noise').method == 'noise'
@@ -216,8 +218,8 @@ def test_fields_are_overridden_and_locked(monkeypatch):
 @pytest.mark.parametrize('name', NAMES)
 def test_what_real_data_trains_is_the_same_for_every_method(name):
     """So that methods can share a teacher's folder."""
-    for role in teach.ROLES:
-        settings = [teach.settings(get_config(name, method), role) for method in METHODS]
+    for role in supervised.ROLES:
+        settings = [supervised.settings(get_config(name, method), role) for method in METHODS]
         assert all(each == settings[0] for each in settings)
 
 

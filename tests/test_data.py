@@ -17,7 +17,8 @@ import standins
 from PIL import Image
 
 from dfkd_jax import data
-from dfkd_jax.data import DataError, __main__, prepare
+from dfkd_jax.data import __main__, prepare
+from dfkd_jax.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 

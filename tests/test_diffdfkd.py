@@ -19,26 +19,15 @@ from processes import at_row, killed_at, output, to_the_end
 from reference import last, near
 
 from configs import common, digits
-from dfkd_jax import (
-    build,
-    checkpoint,
-    contract,
-    data,
-    diffusion,
-    disk_bank,
-    losses,
-    metrics,
-    models,
-    offline,
-    parallel,
-    port,
-    report,
-    results,
-    teach,
-    train,
-)
+from dfkd_jax import build, contract, data, diffusion, losses, models, port
+from dfkd_jax.data import synthetic
 from dfkd_jax.diffusion import schedule as schedules
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import BankError, ConfigError
+from dfkd_jax.loops import alternating, offline, supervised
 from dfkd_jax.methods import diffdfkd
+from dfkd_jax.reporting import artifacts, metrics, page
+from dfkd_jax.storage import checkpoints, files, model_folder
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
 
@@ -46,12 +35,12 @@ pytestmark = pytest.mark.usefixtures('fast_runs')
 # 1. Guidance.
 
 
-class Telling(parallel.Shards):
+class Telling(sharding.Shards):
     """Gradients are measured, too."""
 
     def value_and_grad(self, loss_fn: Any) -> Any:
         def fn(x: jax.Array) -> Any:
-            (loss, (terms, image)), grad = parallel.Shards.value_and_grad(self, loss_fn)(x)
+            (loss, (terms, image)), grad = sharding.Shards.value_and_grad(self, loss_fn)(x)
             return (loss, (terms | {'grad': grad, 'image': image}, image)), grad
 
         return fn
@@ -107,14 +96,14 @@ def trajectory(
     config.loss.update(adversarial=0.0, bn=bn)
     config.synthesis.update(dict(source=source, cutmix=False) | synthesis)
     config.distil.random_resized_crop = 'stored_size' in synthesis
-    plan = parallel.make(mode)
+    plan = sharding.make(mode)
     method = diffdfkd.make(config, tiny.nets(config, plan.shards.axis), plan.shards)
     frozen = plan.replicate(tiny.frozen(method='diffdfkd'))
-    whole = diffdfkd.make(config, tiny.nets(config), parallel.Shards())
+    whole = diffdfkd.make(config, tiny.nets(config), sharding.Shards())
     state = plan.replicate(whole.init(frozen, jax.random.key(0)))
     state = state.replace(round=state.round + 2)
     phase = ConfigDict(dict(loops=1, g_steps=config.prior.steps - 1, s_steps=0))
-    state, row = train.make_round(method, phase, plan)(frozen, state, jax.random.key(1))
+    state, row = alternating.make_round(method, phase, plan)(frozen, state, jax.random.key(1))
     return jax.device_get((state, row))
 
 
@@ -177,7 +166,7 @@ def test_the_student_has_a_say_once_it_has_learnt_enough():
     config = tiny.config('diffdfkd', synthesis__cutmix=False, synthesis__per_class=6 * tiny.BATCH)
     config.in_loop.update(start=2 * tiny.BATCH, every=tiny.BATCH, batch_size=tiny.BATCH)
     assert diffdfkd.sessions(config)[0] == tiny.CLASSES
-    method = diffdfkd.make(config, tiny.nets(config), parallel.Shards())
+    method = diffdfkd.make(config, tiny.nets(config), sharding.Shards())
     frozen = tiny.frozen(method='diffdfkd')
     state, _ = method.begin(frozen, method.init(frozen, jax.random.key(0)), jax.random.key(1))
     state = state.replace(student=state.student.replace(**frozen.teacher))
@@ -198,7 +187,7 @@ def test_the_student_has_a_say_once_it_has_learnt_enough():
     assert seen[2][1] == pytest.approx(seen[2][2], rel=1e-3)
     # A session that comes late, because its batch is large, keeps the student silent until then.
     config.in_loop.batch_size = 3 * tiny.BATCH * tiny.CLASSES
-    late = jax.jit(diffdfkd.make(config, tiny.nets(config), parallel.Shards()).generator_step)
+    late = jax.jit(diffdfkd.make(config, tiny.nets(config), sharding.Shards()).generator_step)
     at = state.replace(round=jnp.asarray(2 * tiny.CLASSES, jnp.int32))
     np.testing.assert_array_equal(late(frozen, at, jax.random.key(2))[0].extra.x, seen[0][0])
 
@@ -242,7 +231,7 @@ def test_texts_are_those_of_the_classes_or_one_for_all():
         return jnp.broadcast_to(cond[:, :1, :1, None], x.shape)
 
     nets = nets._replace(prior=nets.prior._replace(pure=nets.prior.pure._replace(eps=eps)))
-    method = diffdfkd.make(config, nets, parallel.Shards())
+    method = diffdfkd.make(config, nets, sharding.Shards())
     teacher = tiny.frozen(method='diffdfkd').teacher
     scale = config.prior.scale
     for text, wanted in (([1.0, 2, 3, 4, 0.5], 3.0), ([1.0, 0.5], 1.0)):
@@ -305,7 +294,7 @@ def test_cutmix_comes_at_every_fifth_of_a_trajectory_but_the_last():
     frozen, found = tiny.frozen(method='diffdfkd'), {}
     for flag in (True, False):
         config.synthesis.cutmix = flag
-        method = diffdfkd.make(config, tiny.nets(config), parallel.Shards())
+        method = diffdfkd.make(config, tiny.nets(config), sharding.Shards())
         state, _ = method.begin(frozen, method.init(frozen, jax.random.key(0)), jax.random.key(0))
         step = jax.jit(method.generator_step)
         for number in range(9):
@@ -327,21 +316,21 @@ def fill(folder: Path, batches: int = 3, size: int = 6) -> np.ndarray:
     rng, all_ = np.random.default_rng(0), []
     for number in range(batches):
         image = rng.integers(0, 255, (number + 2, size, size, 1)).astype(np.uint8)
-        disk_bank.write(folder, number, image, np.full(len(image), number), 7, {'g/ce': number / 2})
+        synthetic.write(folder, number, image, np.full(len(image), number), 7, {'g/ce': number / 2})
         all_.append(image)
     return np.concatenate(all_)
 
 
 def test_bank_gives_back_what_was_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = fill(tmp_path)
-    assert disk_bank.count(tmp_path) == 3
-    batch = disk_bank.read(tmp_path, 1)
+    assert synthetic.count(tmp_path) == 3
+    batch = synthetic.read(tmp_path, 1)
     assert batch['seed'].tolist() == [[7, 1]] * 3 and batch['label'].tolist() == [1, 1, 1]
-    assert disk_bank.measured(tmp_path, 1) == {'g/ce': 0.5}
-    whole = disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    assert synthetic.measured(tmp_path, 1) == {'g/ce': 0.5}
+    whole = synthetic.dataset(tmp_path, 3, FACTS, 6)
     assert whole.images is not None
     monkeypatch.setattr(data, 'IN_MEMORY_BYTES', 0)
-    streamed = disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    streamed = synthetic.dataset(tmp_path, 3, FACTS, 6)
     assert streamed.images is None and streamed.size == whole.size == 9
     for dataset in (whole, streamed):
         order = np.array([8, 0, 4, 4])
@@ -352,60 +341,60 @@ def test_bank_gives_back_what_was_put_in(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(a.image, b.image)
         if a.image is not None:
             break
-    assert disk_bank.dataset(tmp_path, 2, FACTS, 6).size == 5
-    late = disk_bank.dataset(tmp_path, 3, FACTS, 6)
-    disk_bank.path_of(tmp_path, 2).write_bytes(b'')
-    with pytest.raises(disk_bank.BankError, match='batch-000002.*no longer whole.*put it back'):
+    assert synthetic.dataset(tmp_path, 2, FACTS, 6).size == 5
+    late = synthetic.dataset(tmp_path, 3, FACTS, 6)
+    synthetic.path_of(tmp_path, 2).write_bytes(b'')
+    with pytest.raises(BankError, match='batch-000002.*no longer whole.*put it back'):
         late.fetch(np.array([8]))
 
 
 def test_a_bank_that_does_not_fit_is_refused(tmp_path: Path):
     fill(tmp_path)
-    with pytest.raises(disk_bank.BankError, match=r'batch-000000.*\[6, 6, 1\].*\[8, 8, 1\]'):
-        disk_bank.dataset(tmp_path, 3, FACTS, 8)
-    with pytest.raises(disk_bank.BankError, match='classes'):
-        disk_bank.dataset(tmp_path, 3, FACTS._replace(num_classes=2), 6)
+    with pytest.raises(BankError, match=r'batch-000000.*\[6, 6, 1\].*\[8, 8, 1\]'):
+        synthetic.dataset(tmp_path, 3, FACTS, 8)
+    with pytest.raises(BankError, match='classes'):
+        synthetic.dataset(tmp_path, 3, FACTS._replace(num_classes=2), 6)
     floats = {'image': np.full((2, 6, 6, 1), np.nan, np.float32), 'label': np.zeros(2, np.int32)}
     floats['sum'] = np.zeros(2, np.uint32)
-    checkpoint.save_arrays(disk_bank.path_of(tmp_path / 'nan', 0), floats)
-    with pytest.raises(disk_bank.BankError, match=r'images F32\[6, 6, 1\].*expected U8'):
-        disk_bank.dataset(tmp_path / 'nan', 1, FACTS, 6)
-    with pytest.raises(disk_bank.BankError, match='batch-000003.*missing or damaged'):
-        disk_bank.dataset(tmp_path, 4, FACTS, 6)
-    path = disk_bank.path_of(tmp_path, 1)
+    files.save_arrays(synthetic.path_of(tmp_path / 'nan', 0), floats)
+    with pytest.raises(BankError, match=r'images F32\[6, 6, 1\].*expected U8'):
+        synthetic.dataset(tmp_path / 'nan', 1, FACTS, 6)
+    with pytest.raises(BankError, match='batch-000003.*missing or damaged'):
+        synthetic.dataset(tmp_path, 4, FACTS, 6)
+    path = synthetic.path_of(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(disk_bank.BankError, match='batch-000001.*missing or damaged'):
-        disk_bank.dataset(tmp_path, 3, FACTS, 6)
-    with pytest.raises(disk_bank.BankError, match='not a whole safetensors file'):
-        disk_bank.read(tmp_path, 1)
+    with pytest.raises(BankError, match='batch-000001.*missing or damaged'):
+        synthetic.dataset(tmp_path, 3, FACTS, 6)
+    with pytest.raises(BankError, match='not a whole safetensors file'):
+        synthetic.read(tmp_path, 1)
 
 
 @pytest.mark.parametrize('name', ['image', 'label'])
 def test_a_changed_bit_of_a_bank_is_noticed(tmp_path: Path, monkeypatch, name: str):
     fill(tmp_path)
-    arrays = disk_bank.read(tmp_path, 1)
+    arrays = synthetic.read(tmp_path, 1)
     streaming = partial(monkeypatch.setattr, data, 'IN_MEMORY_BYTES', 0)
     arrays[name] = arrays[name].copy()
     arrays[name].flat[-1] ^= 1  # of the last of its three images
-    checkpoint.save_arrays(disk_bank.path_of(tmp_path, 1), arrays)
+    files.save_arrays(synthetic.path_of(tmp_path, 1), arrays)
     message = 'batch-000001.* has images that are not what was written. Remove it and all after'
-    with pytest.raises(disk_bank.BankError, match=message):
-        disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    with pytest.raises(BankError, match=message):
+        synthetic.dataset(tmp_path, 3, FACTS, 6)
     streaming()
-    streamed = disk_bank.dataset(tmp_path, 3, FACTS, 6)
+    streamed = synthetic.dataset(tmp_path, 3, FACTS, 6)
     streamed.fetch(np.array([2, 8, 3, 0]))
-    with pytest.raises(disk_bank.BankError, match=message):
+    with pytest.raises(BankError, match=message):
         streamed.fetch(np.array([2, 8, 4]))
     # Wherever a bit of the file changes: noticed, or not of the images and labels.
     fill(tmp_path, batches=1)
-    path = disk_bank.path_of(tmp_path, 0)
-    whole, file = disk_bank.dataset(tmp_path, 1, FACTS, 6).fetch(np.arange(2)), path.read_bytes()
+    path = synthetic.path_of(tmp_path, 0)
+    whole, file = synthetic.dataset(tmp_path, 1, FACTS, 6).fetch(np.arange(2)), path.read_bytes()
     noticed = 0
     for at in range(len(file)):
         path.write_bytes(file[:at] + bytes([file[at] ^ 1 << at % 8]) + file[at + 1 :])
         try:
-            found = disk_bank.dataset(tmp_path, 1, FACTS, 6).fetch(np.arange(2))
-        except disk_bank.BankError:
+            found = synthetic.dataset(tmp_path, 1, FACTS, 6).fetch(np.arange(2))
+        except BankError:
             noticed += 1
         else:
             for one, other in zip(found, whole, strict=True):
@@ -413,9 +402,9 @@ def test_a_changed_bit_of_a_bank_is_noticed(tmp_path: Path, monkeypatch, name: s
     assert noticed > len(file) // 2
     path.write_bytes(file)
     del arrays['sum']
-    checkpoint.save_arrays(disk_bank.path_of(tmp_path, 1), arrays)
-    with pytest.raises(disk_bank.BankError, match='batch-000001.* lacks sum'):
-        disk_bank.read(tmp_path, 1)
+    files.save_arrays(synthetic.path_of(tmp_path, 1), arrays)
+    with pytest.raises(BankError, match='batch-000001.* lacks sum'):
+        synthetic.read(tmp_path, 1)
 
 
 def test_every_class_gets_exactly_the_images_wanted():
@@ -468,7 +457,7 @@ def small(home: Path, **synthesis: Any) -> ConfigDict:
 @pytest.fixture(scope='module')
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp('finished') / 'run'
-    assert train.run(small(home), workdir)['images_synthesised'] == 30
+    assert alternating.run(small(home), workdir)['images_synthesised'] == 30
     return workdir
 
 
@@ -481,13 +470,13 @@ def digest(workdir: Path, network: str = 'distillation') -> str:
 
 
 def test_a_run_leaves_what_every_run_leaves(finished: Path):
-    summary = json.loads((finished / results.SUMMARY).read_text())
+    summary = json.loads((finished / artifacts.SUMMARY).read_text())
     assert summary['images_synthesised'] == 30 and summary['method'] == 'diffdfkd'
     assert summary['seconds_synthesis'] > 0 and summary['seconds_distillation'] > 0
-    for name in ('student.safetensors', 'student_torch.safetensors', report.IMAGES, report.CURVES,
-                 report.PAGE, 'student/model.json'):  # fmt: skip
+    for name in ('student.safetensors', 'student_torch.safetensors', page.IMAGES, page.CURVES,
+                 page.PAGE, 'student/model.json'):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
-    labels = [disk_bank.read(finished / 'bank', number)['label'] for number in range(20)]
+    labels = [synthetic.read(finished / 'bank', number)['label'] for number in range(20)]
     assert np.bincount(np.concatenate(labels)).tolist() == [3] * 10
     rows = metrics.read(finished / 'synthesis')
     assert rows['round'].tolist() == [4, 8, 12, 16, 20]
@@ -520,11 +509,11 @@ def killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, b
 @pytest.mark.parametrize(
     'owner, name, call, before',
     [
-        (disk_bank, 'write', 5, True),
-        (disk_bank, 'write', 11, False),  # between the images and a row of what was measured
-        (disk_bank, 'write', 19, False),  # after the last images
-        (checkpoint.Checkpoints, 'save', 0, False),  # of the student in the loop
-        (checkpoint.Checkpoints, 'save', 2, False),  # of the student
+        (synthetic, 'write', 5, True),
+        (synthetic, 'write', 11, False),  # between the images and a row of what was measured
+        (synthetic, 'write', 19, False),  # after the last images
+        (checkpoints.Checkpoints, 'save', 0, False),  # of the student in the loop
+        (checkpoints.Checkpoints, 'save', 2, False),  # of the student
     ],
 )
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(
@@ -542,8 +531,8 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         killing(patch, owner, name, call, before)
         with pytest.raises(Killed):
-            train.run(config, workdir)
-    assert train.run(config, workdir)
+            alternating.run(config, workdir)
+    assert alternating.run(config, workdir)
     assert bank_of(workdir) == bank_of(finished)
     assert digest(workdir) == digest(finished)
     assert digest(workdir, 'in_loop/000010') == digest(finished, 'in_loop/000010')
@@ -586,23 +575,23 @@ def test_killed_as_a_process_it_ends_the_same(home: Path, tmp_path: Path):
 def filled(config: ConfigDict, teacher: Path, workdir: Path) -> list[dict[str, np.ndarray]]:
     """The files of a bank that the loop filled for this teacher, without a student."""
     run = build.build(config)
-    variables = checkpoint.load_model(teacher)[1]
+    variables = model_folder.load_model(teacher)[1]
     assert offline.synthesise(config, workdir, run, variables, lambda: False)
     total = diffdfkd.trajectories(config)
-    return [disk_bank.read(workdir / 'bank', number) for number in range(total)]
+    return [synthetic.read(workdir / 'bank', number) for number in range(total)]
 
 
 def test_two_and_four_devices_fill_the_same_bank(
     finished: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All classes, through the loop; bytes may round to either side."""
-    images, make = {}, parallel.make
+    images, make = {}, sharding.make
     config = small(home, batch_size=4, per_class=4)
     config.loss.adversarial, config.parallel = 0.0, 'shard_map'
     for count in (1, 2, 4):
         devices = jax.devices()[:count]
         with monkeypatch.context() as patch:
-            patch.setattr(parallel, 'make', lambda mode, devices=devices: make(mode, devices))
+            patch.setattr(sharding, 'make', lambda mode, devices=devices: make(mode, devices))
             files = filled(config, finished / 'teacher', tmp_path / str(count))
         assert [set(each['label']) for each in files] == [{label} for label in range(10)]
         images[count] = np.concatenate([each['image'] for each in files]).astype(int)
@@ -630,13 +619,13 @@ def test_larger_images_are_cut_to_size_and_read_from_disk(
     config = small(Path('nowhere'), source='noise', stored_size=6)
     config.teacher.checkpoint = str(finished / 'teacher')
     config.distil.random_resized_crop = True
-    monkeypatch.setattr(disk_bank.data, 'IN_MEMORY_BYTES', 0)
-    assert train.run(config, tmp_path / 'whole')['images_synthesised'] == 30
+    monkeypatch.setattr(synthetic.data, 'IN_MEMORY_BYTES', 0)
+    assert alternating.run(config, tmp_path / 'whole')['images_synthesised'] == 30
     with monkeypatch.context() as patch:
-        killing(patch, checkpoint.Checkpoints, 'save', 0, before=False)
+        killing(patch, checkpoints.Checkpoints, 'save', 0, before=False)
         with pytest.raises(Killed):
-            train.run(config, tmp_path / 'killed')
-    train.run(config, tmp_path / 'killed')
+            alternating.run(config, tmp_path / 'killed')
+    alternating.run(config, tmp_path / 'killed')
     assert digest(tmp_path / 'killed') == digest(tmp_path / 'whole')
 
 
@@ -673,8 +662,8 @@ def test_students_of_the_loop_follow_each_other_and_leave_little(
     # A damaged batch and all after it are removed, and so is a student: both come back the same,
     # though the students that they come from are long gone.
     made = {path: path.read_bytes() for path in sorted(tmp_path.rglob('*.safetensors'))}
-    for number in range(21, disk_bank.count(tmp_path / 'bank')):
-        disk_bank.path_of(tmp_path / 'bank', number).unlink()
+    for number in range(21, synthetic.count(tmp_path / 'bank')):
+        synthetic.path_of(tmp_path / 'bank', number).unlink()
     shutil.rmtree(tmp_path / 'in_loop' / '000020')
     assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob('*.safetensors'))} == made
@@ -689,7 +678,7 @@ def test_asked_to_stop_it_stops_and_continues(
     teacher = build.load_network(finished / 'teacher', 'resnet8_half', config)
     asked: Iterator[bool] = iter([False] * 5 + [True])
     assert offline.synthesise(config, tmp_path, run, teacher, lambda: next(asked)) is None
-    assert disk_bank.count(tmp_path / 'bank') == 5
+    assert synthetic.count(tmp_path / 'bank') == 5
     assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
     assert bank_of(tmp_path) == bank_of(finished)
 
@@ -697,15 +686,15 @@ def test_asked_to_stop_it_stops_and_continues(
 def test_another_students_run_takes_the_bank_as_it_is(finished: Path, home: Path, tmp_path: Path):
     config = small(home, bank=str(finished / 'bank'))
     config.seed, config.teacher.checkpoint = 1, str(finished / 'teacher')
-    summary = train.run(config, tmp_path / 'run')
+    summary = alternating.run(config, tmp_path / 'run')
     assert summary['seconds_synthesis'] == 0 and not (tmp_path / 'run' / 'bank').exists()
     assert digest(tmp_path / 'run') != digest(finished)
     config.synthesis.per_class = 9
-    with pytest.raises(disk_bank.BankError, match='per_class 3, here 9'):
-        train.run(config, tmp_path / 'more')
-    with pytest.raises(disk_bank.BankError, match='is not a bank'):
+    with pytest.raises(BankError, match='per_class 3, here 9'):
+        alternating.run(config, tmp_path / 'more')
+    with pytest.raises(BankError, match='is not a bank'):
         config.synthesis.bank = str(tmp_path)
-        train.run(config, tmp_path / 'none')
+        alternating.run(config, tmp_path / 'none')
 
 
 # 5. Mistakes.
@@ -742,7 +731,7 @@ def test_mistakes_are_told(finished: Path, home: Path, tmp_path: Path, change: d
         group, _, field = name.partition('__')
         config[group][field] = value
     with pytest.raises(build.EXPECTED_ERRORS, match=match):
-        train.run(config, tmp_path / 'run')
+        alternating.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'bank').exists(), 'before anything is made'
 
 
@@ -755,18 +744,18 @@ def test_flags_make_the_controls():
         digits.get_config('diffdfkd,untrained')
 
 
-def stepped(shards: int = 1, **recipe: Any) -> tuple[teach.State, dict[str, Any]]:
+def stepped(shards: int = 1, **recipe: Any) -> tuple[supervised.State, dict[str, Any]]:
     """One step of distillation on images of 12 pixels, for a network of 8."""
     config = tiny.config('diffdfkd')
     config.distil.update(dict(crop_padding=1) | recipe)
-    plan = parallel.make('vmap', jax.devices()[:shards])
+    plan = sharding.make('vmap', jax.devices()[:shards])
     size = tiny.SIZE if not config.distil.random_resized_crop else 12
     facts = FACTS._replace(image_shape=(tiny.SIZE, tiny.SIZE, tiny.CHANNELS))
-    nets, tx = tiny.nets(config, plan.shards.axis), teach.optimiser(config.distil, 1)
-    step = teach.make_step(nets.student, nets.teacher, tx, config.distil, facts, plan.shards)
+    nets, tx = tiny.nets(config, plan.shards.axis), supervised.optimiser(config.distil, 1)
+    step = supervised.make_step(nets.student, nets.teacher, tx, config.distil, facts, plan.shards)
     variables = tiny.nets(config).student.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     net = contract.start(variables['params'], variables['batch_stats'], tx)
-    state = teach.State(jnp.zeros((), jnp.int32), net)
+    state = supervised.State(jnp.zeros((), jnp.int32), net)
     images = np.random.default_rng(0).integers(0, 255, (8, size, size, 3)).astype(np.uint8)
     inputs = ((images, np.zeros(8, np.int32)), jax.random.key(1))
     return jax.device_get(plan.compile_rows(step)(tiny.frozen().teacher, state, inputs))
@@ -786,14 +775,14 @@ def test_mixing_changes_what_is_seen_and_needs_a_teacher():
     assert stepped()[1]['loss'] != stepped(shade=0.5, cutmix=0.5)[1]['loss']
     config = digits.get_config('cpsc')
     config.teach.cutmix = 0.5
-    with pytest.raises(contract.ConfigError, match='which only a teacher can tell'):
-        teach.prepare(config, 'teach', 'resnet8', 1)
+    with pytest.raises(ConfigError, match='which only a teacher can tell'):
+        supervised.prepare(config, 'teach', 'resnet8', 1)
 
 
 def test_learning_rates_fall_at_milestones():
     recipe = common.teach(epochs=10, batch_size=1, lr=0.4, milestones=(5, 8), weight_decay=0.0)
     recipe.momentum = 0.0
-    tx = teach.optimiser(recipe, epoch_steps=2)
+    tx = supervised.optimiser(recipe, epoch_steps=2)
     state, steps = tx.init(1.0), []
     for _ in range(20):
         update, state = tx.update(1.0, state, 1.0)

@@ -15,8 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dfkd_jax import diffusion
-from dfkd_jax.diffusion import DiffusionError, folder, tokenizer, unet
+from dfkd_jax.diffusion import folder, tokenizer, unet
 from dfkd_jax.diffusion.unet import UNet
+from dfkd_jax.errors import DiffusionError
 
 CONFIG = {
     '_class_name': 'UNet2DModel', 'attention_head_dim': None, 'block_out_channels': [8, 16],

@@ -15,10 +15,11 @@ import pytest
 from reference import last, near
 
 from dfkd_jax import diffusion
-from dfkd_jax.diffusion import DiffusionError, clip_text, folder, unet, vae
+from dfkd_jax.diffusion import clip_text, folder, unet, vae
 from dfkd_jax.diffusion.clip_text import CLIPText
 from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.diffusion.vae import AutoencoderKL
+from dfkd_jax.errors import DiffusionError
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 

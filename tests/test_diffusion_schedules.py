@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from reference import near
 
-from dfkd_jax.diffusion import DiffusionError, schedule
+from dfkd_jax.diffusion import schedule
+from dfkd_jax.errors import DiffusionError
 
 SD = {'_class_name': 'DDPMScheduler', 'beta_start': 0.00085, 'beta_end': 0.012,
       'beta_schedule': 'scaled_linear', 'clip_sample': False, 'steps_offset': 1}  # fmt: skip

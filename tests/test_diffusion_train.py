@@ -20,14 +20,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import prior_clipart, prior_strokes
-from dfkd_jax import diffusion, parallel
-from dfkd_jax.contract import ConfigError
-from dfkd_jax.data import DataError
-from dfkd_jax.data.pictures import read_folder
+from dfkd_jax import diffusion
+from dfkd_jax.data.image_folder import read_folder
 from dfkd_jax.diffusion import prior as priors
 from dfkd_jax.diffusion import recipe as recipes
 from dfkd_jax.diffusion import schedule as schedules
-from dfkd_jax.diffusion import train
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import ConfigError, DataError, DiffusionError
+from dfkd_jax.loops import diffusion_prior
 from experiments import prior_data
 
 SIZE, STEPS = 8, 60
@@ -101,13 +101,13 @@ def test_loss_is_that_of_the_papers() -> None:
         if prediction == 'v_prediction':
             target = np.sqrt(share) * noise - np.sqrt(1 - share) * x0
         stub: Any = Stub(np.zeros_like(x0))
-        found = train.losses(stub, schedule, {}, x0, t, noise)
+        found = diffusion_prior.losses(stub, schedule, {}, x0, t, noise)
         np.testing.assert_allclose(found, np.mean(target**2, (1, 2, 3)), rtol=1e-5)
         mixed = np.sqrt(share) * x0 + np.sqrt(1 - share) * noise
         np.testing.assert_allclose(stub.seen, mixed, atol=1e-6)
         # What has no loss is what the samplers take for the noise.
         perfect: Any = Stub(target.astype(np.float32))
-        assert np.max(train.losses(perfect, schedule, {}, x0, t, noise)) < 1e-10
+        assert np.max(diffusion_prior.losses(perfect, schedule, {}, x0, t, noise)) < 1e-10
         eps = schedules.to_eps(schedule, jnp.asarray(perfect.answer), jnp.asarray(mixed), t)
         np.testing.assert_allclose(eps, noise, atol=1e-5)
 
@@ -126,12 +126,14 @@ def test_a_step_is_the_same_however_it_is_shared(mode: str) -> None:
     _, schedule = recipes.check(config)
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 1), np.uint8)
     params = module.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), jnp.zeros(1))['params']
-    tx = train.optimiser(config.train)
+    tx = diffusion_prior.optimiser(config.train)
     found = []
-    for plan in (parallel.make('jit'), parallel.make(mode)):
-        step = plan.compile(train.make_step(module, schedule, tx, config.train, plan.shards))
+    for plan in (sharding.make('jit'), sharding.make(mode)):
+        step = plan.compile(
+            diffusion_prior.make_step(module, schedule, tx, config.train, plan.shards)
+        )
         copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
-        state = plan.replicate(train.State(jnp.int32(3), *copies, tx.init(params)))
+        state = plan.replicate(diffusion_prior.State(jnp.int32(3), *copies, tx.init(params)))
         for _ in range(2):  # the first has no rate yet
             before = jax.device_get(state)
             state, metrics = step(images, state, jax.random.key(0))
@@ -152,7 +154,7 @@ def test_a_step_is_the_same_however_it_is_shared(mode: str) -> None:
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp('finished')
-    assert train.run(tiny(pictures), workdir, command='python -m ...')['steps'] == STEPS
+    assert diffusion_prior.run(tiny(pictures), workdir, command='python -m ...')['steps'] == STEPS
     return workdir
 
 
@@ -162,7 +164,7 @@ def rows_of(workdir: Path) -> list[dict[str, str]]:
 
 
 def receipt_of(workdir: Path) -> dict[str, Any]:
-    receipt = json.loads((workdir / 'prior' / train.RECEIPT).read_text())
+    receipt = json.loads((workdir / 'prior' / diffusion_prior.RECEIPT).read_text())
     assert receipt.pop('seconds') > 0
     return receipt
 
@@ -170,7 +172,7 @@ def receipt_of(workdir: Path) -> dict[str, Any]:
 def test_what_is_left(finished: Path) -> None:
     names = {path.name for path in (finished / 'prior').iterdir()}
     assert names == {'config.json', 'diffusion_pytorch_model.safetensors', 'scheduler_config.json',
-                     train.RECEIPT, train.SAMPLES}  # fmt: skip
+                     diffusion_prior.RECEIPT, diffusion_prior.SAMPLES}  # fmt: skip
     receipt = receipt_of(finished)
     assert (receipt['images'], receipt['held_out'], receipt['source']) == (20, 4, {'data': 'boxes'})
     assert receipt['command'] == 'python -m ...' and receipt['versions']['jax'] == jax.__version__
@@ -179,7 +181,7 @@ def test_what_is_left(finished: Path) -> None:
     assert [bool(row['held_out_loss']) for row in rows] == [False, False, True] * 2
     for name in ('loss', 'held_out_loss', 'held_out_eps'):
         assert receipt[name] == pytest.approx(float(rows[-1][name]), rel=1e-6)
-    with Image.open(finished / 'prior' / train.SAMPLES) as image:
+    with Image.open(finished / 'prior' / diffusion_prior.SAMPLES) as image:
         assert min(image.size) > 100
     # Steps lower the loss, also of what was not trained on.
     assert receipt['loss'] < 0.8 * float(rows[0]['loss'])
@@ -187,18 +189,18 @@ def test_what_is_left(finished: Path) -> None:
 
 
 def test_a_finished_run_is_returned_as_it_is(finished: Path, pictures: Path) -> None:
-    before = (finished / 'prior' / train.RECEIPT).stat().st_mtime_ns
-    assert train.run(tiny(pictures), finished)['steps'] == STEPS
-    assert (finished / 'prior' / train.RECEIPT).stat().st_mtime_ns == before
+    before = (finished / 'prior' / diffusion_prior.RECEIPT).stat().st_mtime_ns
+    assert diffusion_prior.run(tiny(pictures), finished)['steps'] == STEPS
+    assert (finished / 'prior' / diffusion_prior.RECEIPT).stat().st_mtime_ns == before
 
 
 def test_an_interrupted_run_ends_at_the_same_weights(
     finished: Path, pictures: Path, tmp_path: Path
 ) -> None:
     questions = iter([False, True])
-    assert train.run(tiny(pictures), tmp_path, lambda: next(questions)) == {}
+    assert diffusion_prior.run(tiny(pictures), tmp_path, lambda: next(questions)) == {}
     assert not (tmp_path / 'prior').exists() and len(rows_of(tmp_path)) == 2
-    train.run(tiny(pictures), tmp_path, command='python -m ...')
+    diffusion_prior.run(tiny(pictures), tmp_path, command='python -m ...')
     weights = 'prior/diffusion_pytorch_model.safetensors'
     assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
     assert rows_of(tmp_path) == rows_of(finished)
@@ -215,7 +217,7 @@ def test_the_folder_is_read_back_as_what_was_trained(
     x = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE, 1))
     t = jnp.array([3, 900])
     params = module.init(jax.random.key(1), x, t)['params']
-    train.write(tmp_path, config, params, np.zeros((12, SIZE, SIZE, 1)), {'loss': 0.1})
+    diffusion_prior.write(tmp_path, config, params, np.zeros((12, SIZE, SIZE, 1)), {'loss': 0.1})
     prior = diffusion.load(tmp_path)
     assert prior.shape == (SIZE, SIZE, 1) and prior.schedule.prediction == 'v_prediction'
     assert prior.schedule.spacing == 'trailing'
@@ -248,7 +250,7 @@ def test_folders_are_read_in_order_on_black(tmp_path: Path) -> None:
 def test_sets_in_tfds_format_do_too() -> None:
     config = tiny()
     config.data.update(name='digits', num_classes=10, image_size=8, invert=True, held_out=37)
-    images, held_out = train.load_images(config.data)
+    images, held_out = diffusion_prior.load_images(config.data)
     assert images.shape == (1400, 8, 8, 1) and held_out.shape == (37, 8, 8, 1)
     assert np.median(images) > 200  # a negative
 
@@ -304,19 +306,19 @@ def test_mistakes_in_fields(field: str, value: Any, message: str) -> None:
     config.unet.update(widths=(4, 4), groups=4)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=message):
-        train.check(config)
+        diffusion_prior.check(config)
 
 
 def test_mistakes_in_images(tmp_path: Path, pictures: Path) -> None:
     config = tiny()
     with pytest.raises(ConfigError, match='set one of --config.data.folder'):
-        train.load_images(config.data)
+        diffusion_prior.load_images(config.data)
     config.data.folder = str(tmp_path)
     with pytest.raises(DataError, match='there are no .png, .jpg, .jpeg images in'):
-        train.load_images(config.data)
+        diffusion_prior.load_images(config.data)
     config.data.update(folder=str(pictures), held_out=24)
     with pytest.raises(DataError, match='24 images, of which config.data.held_out=24'):
-        train.load_images(config.data)
+        diffusion_prior.load_images(config.data)
 
 
 def test_at_the_shell(tmp_path: Path) -> None:
@@ -333,7 +335,7 @@ def test_at_the_shell(tmp_path: Path) -> None:
 @pytest.mark.parametrize('file', [prior_clipart, prior_strokes])
 def test_configs_fit(file: Any) -> None:
     for argument in (None, 'smoke'):
-        train.check(file.get_config(argument))
+        diffusion_prior.check(file.get_config(argument))
     with pytest.raises(ValueError, match="'smok': expected nothing or `smoke`"):
         file.get_config('smok')
 
@@ -348,15 +350,15 @@ def test_shipped_priors_have_their_receipts() -> None:
     for name, size in (('clipart32', 32), ('strokes16', 16)):
         prior = diffusion.load(name)
         assert prior.shape == (size, size, 1)
-        receipt = json.loads((priors.SHIPPED / name / train.RECEIPT).read_text())
+        receipt = json.loads((priors.SHIPPED / name / diffusion_prior.RECEIPT).read_text())
         assert receipt.keys() >= {'source', 'images', 'steps', 'seconds', 'loss', 'held_out_loss',
                                   'command', 'versions', 'device', 'config'}  # fmt: skip
         weights = sum(x.size for x in jax.tree.leaves(prior.frozen))
         assert weights == receipt['weights']
-        with Image.open(priors.SHIPPED / name / train.SAMPLES) as image:
+        with Image.open(priors.SHIPPED / name / diffusion_prior.SAMPLES) as image:
             assert min(image.size) > 100
 
 
 def test_an_unknown_prior_is_told_what_ships() -> None:
-    with pytest.raises(diffusion.DiffusionError, match='no folder clipart.*clipart32 and strokes'):
+    with pytest.raises(DiffusionError, match='no folder clipart.*clipart32 and strokes'):
         diffusion.load('clipart')

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 from mistakes import config
 
-from dfkd_jax import build, checkpoint, contract, parallel, port, results, teach, train, untrusted
+from dfkd_jax import build, contract, port
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import ConfigError, NonFiniteError, PortError
+from dfkd_jax.loops import alternating, supervised
+from dfkd_jax.reporting import artifacts
+from dfkd_jax.storage import files, safe_read
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,7 +71,7 @@ def test_what_ends_a_run_from_outside_is_one_line(tmp_path, monkeypatch, raised,
     def run(*_):
         raise raised
 
-    monkeypatch.setattr(train, 'run', run)
+    monkeypatch.setattr(alternating, 'run', run)
     said = mistakes.said(mistakes.shell(f'--config={ROOT / "configs" / "digits.py"}'), tmp_path)
     assert re.fullmatch(f'error: .*{message}.* What was saved is whole: the same command .*', said)
 
@@ -75,26 +80,26 @@ def test_what_is_too_large_or_no_table_is_not_read(tmp_path):
     """Whatever is well-formed passes."""
     path = tmp_path / 'a.json'
     path.write_text('{"a": [1, {"b": null}]}')
-    assert untrusted.read_json(path) == {'a': [1, {'b': None}]}
-    os.truncate(path, untrusted.JSON_BYTES + 1)
-    with pytest.raises(untrusted.Refused, match='67,108,865 bytes, and no more than 67,108,864'):
-        untrusted.read_json(path)
+    assert safe_read.read_json(path) == {'a': [1, {'b': None}]}
+    os.truncate(path, safe_read.JSON_BYTES + 1)
+    with pytest.raises(safe_read.Refused, match='67,108,865 bytes, and no more than 67,108,864'):
+        safe_read.read_json(path)
     np.savez_compressed(tmp_path / 'zeros.npz', x=np.zeros(10**6))  # small enough to be no harm
-    untrusted.check_archive(tmp_path / 'zeros.npz')
-    untrusted.check_archive(path)
+    safe_read.check_archive(tmp_path / 'zeros.npz')
+    safe_read.check_archive(path)
 
 
 @pytest.mark.parametrize('method', ['nayer', 'cae'])
 def test_a_batch_of_embeddings_divides(tmp_path, method):
     wrong = config(method, synthesis__batch_size=18, synthesis__bank=36)
     with pytest.raises(build.EXPECTED_ERRORS, match='does not divide over 4'):
-        train.run(wrong, tmp_path / 'run')
+        alternating.run(wrong, tmp_path / 'run')
 
 
 def test_sources_that_do_not_fit_the_batch(tmp_path):
     wrong = config('cae', noise__sources=('sign',) * 3, noise__magnitudes=(1.0,) * 3)
-    with pytest.raises(contract.ConfigError, match='does not divide over 3 sources of noise'):
-        train.run(wrong, tmp_path / 'run')
+    with pytest.raises(ConfigError, match='does not divide over 3 sources of noise'):
+        alternating.run(wrong, tmp_path / 'run')
 
 
 def test_checkpoint_of_another_network(tmp_path):
@@ -105,72 +110,72 @@ def test_checkpoint_of_another_network(tmp_path):
     weights = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     build.save_network(tmp_path / 'teacher', 'resnet8', weights, settings)
     wrong = config(teacher__model='resnet20', teacher__checkpoint=str(tmp_path / 'teacher'))
-    with pytest.raises(contract.ConfigError, match='resnet8.*the config says resnet20'):
-        train.run(wrong, tmp_path / 'run')
+    with pytest.raises(ConfigError, match='resnet8.*the config says resnet20'):
+        alternating.run(wrong, tmp_path / 'run')
     arrays = port.to_torch('resnet8', weights)
-    checkpoint.save_arrays(tmp_path / 'teacher.safetensors', arrays)
+    files.save_arrays(tmp_path / 'teacher.safetensors', arrays)
     wrong.teacher.checkpoint = str(tmp_path / 'teacher.safetensors')
-    with pytest.raises(port.PortError, match='(?s)missing.*resnet8'):
-        train.run(wrong, tmp_path / 'run2')
+    with pytest.raises(PortError, match='(?s)missing.*resnet8'):
+        alternating.run(wrong, tmp_path / 'run2')
 
 
 def test_workdir_of_another_config(tmp_path):
-    with train.folder.claim(tmp_path / 'run', config()):
+    with alternating.folder.claim(tmp_path / 'run', config()):
         (tmp_path / 'run' / 'checkpoints').mkdir()
     was = f'config.student.lr was {config().student.lr}, now 0.3'
-    with pytest.raises(contract.ConfigError, match=was):
-        train.run(config(student__lr=0.3), tmp_path / 'run')
+    with pytest.raises(ConfigError, match=was):
+        alternating.run(config(student__lr=0.3), tmp_path / 'run')
 
 
 def test_workdir_where_nothing_ran_yet_takes_the_mended_config(tmp_path):
     """Even where the process was killed while it wrote the first file."""
     workdir = tmp_path / 'run'
-    with train.folder.claim(workdir, config()):
+    with alternating.folder.claim(workdir, config()):
         (workdir / '.config.json.12.34.tmp').write_text('{')
     mended = config(student__lr=0.3)
-    with train.folder.claim(workdir, mended):
+    with alternating.folder.claim(workdir, mended):
         (workdir / 'checkpoints').mkdir()
-    with train.folder.claim(workdir, mended):
+    with alternating.folder.claim(workdir, mended):
         pass
     was = f'config.student.lr was 0.3, now {config().student.lr}'
-    with pytest.raises(contract.ConfigError, match=was):
-        with train.folder.claim(workdir, config()):
+    with pytest.raises(ConfigError, match=was):
+        with alternating.folder.claim(workdir, config()):
             pass
 
 
 def test_two_runs_of_one_workdir(tmp_path):
     workdir = tmp_path / 'run'
-    with train.folder.claim(workdir, config()):
-        with pytest.raises(contract.ConfigError, match='another process is running in .*run: wait'):
-            train.run(config(), workdir)
-    with train.folder.claim(workdir, config()):
+    with alternating.folder.claim(workdir, config()):
+        with pytest.raises(ConfigError, match='another process is running in .*run: wait'):
+            alternating.run(config(), workdir)
+    with alternating.folder.claim(workdir, config()):
         pass
 
 
 def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('here')
     for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
-        with pytest.raises(contract.ConfigError, match='cannot be written .Not a directory.: choo'):
-            train.run(config(), workdir)
+        with pytest.raises(ConfigError, match='cannot be written .Not a directory.: choo'):
+            alternating.run(config(), workdir)
     assert (tmp_path / 'file').read_text() == 'here'
 
 
 def test_folder_that_is_no_run(tmp_path):
     (tmp_path / 'thesis.tex').write_text('years of work')
-    with pytest.raises(contract.ConfigError, match='not empty and not a run'):
-        train.run(config(), tmp_path)
+    with pytest.raises(ConfigError, match='not empty and not a run'):
+        alternating.run(config(), tmp_path)
     assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
 
 
 def test_batch_of_real_images_divides(tmp_path):
-    with pytest.raises(contract.ConfigError, match='teach.batch_size=30 does not divide'):
-        teach.run(config(teach__batch_size=30), tmp_path / 'teacher')
+    with pytest.raises(ConfigError, match='teach.batch_size=30 does not divide'):
+        supervised.run(config(teach__batch_size=30), tmp_path / 'teacher')
 
 
 def test_non_finite_loss_names_metric_and_round(tmp_path):
     rows = [{'g/loss': 1.0, 'g/bn': 2.0}, {'g/loss': 1.0, 'g/bn': float('nan')}]
-    with pytest.raises(contract.NonFiniteError, match='g/bn is nan at round 8'):
-        results.finite(rows, 8, 'Lower it.')
+    with pytest.raises(NonFiniteError, match='g/bn is nan at round 8'):
+        artifacts.finite(rows, 8, 'Lower it.')
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -178,14 +183,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     good = contract.Net({'fc': {'kernel': np.ones(3)}}, {}, ())
     bad = good.replace(params={'fc': {'kernel': np.array([1.0, np.inf, 1.0])}})
     state = contract.State(round=np.int32(8), student=good, generator=())
-    results.check_weights(state, 8, 'Lower it.')
-    with pytest.raises(contract.NonFiniteError, match='student/params/fc/kernel .* after round 8'):
-        results.check_weights(state.replace(student=bad), 8, 'Lower it.')
+    artifacts.check_weights(state, 8, 'Lower it.')
+    with pytest.raises(NonFiniteError, match='student/params/fc/kernel .* after round 8'):
+        artifacts.check_weights(state.replace(student=bad), 8, 'Lower it.')
 
 
 def test_shares_are_named_after_their_field():
     with pytest.raises(ValueError, match='batch=10 does not divide over 4 devices.*8 or 12'):
-        parallel.Shards('shards', 4).check('batch', 10)
+        sharding.Shards('shards', 4).check('batch', 10)
 
 
 @pytest.mark.parametrize(

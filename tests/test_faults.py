@@ -30,7 +30,8 @@ import pytest
 import tiny
 from processes import BATCHES, ROUNDS, SMALL, Forked, launcher, process
 
-from dfkd_jax import checkpoint, metrics
+from dfkd_jax.reporting import metrics
+from dfkd_jax.storage import checkpoints, files
 
 pytestmark = pytest.mark.faults
 MANY = pytest.param(30, marks=pytest.mark.slow)
@@ -354,7 +355,7 @@ def test_damaged_checkpoint(start, jobs, stopped, tmp_path, fault_table, how) ->
         workdir = Path(shutil.copytree(stopped, tmp_path / str(number)))
         damage(workdir / path, how)
         said = to_the_end(start, job, workdir)
-        last = 12 if path.name == checkpoint.FILES and how == 'missing' else 8
+        last = 12 if path.name == checkpoints.FILES and how == 'missing' else 8
         assert f'continuing after round {last} of' in said, (path, said)
         assert ('checkpoint of round 12 cannot be read' in said) == (last == 8)
         same(job, workdir)
@@ -413,7 +414,7 @@ def test_checkpoints_that_cannot_be_used(start, jobs, stopped, tmp_path, fault_t
         record = newest / 'record' / 'metadata'
         changed = json.loads(record.read_text()) | change
         record.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
-        checkpoint.write_json(newest / checkpoint.FILES, checkpoint._file_sums(newest))
+        files.write_json(newest / checkpoints.FILES, checkpoints._file_sums(newest))
     said = refused(begin(start, job, workdir), message)
     if change is not None:
         assert saved(workdir) == {'.': 12}  # nothing was touched
@@ -541,7 +542,7 @@ def add_row(path: Path, *cells: str | int) -> None:
     row = '| ' + ' | '.join(str(cell).replace('|', '/') for cell in cells) + ' |'
     rows |= {row.split(' | ')[0]: row}
     rows.pop('| fault', None)
-    checkpoint.write_bytes(path, '\n'.join([TITLE, *sorted(rows.values()), '']).encode())
+    files.write_bytes(path, '\n'.join([TITLE, *sorted(rows.values()), '']).encode())
 
 
 TITLE = """# Faults

@@ -13,9 +13,12 @@ import pytest
 import tiny
 
 from configs import cifar10, cifar100
-from dfkd_jax import contract, generative, losses, parallel, train
+from dfkd_jax import contract, losses
 from dfkd_jax.contract import Frozen, State
+from dfkd_jax.distributed import sharding
+from dfkd_jax.loops import alternating
 from dfkd_jax.methods import zskt
+from dfkd_jax.methods.shared import generator_only
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 ALL = ('dafl', 'zskt', 'dfad', 'dfq')
@@ -31,7 +34,7 @@ class Built(NamedTuple):
 
 @cache
 def built(name: str, *changes: tuple[str, Any]) -> Built:
-    method = tiny.method(tiny.config(name, **dict(changes)), parallel.Shards())
+    method = tiny.method(tiny.config(name, **dict(changes)), sharding.Shards())
     frozen = tiny.frozen()
     steps = ('generator_step', 'student_step', 'sample')
     compiled = method._replace(**{step: jax.jit(getattr(method, step)) for step in steps})
@@ -40,7 +43,7 @@ def built(name: str, *changes: tuple[str, Any]) -> Built:
 
 def metrics_of(name: str, step: str, *changes: tuple[str, Any]) -> dict[str, Any]:
     """What a step would report, traced and not computed."""
-    method = tiny.method(tiny.config(name, **dict(changes)), parallel.Shards())
+    method = tiny.method(tiny.config(name, **dict(changes)), sharding.Shards())
     frozen, key = jax.eval_shape(tiny.frozen), jax.random.key(0)
     state = jax.eval_shape(method.init, frozen, key)
     return jax.eval_shape(getattr(method, step), frozen, state, key)[1]
@@ -100,7 +103,7 @@ def test_the_benchmarks_mistake_leaves_a_generator_without_an_adversary(
     norms = {}
     for adversary in ('train', 'eval', 'teacher'):
         config = tiny.config('dfad', synthesis__adversary=adversary)
-        method = tiny.method(config, parallel.Shards())
+        method = tiny.method(config, sharding.Shards())
         after, metrics = jax.jit(method.generator_step)(frozen, state, jax.random.key(1))
         norms[adversary] = float(optax.tree_utils.tree_norm(after.generator.params))
         assert (abs(metrics['g/adversarial']) < 1e-6) == (adversary == 'teacher')
@@ -143,11 +146,11 @@ def test_images_end_as_pixels_or_as_normalised(ending: str):
 def test_a_round_is_the_same_on_every_device(name: str):
     ends = []
     for mode in ('jit', 'shard_map'):
-        config, plan = tiny.config(name), parallel.make(mode, fused=False)
-        method, whole = tiny.method(config, plan.shards), tiny.method(config, parallel.Shards())
+        config, plan = tiny.config(name), sharding.make(mode, fused=False)
+        method, whole = tiny.method(config, plan.shards), tiny.method(config, sharding.Shards())
         frozen = plan.replicate(tiny.frozen())
         state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
-        round_fn = train.make_round(method, config.phases[0], plan)
+        round_fn = alternating.make_round(method, config.phases[0], plan)
         state, metrics = jax.device_get(round_fn(frozen, state, jax.random.key(1)))
         ends.append((state.student.params, metrics))
     tiny.close(ends[1], ends[0], 1e-4)
@@ -155,7 +158,7 @@ def test_a_round_is_the_same_on_every_device(name: str):
 
 def rates(config: Any, of: str, shares: tuple[float, ...]) -> list[float]:
     """What an optimiser without a memory makes of a gradient of one, at shares of the run."""
-    tx = generative.optimisers(config)[('student', 'generator').index(of)]
+    tx = generator_only.optimisers(config)[('student', 'generator').index(of)]
     steps = {'student': 's_steps', 'generator': 'g_steps'}[of]
     total = sum(phase.rounds * phase[steps] for phase in config.phases)
     found = []
@@ -180,7 +183,9 @@ def test_rates_fall_as_their_authors_let_them():
 
 
 def test_a_gradients_norm_is_limited_before_anything_else():
-    student_tx, generator_tx = generative.optimisers(tiny.config('zskt', student__optimiser='sgd'))
+    student_tx, generator_tx = generator_only.optimisers(
+        tiny.config('zskt', student__optimiser='sgd')
+    )
     grads = jnp.full((4,), 1e3)
     updates, _ = student_tx.update(grads, student_tx.init(grads), jnp.zeros(4))
     np.testing.assert_allclose(optax.tree_utils.tree_norm(updates), 5.0 * 2e-3, rtol=1e-5)
@@ -335,7 +340,7 @@ def test_the_benchmark_runs_all_four_alike():
 )
 def test_mistakes(name: str, changes: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=match):
-        tiny.method(tiny.config(name, **changes), parallel.Shards())
+        tiny.method(tiny.config(name, **changes), sharding.Shards())
 
 
 def test_networks_without_maps_of_one_size_have_no_attention_to_transfer():
@@ -343,13 +348,13 @@ def test_networks_without_maps_of_one_size_have_no_attention_to_transfer():
     nets = tiny.nets(config)
     small = nets._replace(student=Flat())
     with pytest.raises(ValueError, match='none can be compared'):
-        zskt.make(config, small, parallel.Shards())
+        zskt.make(config, small, sharding.Shards())
     config.loss.attention = 0.0
-    zskt.make(config, small, parallel.Shards())
+    zskt.make(config, small, sharding.Shards())
 
 
 class Flat(tiny.Classifier):
     """A classifier that hides its maps."""
 
     def __call__(self, images: jax.Array, train: bool = False) -> Any:
-        return super().__call__(images, train)._replace(stages=())
+        return super().__call__(images, alternating)._replace(stages=())

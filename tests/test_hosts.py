@@ -18,9 +18,12 @@ from processes import BATCHES, ROUNDS, SMALL, at_row
 from together import together
 
 from configs import common, digits
-from dfkd_jax import build, checkpoint, hosts, metrics
-from dfkd_jax import workdir as folder
-from dfkd_jax.contract import ConfigError
+from dfkd_jax import build
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import ConfigError, HostError
+from dfkd_jax.reporting import metrics
+from dfkd_jax.storage import files
+from dfkd_jax.storage import workdir as folder
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
 LENGTH = 24
@@ -67,7 +70,7 @@ def ended(arguments: list[str], tmp_path_factory) -> Callable[..., Path]:
 
 
 def student(workdir: Path) -> dict[str, np.ndarray]:
-    return checkpoint.load_arrays(workdir / 'student.safetensors')
+    return files.load_arrays(workdir / 'student.safetensors')
 
 
 def assert_equal(workdir: Path, other: Path, tolerance: float = 0.0) -> None:
@@ -98,10 +101,10 @@ def test_whatever_is_run_is_one_run(name: str, tmp_path: Path) -> None:
         given += [*ROUNDS, '--config.phases[0].rounds=3']
     if name == 'nayer':
         given.append('--config.synthesis.bank=16')
-    for processes in (1, 2):
-        workdir = tmp_path / str(processes)
-        with together(given, workdir, processes, 2 // processes) as group:
-            assert group.wait() == [0] * processes, group.said()
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        with together(given, workdir, count, 2 // count) as group:
+            assert group.wait() == [0] * count, group.said()
     # A sum of two is the same whoever adds it.
     tiny.close(student(tmp_path / '2'), student(tmp_path / '1'), 1e-5)
 
@@ -184,8 +187,8 @@ def test_mistakes_are_told_before_anything_starts(fields: dict, message: str) ->
     settings = common.distributed()
     settings.update(fields)
     with pytest.raises(ConfigError, match=message):
-        hosts.join(settings)
-    assert not hosts.several()
+        processes.join(settings)
+    assert not processes.several()
 
 
 def group_of(count: int, number: int, port: int, seconds: float = 0.3) -> ConfigDict:
@@ -198,38 +201,40 @@ def group_of(count: int, number: int, port: int, seconds: float = 0.3) -> Config
 
 
 def test_who_does_not_come_is_named() -> None:
-    with pytest.raises(hosts.HostError, match='process 1 and 2 of 3 did not come within 0.3 sec'):
-        hosts.join(group_of(3, 0, hosts.free_port()))
-    port = hosts.free_port()
-    with pytest.raises(hosts.HostError, match=f'process 1 waited 0.3 .* at 127.0.0.1:{port}'):
-        hosts.join(group_of(3, 1, port))
-    assert not hosts.several()
+    with pytest.raises(HostError, match='process 1 and 2 of 3 did not come within 0.3 sec'):
+        processes.join(group_of(3, 0, processes.free_port()))
+    port = processes.free_port()
+    with pytest.raises(HostError, match=f'process 1 waited 0.3 .* at 127.0.0.1:{port}'):
+        processes.join(group_of(3, 1, port))
+    assert not processes.several()
 
 
 def test_a_port_in_use_and_another_number_of_processes_are_told() -> None:
     with socket.create_server(('', 0)) as taken:
         with pytest.raises(ConfigError, match='cannot listen on port'):
-            hosts.join(group_of(2, 0, taken.getsockname()[1]))
-    port, told = hosts.free_port(), []
+            processes.join(group_of(2, 0, taken.getsockname()[1]))
+    port, told = processes.free_port(), []
 
     def call() -> None:
         try:
-            hosts.join(group_of(3, 1, port, 20))
-        except hosts.HostError as error:
+            processes.join(group_of(3, 1, port, 20))
+        except HostError as error:
             told.append(str(error))
 
     other = threading.Thread(target=call)
     other.start()
-    with pytest.raises(hosts.HostError, match='says that there are 3 processes, process 0 2'):
-        hosts.join(group_of(2, 0, port, 20))
+    with pytest.raises(HostError, match='says that there are 3 processes, process 0 2'):
+        processes.join(group_of(2, 0, port, 20))
     other.join()
     assert told and 'says that there are 3' in told[0]
 
 
 def test_hosts_without_a_shared_folder_are_told(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(hosts, 'several', lambda: True)
-    monkeypatch.setattr(hosts, 'by_first', lambda fn: fn())
-    monkeypatch.setattr(hosts, 'everyone', lambda value: [value, value if value != True else False])  # noqa: E712
-    with pytest.raises(hosts.HostError, match='process 1 does not see .*put --workdir where all'):
-        hosts.check_shared(tmp_path)
+    monkeypatch.setattr(processes, 'several', lambda: True)
+    monkeypatch.setattr(processes, 'by_first', lambda fn: fn())
+    monkeypatch.setattr(
+        processes, 'allgather', lambda value: [value, False if value is True else value]
+    )
+    with pytest.raises(HostError, match='process 1 does not see .*put --workdir where all'):
+        processes.check_shared(tmp_path)
     assert not list(tmp_path.iterdir())

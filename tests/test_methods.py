@@ -22,9 +22,12 @@ from flax import struct
 from reference import Sided, near
 
 from configs import cifar100
-from dfkd_jax import checkpoint, contract, losses, models, parallel, port, train
+from dfkd_jax import contract, losses, models, port
 from dfkd_jax.contract import Batch, Method, State
+from dfkd_jax.distributed import sharding
+from dfkd_jax.loops import alternating
 from dfkd_jax.methods import METHODS, cpsc
+from dfkd_jax.storage.checkpoints import Checkpoints
 
 MODES = ('jit', 'vmap')
 
@@ -44,7 +47,7 @@ class ToyExtra:
     written: jax.Array  # [] int32, images ever written
 
 
-def make_toy(config: Any, nets: contract.Models, shards: parallel.Shards) -> Method:
+def make_toy(config: Any, nets: contract.Models, shards: sharding.Shards) -> Method:
     batch, bank, tx = config.synthesis.batch_size, 2 * config.synthesis.batch_size, optax.sgd(0.1)
     shape = nets.image_shape
     shards.check('config.synthesis.batch_size', batch)
@@ -110,7 +113,7 @@ def make_toy(config: Any, nets: contract.Models, shards: parallel.Shards) -> Met
     return Method(init, generator_step, student_step, sample, begin, finish)
 
 
-def make_cpsc_with_a_bank(config: Any, nets: contract.Models, shards: parallel.Shards) -> Method:
+def make_cpsc_with_a_bank(config: Any, nets: contract.Models, shards: sharding.Shards) -> Method:
     config = config.copy_and_resolve_references()
     config.generator.bounded, config.synthesis.bank = True, 2 * config.synthesis.batch_size
     config.generator.darkest = 0.5
@@ -124,7 +127,7 @@ CASES = METHODS | {'cpsc with a bank': make_cpsc_with_a_bank, 'toy': make_toy}
 class Program(NamedTuple):
     """A method compiled in one mode, each of its steps traced at most once, and its start."""
 
-    plan: parallel.Plan
+    plan: sharding.Plan
     whole: Method
     frozen: contract.Frozen
     state: State
@@ -158,9 +161,9 @@ def program(name: str, mode: str) -> Program:
         config.loss.scl_temperature = 0.5
     if name in ('nayer', 'cae'):  # whose every step is tested elsewhere without
         config.synthesis.shade = config.synthesis.cutmix = 0.5
-    plan = parallel.make(mode)
+    plan = sharding.make(mode)
     make = CASES[name]
-    whole = make(config, tiny.nets(config), parallel.Shards())
+    whole = make(config, tiny.nets(config), sharding.Shards())
     method = make(config, tiny.nets(config, plan.shards.axis), plan.shards)
     once = {
         field: traced_once(getattr(method, field))
@@ -168,7 +171,7 @@ def program(name: str, mode: str) -> Program:
         if getattr(method, field) is not contract.unchanged
     }
     # One set of compiled steps: the round calls those that the tests call.
-    steps = {field: plan.compile(parallel.numbered(step)) for field, step in once.items()}
+    steps = {field: plan.compile(sharding.numbered(step)) for field, step in once.items()}
     stepwise = plan._replace(compile=lambda step: step, fused=False)
     looped = method._replace(
         **{f: lambda fr, st, key, s=step: s(fr, st, (key, 0)) for f, step in steps.items()}
@@ -176,7 +179,7 @@ def program(name: str, mode: str) -> Program:
     frozen = plan.replicate(tiny.frozen(method=name))
     state = plan.call(whole.init)(frozen, jax.random.key(0))
     return Program(
-        plan, whole, frozen, state, train.make_round(looped, config.phases[0], stepwise),
+        plan, whole, frozen, state, alternating.make_round(looped, config.phases[0], stepwise),
         *(steps.get(f, lambda fr, st, _: (st, {}))
           for f in ('begin', 'generator_step', 'finish', 'student_step')),
         plan.call(whole.sample),
@@ -218,7 +221,7 @@ both = pytest.mark.parametrize('mode', MODES)
 def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
     """Whatever a method's `extra` holds."""
     state = program(name, 'jit').state
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
     assert restored is not None
@@ -408,7 +411,7 @@ def test_every_generator_term_and_gradient_equals_the_reference(reference: Refer
             views,
             r.frozen.teacher['batch_stats'],
             r.label,
-            parallel.Shards(),
+            sharding.Shards(),
         )
         with r.config.unlocked():
             plain = r.config.loss.copy_and_resolve_references()
@@ -472,7 +475,7 @@ def test_the_generator_step_takes_the_reference_total(
     reference: Reference, monkeypatch: pytest.MonkeyPatch
 ):
     r = reference
-    method = cpsc.make(r.config, r.nets, parallel.Shards())
+    method = cpsc.make(r.config, r.nets, sharding.Shards())
     state = state_of(r, method)
     with_draws(r, monkeypatch)
 
@@ -499,7 +502,7 @@ def test_every_student_term_and_gradient_equals_the_reference(reference: Referen
     def terms(params: Any) -> dict[str, jax.Array]:
         variables = r.student | {'params': params}
         out, _ = r.nets.student.apply(variables, image, train=True, mutable=['batch_stats'])
-        given = (out.logits, r.golden['teacher_logits'], r.label, parallel.Shards())
+        given = (out.logits, r.golden['teacher_logits'], r.label, sharding.Shards())
         once = cpsc.student_terms(r.config.loss, *given)
         logarithm = r.config.loss.copy_and_resolve_references()
         logarithm.update(ikd_form='log')
@@ -526,7 +529,7 @@ def test_a_student_step_ends_at_the_reference_weights(
     reference: Reference, monkeypatch: pytest.MonkeyPatch
 ):
     r = reference
-    method = cpsc.make(r.config, r.nets, parallel.Shards())
+    method = cpsc.make(r.config, r.nets, sharding.Shards())
     state = state_of(r, method)
     with_draws(r, monkeypatch)
     after, metrics = jax.jit(method.student_step)(r.frozen, state, jax.random.key(0))
@@ -547,7 +550,7 @@ def test_a_student_step_ends_at_the_reference_weights(
 
 def shape_of(config: Any, step: str = 'generator_step', **nets_changes: Any) -> Any:
     """What a step would return, traced and not compiled."""
-    method = tiny.method(config, parallel.Shards(), **nets_changes)
+    method = tiny.method(config, sharding.Shards(), **nets_changes)
     key = jax.random.key(0)
     frozen = jax.eval_shape(tiny.frozen)
     state = jax.eval_shape(method.init, frozen, key)
@@ -585,7 +588,7 @@ def test_bounded_images_stay_within_the_range_of_pixels():
 @pytest.mark.parametrize('bounded', [False, True])
 def test_bounded_samples(bounded: bool):
     """The networks of `tiny` normalise by mean 0.5 and deviation 0.25: pixels are in [-2, 2]."""
-    method = tiny.method(tiny.config(generator__bounded=bounded), parallel.Shards())
+    method = tiny.method(tiny.config(generator__bounded=bounded), sharding.Shards())
     key = jax.random.key(0)
     state = jax.jit(method.init)(None, key)
     bias = state.generator.params['norm3']['bias']
@@ -597,7 +600,7 @@ def test_bounded_samples(bounded: bool):
 def test_images_are_dimmed_each_by_its_own_factor():
     key = jax.random.key(0)
     full, dim = (
-        tiny.method(tiny.config(generator__darkest=darkest), parallel.Shards())
+        tiny.method(tiny.config(generator__darkest=darkest), sharding.Shards())
         for darkest in (1.0, 0.25)
     )
     state = jax.jit(full.init)(None, key)
@@ -611,7 +614,7 @@ def test_images_are_dimmed_each_by_its_own_factor():
 @pytest.mark.parametrize('darkest', [0.0, 1.5])
 def test_exposure_out_of_range(darkest: float):
     with pytest.raises(ValueError, match='darkest.*expected above 0'):
-        tiny.method(tiny.config(generator__darkest=darkest), parallel.Shards())
+        tiny.method(tiny.config(generator__darkest=darkest), sharding.Shards())
 
 
 def test_the_student_sees_the_images_that_the_generator_trained_on():
@@ -644,7 +647,7 @@ def test_a_bank_needs_bounded_images_in_whole_batches():
         ),
     ):
         with pytest.raises(ValueError, match=match):
-            tiny.method(tiny.config(**changes), parallel.Shards())
+            tiny.method(tiny.config(**changes), sharding.Shards())
 
 
 class Step(NamedTuple):
@@ -663,7 +666,7 @@ def generator_step(as_published: bool, adapter_normalise: bool = True) -> Step:
         synthesis__update_student_statistics=as_published,
         loss__adapter_normalise=adapter_normalise,
     )  # fmt: skip
-    method = tiny.method(config, parallel.Shards(), student_width=4)
+    method = tiny.method(config, sharding.Shards(), student_width=4)
     frozen = tiny.frozen()
     return Step(
         jax.jit(method.generator_step), frozen, jax.jit(method.init)(frozen, jax.random.key(0))
@@ -727,7 +730,7 @@ def test_narrow_students_meet_the_contrast_through_an_untrained_adapter():
     assert not np.isclose(metrics['g/scl'], published['g/scl'], rtol=1e-3)
     np.testing.assert_allclose(metrics['g/kd'], published['g/kd'], rtol=1e-5)
     state = jax.eval_shape(
-        tiny.method(tiny.config(), parallel.Shards()).init, None, jax.random.key(0)
+        tiny.method(tiny.config(), sharding.Shards()).init, None, jax.random.key(0)
     )
     assert state.extra.adapter == {}, 'none where widths agree'
 

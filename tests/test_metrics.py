@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from dfkd_jax import metrics
+from dfkd_jax.reporting import metrics
+from dfkd_jax.reporting.progress import Progress, duration
 
 
 def rows(path: Path) -> list[str]:
@@ -119,7 +120,7 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_are_few_and_complete() -> None:
     clock, stream = Clock(), io.StringIO()
-    line = metrics.Progress(100, stream=stream, clock=clock, every=10.0)
+    line = Progress(100, stream=stream, clock=clock, every=10.0)
     line.note('compiling')
     for round in range(1, 101):
         clock.now += 20.0 if round == 1 else 1.0  # the first round compiles
@@ -142,7 +143,7 @@ def test_plain_lines_are_few_and_complete() -> None:
 def test_terminal_line_is_redrawn_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('COLUMNS', '40')
     clock, stream = Clock(), Terminal()
-    line = metrics.Progress(2, stream=stream, clock=clock)
+    line = Progress(2, stream=stream, clock=clock)
     line.note('warm-up: the student starts at round 2')
     for round in (1, 2):
         clock.now += 1
@@ -156,7 +157,7 @@ def test_terminal_line_is_redrawn_and_fits(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_speed_needs_two_measurements_and_a_resumed_run_its_own() -> None:
     clock, stream = Clock(), io.StringIO()
-    line = metrics.Progress(100, start=50, stream=stream, clock=clock, every=0.0)
+    line = Progress(100, start=50, stream=stream, clock=clock, every=0.0)
     clock.now = 30.0
     line.update(52, {}, {'last': 0.0, 'best': 0.0, 'images_synthesised': 52_000})
     clock.now = 32.0
@@ -169,7 +170,7 @@ def test_speed_needs_two_measurements_and_a_resumed_run_its_own() -> None:
 
 def test_other_trainings_have_other_words() -> None:
     stream = io.StringIO()
-    line = metrics.Progress(3, unit='epoch', subject='teacher', stream=stream)
+    line = Progress(3, unit='epoch', subject='teacher', stream=stream)
     line.update(1, {'loss': 0.5, 'seconds': 2.0}, {'last': 91.0, 'best': 91.0})
     line.close()
     assert stream.getvalue() == 'epoch 1/3  teacher 91.00 % (best 91.00)  loss 0.5\n'
@@ -177,7 +178,7 @@ def test_other_trainings_have_other_words() -> None:
 
 def test_close_without_a_round_is_silent() -> None:
     stream = io.StringIO()
-    metrics.Progress(10, stream=stream).close()
+    Progress(10, stream=stream).close()
     assert stream.getvalue() == ''
 
 
@@ -187,4 +188,4 @@ def test_close_without_a_round_is_silent() -> None:
     + [(360_000, '100:00:00'), (float('inf'), '?'), (float('nan'), '?'), (-3, '0:00')],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert metrics.duration(seconds) == text
+    assert duration(seconds) == text

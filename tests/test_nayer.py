@@ -16,9 +16,11 @@ import tiny
 from reference import Sided, near
 
 from configs import cifar10, cifar100, common
-from dfkd_jax import contract, inversion, losses, models, parallel, port
+from dfkd_jax import contract, losses, models, port
 from dfkd_jax.contract import Method, State
+from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import nayer
+from dfkd_jax.methods.shared import inversion
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 
@@ -73,7 +75,7 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
         (0.4914, 0.4822, 0.4465),
         (0.2023, 0.1994, 0.2010),
     )
-    method = nayer.make(config, nets, parallel.Shards())
+    method = nayer.make(config, nets, sharding.Shards())
     table = rule.normal('emb:nayer_step', (classes, sizes['embedding']))
     frozen = contract.Frozen(ported('wrn16_2', teacher), jnp.asarray(table))
     state = jax.eval_shape(method.init, frozen, jax.random.key(0))
@@ -134,7 +136,7 @@ def built(warmup: int = 0, life: int = 3) -> tuple[Any, Method, contract.Frozen,
     config = tiny.config('nayer', generator__life=life)
     main = common.phase(rounds=20, g_steps=2, s_steps=2)
     config.phases = (common.phase(rounds=warmup, g_steps=2, s_steps=0),) * bool(warmup) + (main,)
-    method = tiny.method(config, parallel.Shards())
+    method = tiny.method(config, sharding.Shards())
     frozen = tiny.frozen()
     jitted = method._replace(
         **{name: jax.jit(getattr(method, name)) for name in ('begin', 'generator_step', 'finish')}
@@ -276,8 +278,8 @@ def test_mistakes():
         (dict(synthesis__bank=tiny.BATCH + 1), 'must be a positive multiple'),
     ):
         with pytest.raises(ValueError, match=match):
-            tiny.method(tiny.config('nayer', **changes), parallel.Shards())
+            tiny.method(tiny.config('nayer', **changes), sharding.Shards())
     config = tiny.config('nayer')
     config.phases = (common.phase(rounds=1, g_steps=1, s_steps=0),)
     with pytest.raises(ValueError, match='anneals by the round'):
-        tiny.method(config, parallel.Shards())
+        tiny.method(config, sharding.Shards())

@@ -13,9 +13,11 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from dfkd_jax import data, evaluate, parallel, train
+from dfkd_jax import data, evaluate
+from dfkd_jax.distributed import sharding
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.loops import alternating
 from dfkd_jax.models import layers
-from dfkd_jax.parallel import Shards
 
 SHARDED = ('vmap', 'pmap', 'shard_map')
 ALL = ('jit', *SHARDED)
@@ -43,13 +45,13 @@ def cpsc_run(mode: str, fused: bool = False) -> Run:
         student__lr=0.05,
         generator__lr=5e-4,
     )
-    plan = parallel.make(mode, fused=fused)
+    plan = sharding.make(mode, fused=fused)
     assert plan.shards.size == (1 if mode == 'jit' else COUNT)
     method = tiny.method(config, plan.shards, smooth=True)
     whole = tiny.method(config, Shards(), smooth=True)
     frozen = plan.replicate(tiny.frozen(smooth=True))
     state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
-    round_fn = train.make_round(method, config.phases[0], plan)
+    round_fn = alternating.make_round(method, config.phases[0], plan)
     states, metrics = [jax.device_get(state)], []
     for i in range(20):
         state, row = round_fn(frozen, state, jax.random.fold_in(jax.random.key(1), i))
@@ -113,11 +115,11 @@ def test_a_round_with_a_bank_is_the_same_on_every_device(mode: str, name: str):
     """Above all the bank and what its images were made from, byte for byte."""
     ends = []
     for each in ('jit', mode):
-        config, plan = tiny.config(name), parallel.make(each, fused=False)
+        config, plan = tiny.config(name), sharding.make(each, fused=False)
         method, whole = tiny.method(config, plan.shards), tiny.method(config, Shards())
         frozen = plan.replicate(tiny.frozen())
         state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
-        round_fn = train.make_round(method, config.phases[0], plan)
+        round_fn = alternating.make_round(method, config.phases[0], plan)
         ends.append(jax.device_get(round_fn(frozen, state, jax.random.key(1))[0]))
     alone, shared = ends
     np.testing.assert_array_equal(alone.extra.bank.label, shared.extra.bank.label)
@@ -132,7 +134,7 @@ def test_a_round_with_a_bank_is_the_same_on_every_device(mode: str, name: str):
 
 def compute(mode: str, fn: Any, *inputs: Any) -> Any:
     """What `fn(shards, *inputs)` returns when compiled in a mode."""
-    plan = parallel.make(mode)
+    plan = sharding.make(mode)
 
     def step(frozen: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
         return state, fn(plan.shards, *inputs)
@@ -196,7 +198,7 @@ def test_kernels_have_one_gradient_in_parts_and_in_every_mode(mode: str, shape, 
         return layers.convolve(image, kernel, (1, 1), ((1, 1), (1, 1)), **how)
 
     def new_kernel(mode: str) -> jax.Array:
-        plan = parallel.make(mode)
+        plan = sharding.make(mode)
 
         def step(image, kernel, inputs):
             del inputs
@@ -233,7 +235,7 @@ def test_batch_norm_sees_the_whole_batch():
 @pytest.mark.parametrize('forgotten', ['gradients', 'metrics'])
 def test_a_forgotten_mean_is_an_error(mode: str, forgotten: str):
     """(pmap alone would take the first share's value in silence.)"""
-    plan = parallel.make(mode)
+    plan = sharding.make(mode)
 
     def step(frozen: Any, state: Any, x: Any) -> tuple[Any, Any]:
         mine = jnp.mean(plan.shards.share(x))
@@ -259,33 +261,33 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 def test_an_unknown_mode_is_an_error():
     with pytest.raises(ValueError, match="'tpu'; expected one of jit, pmap, shard_map"):
-        parallel.make('tpu')
+        sharding.make('tpu')
 
 
 def test_a_plan_can_use_some_of_the_devices():
     devices = jax.devices()[:2]
-    assert parallel.make('shard_map', devices).shards.size == 2
-    assert parallel.make('pmap', devices).shards.size == 2
-    assert parallel.make('jit').shards == Shards()
+    assert sharding.make('shard_map', devices).shards.size == 2
+    assert sharding.make('pmap', devices).shards.size == 2
+    assert sharding.make('jit').shards == Shards()
 
 
 def test_scans_are_left_to_accelerators():
-    assert not parallel.make('jit').fused  # the tests run on the CPU
-    assert parallel.make('jit', fused=True).fused
+    assert not sharding.make('jit').fused  # the tests run on the CPU
+    assert sharding.make('jit', fused=True).fused
 
 
 def test_rows_of_a_prediction_are_spread_over_the_devices():
-    plan = parallel.make('shard_map')
+    plan = sharding.make('shard_map')
     predict = plan.predict(lambda variables, batch: batch * variables)
     out = predict(plan.replicate(jnp.float32(2.0)), np.arange(8, dtype=np.float32))
     np.testing.assert_array_equal(out, 2 * np.arange(8))
     assert len(out.sharding.device_set) == COUNT
-    assert out.sharding.spec == PartitionSpec(parallel.AXIS)
+    assert out.sharding.spec == PartitionSpec(sharding.AXIS)
 
 
 @pytest.mark.parametrize('mode', ['jit', 'shard_map'])
 def test_evaluation_spreads_any_number_of_images_over_the_devices(mode: str):
-    plan = parallel.make(mode)
+    plan = sharding.make(mode)
     images = np.random.default_rng(0).integers(0, 255, (10, tiny.SIZE, tiny.SIZE, 3), np.uint8)
     label = np.arange(10, dtype=np.int32) % tiny.CLASSES
     facts = data.Facts('x', 4, (), images.shape[1:], (0.5,) * 3, (0.25,) * 3, 0, 10, False, 0)
@@ -306,10 +308,10 @@ def test_repeat_counts_keys_and_averages_metrics(fused: bool):
         return state + 1, {'g/i': jnp.asarray(i, jnp.float32), 'g/key': jax.random.uniform(key)}
 
     key = jax.random.key(0)
-    state, metrics = parallel.repeat(step, None, jnp.zeros(()), key, 5, fused)
+    state, metrics = sharding.repeat(step, None, jnp.zeros(()), key, 5, fused)
     assert state == 5 and metrics['g/i'] == 2.0
-    assert parallel.repeat(step, None, state, key, 0, fused) == (state, {}), 'not nan'
-    draw = parallel.numbered(lambda frozen, state, key: (state, {'g/x': jax.random.uniform(key)}))
-    _, metrics = parallel.repeat(draw, None, state, key, 3, fused)
+    assert sharding.repeat(step, None, state, key, 0, fused) == (state, {}), 'not nan'
+    draw = sharding.numbered(lambda frozen, state, key: (state, {'g/x': jax.random.uniform(key)}))
+    _, metrics = sharding.repeat(draw, None, state, key, 3, fused)
     each = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(3)]
     np.testing.assert_allclose(metrics['g/x'], np.mean(each), rtol=1e-6)

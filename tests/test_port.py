@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dfkd_jax import checkpoint, models, port
-from dfkd_jax.port import PortError, __main__, rules
+from dfkd_jax import models, port
+from dfkd_jax.errors import PortError
+from dfkd_jax.port import __main__, rules
+from dfkd_jax.storage import model_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATOR_SIZES = {
@@ -413,7 +415,7 @@ def test_shell_writes_a_model_folder_once(tmp_path: Path, capsys):
     assert '62,006 parameters, 10 arrays' in said
     assert f'wrote {output}' in said
 
-    facts, variables = checkpoint.load_model(output)
+    facts, variables = model_folder.load_model(output)
     assert_identical(variables, port.from_torch('lenet5', source))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     expected = {'model': 'lenet5', 'num_classes': 10, 'channels': 3, 'source': 't.npz'}
@@ -425,7 +427,7 @@ def test_shell_writes_a_model_folder_once(tmp_path: Path, capsys):
     with pytest.raises(SystemExit):
         __main__.main(flags)
     assert 'holds something else: give another --output' in capsys.readouterr().err
-    assert_identical(checkpoint.load_model(output)[1], variables)
+    assert_identical(model_folder.load_model(output)[1], variables)
 
 
 def test_shell_ports_generators_with_sizes(tmp_path: Path):
@@ -434,7 +436,7 @@ def test_shell_ports_generators_with_sizes(tmp_path: Path):
     np.savez(tmp_path / 'g.npz', **source)
     __main__.main(['--model=dcgan_generator', f'--source={tmp_path / "g.npz"}',
                    f'--output={tmp_path / "g"}', '--size=latent=8', '--size=width=4'])  # fmt: skip
-    facts, _ = checkpoint.load_model(tmp_path / 'g')
+    facts, _ = model_folder.load_model(tmp_path / 'g')
     assert facts.items() >= {'model': 'dcgan_generator', **sizes}.items()
 
 

@@ -10,9 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, digits
-from dfkd_jax import checkpoint, metrics, real, teach, train
-from dfkd_jax.contract import ConfigError
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.loops import alternating, kd, supervised
 from dfkd_jax.methods import METHODS
+from dfkd_jax.reporting import metrics
+from dfkd_jax.storage import files, model_folder
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
 
@@ -33,11 +35,11 @@ def small(method: str) -> ConfigDict:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Workdirs: a run on noise with its own teacher, and two of KD with that teacher."""
     root = tmp_path_factory.mktemp('runs')
-    train.run(small('noise'), root / 'noise')
+    alternating.run(small('noise'), root / 'noise')
     config = small('kd')
     config.teacher.checkpoint = str(root / 'noise' / 'teacher')
-    train.run(config, root / 'kd')
-    teach.run(config, root / 'teach', role='kd')
+    alternating.run(config, root / 'kd')
+    supervised.run(config, root / 'teach', role='kd')
     return {path.name: path for path in root.iterdir()}
 
 
@@ -46,12 +48,12 @@ def summary(path: Path) -> dict:
 
 
 def test_main_trains_what_teach_trains(runs: dict[str, Path]) -> None:
-    expected = checkpoint.load_arrays(runs['teach'] / 'variables.safetensors')
-    found = checkpoint.load_arrays(runs['kd'] / 'student' / 'variables.safetensors')
+    expected = files.load_arrays(runs['teach'] / 'variables.safetensors')
+    found = files.load_arrays(runs['kd'] / 'student' / 'variables.safetensors')
     assert {k: v.tobytes() for k, v in found.items()} == {
         k: v.tobytes() for k, v in expected.items()
     }
-    facts = checkpoint.load_model(runs['teach'])[0]
+    facts = model_folder.load_model(runs['teach'])[0]
     assert summary(runs['kd'])['student_accuracy_last'] == facts['accuracy']
 
 
@@ -78,7 +80,7 @@ def test_teacher_queries_are_counted(runs: dict[str, Path]) -> None:
 def test_a_finished_run_is_left_alone(runs: dict[str, Path], capsys) -> None:
     config = small('kd')
     config.teacher.checkpoint = str(runs['noise'] / 'teacher')
-    assert train.run(config, runs['kd']) == summary(runs['kd'])
+    assert alternating.run(config, runs['kd']) == summary(runs['kd'])
     assert 'finished' in capsys.readouterr().out
 
 
@@ -86,10 +88,10 @@ def test_mistakes_are_told_before_a_teacher_is_trained(tmp_path: Path) -> None:
     config = small('kd')
     config.student.model = 'resnet9'
     with pytest.raises(ConfigError, match=re.escape("'resnet9'")):
-        train.run(config, tmp_path / 'run')
+        alternating.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
 def test_it_is_no_method() -> None:
     """What a data-free run is made of cannot be handed the training images."""
-    assert real.METHOD not in METHODS
+    assert kd.METHOD not in METHODS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfkd_jax import report
+from dfkd_jax.reporting import page
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -21,7 +21,7 @@ def test_grid_enlarges_pixels_and_puts_each_class_in_its_row(tmp_path: Path) -> 
     images[0] = [1, 0, 0]  # of class 1
     images[1, 3, 5] = [0, 2.0, np.nan]  # of class 0; values beyond [0, 1] are clipped
     images[2] = [0, 0, 1]  # of class 1
-    report.image_grid(images, np.array([1, 0, 1]), ['cat', 'dog'], tmp_path / 'a.png')
+    page.image_grid(images, np.array([1, 0, 1]), ['cat', 'dog'], tmp_path / 'a.png')
     picture = pixels(tmp_path / 'a.png')
     red, green, blue = (
         np.argwhere((picture == color).all(-1)) for color in ([255, 0, 0], [0, 255, 0], [0, 0, 255])
@@ -36,7 +36,7 @@ def test_grid_enlarges_pixels_and_puts_each_class_in_its_row(tmp_path: Path) -> 
 @pytest.mark.parametrize(('size', 'channels'), [(8, 1), (32, 3), (224, 3)])
 def test_grid_is_legible_at_any_size(tmp_path: Path, size: int, channels: int) -> None:
     images = np.random.default_rng(0).random((4, size, size, channels))
-    report.image_grid(images, np.arange(4), None, tmp_path / 'a.png')
+    page.image_grid(images, np.arange(4), None, tmp_path / 'a.png')
     height, width, _ = pixels(tmp_path / 'a.png').shape
     assert 4 * 56 <= height <= 4 * 120 + 60
     assert width < 700
@@ -45,7 +45,7 @@ def test_grid_is_legible_at_any_size(tmp_path: Path, size: int, channels: int) -
 def test_grid_samples_many_classes(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((150, 8, 8, 1))
     names = [f'class {i}' for i in range(100)]
-    report.image_grid(images, np.arange(150) % 75, names, tmp_path / 'a.png')
+    page.image_grid(images, np.arange(150) % 75, names, tmp_path / 'a.png')
     height, _, _ = pixels(tmp_path / 'a.png').shape
     assert 20 * 60 <= height < 21 * 60 + 60
 
@@ -53,9 +53,9 @@ def test_grid_samples_many_classes(tmp_path: Path) -> None:
 def test_grid_refuses_other_shapes(tmp_path: Path) -> None:
     for images, labels in [((2, 8, 8), (2,)), ((2, 8, 8, 2), (2,)), ((2, 8, 8, 1), (3,))]:
         with pytest.raises(ValueError, match='expected images'):
-            report.image_grid(np.zeros(images), np.zeros(labels, int), None, tmp_path / 'a.png')
+            page.image_grid(np.zeros(images), np.zeros(labels, int), None, tmp_path / 'a.png')
     with pytest.raises(ValueError, match='no images'):
-        report.image_grid(np.zeros((0, 8, 8, 1)), np.zeros(0, int), ['a'], tmp_path / 'a.png')
+        page.image_grid(np.zeros((0, 8, 8, 1)), np.zeros(0, int), ['a'], tmp_path / 'a.png')
     assert not (tmp_path / 'a.png').exists()
 
 
@@ -76,14 +76,14 @@ def columns(rounds: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize('rounds', [0, 1, 40])
 def test_curves_of_any_length(tmp_path: Path, rounds: int) -> None:
     references = {'teacher': 91.5, 'real data': 90.25}
-    report.curves(columns(rounds), tmp_path / 'curves.png', references)
+    page.curves(columns(rounds), tmp_path / 'curves.png', references)
     picture = pixels(tmp_path / 'curves.png')
     assert picture.shape == (450, 1560, 3)
     assert picture.std() > 0
 
 
 def test_curves_without_losses(tmp_path: Path) -> None:
-    report.curves({'round': np.zeros(0)}, tmp_path / 'curves.png', {'teacher': 50.0})
+    page.curves({'round': np.zeros(0)}, tmp_path / 'curves.png', {'teacher': 50.0})
     assert pixels(tmp_path / 'curves.png').shape == (450, 520, 3)
 
 
@@ -101,9 +101,9 @@ SUMMARY = {
 
 
 def test_page_holds_everything(tmp_path: Path) -> None:
-    report.curves({'round': np.arange(3.0)}, tmp_path / report.CURVES)
-    report.image_grid(np.zeros((1, 8, 8, 1)), np.zeros(1, int), ['a'], tmp_path / report.IMAGES)
-    path = report.page(tmp_path, SUMMARY)
+    page.curves({'round': np.arange(3.0)}, tmp_path / page.CURVES)
+    page.image_grid(np.zeros((1, 8, 8, 1)), np.zeros(1, int), ['a'], tmp_path / page.IMAGES)
+    path = page.page(tmp_path, SUMMARY)
     text = path.read_text()
     assert path == tmp_path / 'report.html'
     assert 'cpsc on &lt;digits&gt;' in text
@@ -122,4 +122,4 @@ def test_page_holds_everything(tmp_path: Path) -> None:
 
 
 def test_page_without_pictures(tmp_path: Path) -> None:
-    assert '<img' not in report.page(tmp_path, {}).read_text()
+    assert '<img' not in page.page(tmp_path, {}).read_text()

@@ -19,8 +19,13 @@ from PIL import Image
 from processes import TIMEOUT, at_row, killed_at, output, process, to_the_end, wait_for
 
 from configs import common, digits
-from dfkd_jax import build, checkpoint, metrics, port, results, teach, train
-from dfkd_jax.contract import ConfigError, Frozen
+from dfkd_jax import build, port
+from dfkd_jax.contract import Frozen
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.loops import alternating, supervised
+from dfkd_jax.reporting import artifacts, metrics
+from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage.checkpoints import Checkpoints, Restored
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,15 +53,15 @@ def small() -> ConfigDict:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of an uninterrupted run, its teacher in ``teacher/``."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
-    assert train.run(small(), workdir)['rounds'] == ROUNDS
+    assert alternating.run(small(), workdir)['rounds'] == ROUNDS
     return workdir
 
 
-def state_of(workdir: Path) -> checkpoint.Restored:
+def state_of(workdir: Path) -> Restored:
     """The last checkpoint of a run of `small`."""
-    teacher = checkpoint.load_model(workdir / 'teacher')[1]
+    teacher = model_folder.load_model(workdir / 'teacher')[1]
     like = jax.eval_shape(build.build(small()).whole.init, Frozen(teacher), jax.random.key(0))
-    with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    with Checkpoints(workdir / 'checkpoints') as checkpoints:
         restored = checkpoints.restore(like)
     assert restored is not None
     return restored
@@ -128,7 +133,7 @@ def test_summary(finished: Path) -> None:
     assert (summary['dataset'], summary['seed'], summary['rounds']) == ('digits', 0, ROUNDS)
     assert summary['images_synthesised'] == 8 * (4 * 2 * 2 + 3 * 1 * 1)
     assert summary['images_distilled'] == 8 * (4 * 1 + 3 * 2)
-    facts, _ = checkpoint.load_model(finished / 'teacher')
+    facts, _ = model_folder.load_model(finished / 'teacher')
     assert summary['teacher_accuracy'] == facts['accuracy']
     assert summary['versions']['jax'] == jax.__version__
     assert summary['config'] == json.loads((finished / 'config.json').read_text())
@@ -162,11 +167,11 @@ def test_student_is_that_of_the_last_checkpoint(finished: Path) -> None:
     restored = state_of(finished)
     assert restored.round == int(restored.state.round) == ROUNDS
     variables = jax.device_get(restored.state.student.variables)
-    arrays = checkpoint.load_arrays(finished / 'student.safetensors')
-    assert_same(checkpoint.unflatten(arrays), variables)
+    arrays = files.load_arrays(finished / 'student.safetensors')
+    assert_same(model_folder.unflatten(arrays), variables)
     path = finished / 'student_torch.safetensors'
     assert_same(port.from_torch('resnet8_half', path, num_classes=10, channels=1), variables)
-    facts, found = checkpoint.load_model(finished / 'student')
+    facts, found = model_folder.load_model(finished / 'student')
     assert_same(found, variables)
     assert (facts['model'], facts['num_classes'], facts['channels']) == ('resnet8_half', 10, 1)
 
@@ -208,13 +213,13 @@ def test_stopped_twice_and_continued(
 
     with monkeypatch.context() as patch:  # in the teacher's second epoch
         patch.setattr(metrics.Writer, 'write', terminate_at(1, metrics.Writer.write))
-        assert train.run(small(), workdir) == {}
+        assert alternating.run(small(), workdir) == {}
     assert signal.getsignal(signal.SIGTERM) is handler
     assert 'stopped and saved after epoch 2 of 3' in capsys.readouterr().out
-    assert not (workdir / 'teacher' / checkpoint.FACTS).exists()
+    assert not (workdir / 'teacher' / model_folder.FACTS).exists()
     assert not (workdir / metrics.FILE).exists()
 
-    make_round, rounds = train.make_round, []
+    make_round, rounds = alternating.make_round, []
 
     def make_counted(*args: Any) -> Callable:
         round_fn = make_round(*args)
@@ -228,14 +233,14 @@ def test_stopped_twice_and_continued(
         return counted
 
     with monkeypatch.context() as patch:  # in a round that is neither logged, measured nor saved
-        patch.setattr(train, 'make_round', make_counted)
-        assert train.run(small(), workdir) == {}
+        patch.setattr(alternating, 'make_round', make_counted)
+        assert alternating.run(small(), workdir) == {}
     assert f'stopped and saved after round 5 of {ROUNDS}' in capsys.readouterr().out
     assert len(rounds) == 5
     assert not (workdir / 'summary.json').exists()
     assert [row['round'] for row in rows_of(workdir)] == ['2', '3', '4']
 
-    assert train.run(small(), workdir)['rounds'] == ROUNDS
+    assert alternating.run(small(), workdir)['rounds'] == ROUNDS
     assert f'continuing after round 5 of {ROUNDS}' in capsys.readouterr().out
     assert_same_run(workdir, finished)
     there, here = state_of(finished), state_of(workdir)
@@ -265,24 +270,26 @@ def test_bank_and_embeddings_survive(
     assert jax.device_count() == 4
     config, states = embedded(finished / 'teacher'), []
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    assert train.run(config, whole)['rounds'] == 4
-    assert np.load(whole / train.TABLE).shape == (10, 384)
+    assert alternating.run(config, whole)['rounds'] == 4
+    assert np.load(whole / alternating.TABLE).shape == (10, 384)
 
     writer = terminate_at(2, metrics.Writer.write)  # heard when the student learns from the bank
     with monkeypatch.context() as patch:
         patch.setattr(metrics.Writer, 'write', writer)
-        assert train.run(config, stopped) == {}
+        assert alternating.run(config, stopped) == {}
     # What an encoder says on another machine, to its rounding.
-    said = train.build.build(config)._replace(extra=np.load(whole / train.TABLE) * (1 + 1e-6))
+    said = alternating.build.build(config)._replace(
+        extra=np.load(whole / alternating.TABLE) * (1 + 1e-6)
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(train.build, 'build', lambda _: said)
-        assert train.run(config, stopped)['rounds'] == 4
+        patch.setattr(alternating.build, 'build', lambda _: said)
+        assert alternating.run(config, stopped)['rounds'] == 4
     assert rows_of(stopped) == rows_of(whole)
     for workdir in (whole, stopped):
         run = build.build(config)
-        frozen = Frozen(checkpoint.load_model(finished / 'teacher')[1], run.extra)
+        frozen = Frozen(model_folder.load_model(finished / 'teacher')[1], run.extra)
         like = jax.eval_shape(run.whole.init, frozen, jax.random.key(0))
-        with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+        with Checkpoints(workdir / 'checkpoints') as checkpoints:
             states.append(checkpoints.restore(like).state)
     assert states[0].extra.bank.image.dtype == np.uint8
     assert int(states[0].extra.bank.written) == 40 * (2 * 2 + 2)
@@ -294,21 +301,21 @@ def test_other_embeddings_are_refused(finished: Path, tmp_path: Path) -> None:
     config.phases = config.phases[1:]
     config.labels.path = str(table)
     np.save(table, np.random.default_rng(0).normal(size=(10, 6)))
-    train.run(config, workdir)
-    (workdir / results.SUMMARY).unlink()
+    alternating.run(config, workdir)
+    (workdir / artifacts.SUMMARY).unlink()
     np.save(table, np.random.default_rng(1).normal(size=(10, 6)))
     with pytest.raises(ConfigError, match='other embeddings'):
-        train.run(config, workdir)
+        alternating.run(config, workdir)
 
 
 def test_a_mistaken_teacher_leaves_the_folder_to_another_config(tmp_path: Path) -> None:
     config, workdir = embedded(tmp_path / 'nowhere'), tmp_path / 'run'
     with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
-        train.run(config, workdir)
+        alternating.run(config, workdir)
     assert {path.name for path in workdir.iterdir()} == {'config.json', 'lock'}
     config.loss.bn = 2.0  # no complaint of another config, but the same mistake
     with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
-        train.run(config, workdir)
+        alternating.run(config, workdir)
 
 
 def test_finished_run_trains_nothing_more(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,9 +324,9 @@ def test_finished_run_trains_nothing_more(finished: Path, monkeypatch: pytest.Mo
 
     files = (*WEIGHTS, 'metrics.csv', 'summary.json', 'images.png')
     before = {name: (finished / name).read_bytes() for name in files}
-    monkeypatch.setattr(train, 'make_round', forbidden)
-    monkeypatch.setattr(teach, 'make_step', forbidden)
-    assert train.run(small(), finished)['rounds'] == ROUNDS
+    monkeypatch.setattr(alternating, 'make_round', forbidden)
+    monkeypatch.setattr(supervised, 'make_step', forbidden)
+    assert alternating.run(small(), finished)['rounds'] == ROUNDS
     assert {name: (finished / name).read_bytes() for name in files} == before
 
 
@@ -328,7 +335,7 @@ def test_another_config_is_refused(finished: Path) -> None:
     other = small()
     other.loss.kd = 2.0
     with pytest.raises(ConfigError, match='config.loss.kd was 1.0, now 2.0'):
-        train.run(other, finished)
+        alternating.run(other, finished)
     assert files == {p: p.stat().st_mtime_ns for p in finished.rglob('*') if p.is_file()}
 
 
@@ -338,12 +345,12 @@ def test_teaching_stopped_and_continued(finished: Path, tmp_path: Path) -> None:
     config.teacher.checkpoint = str(finished / 'teacher')
     config.teach.epochs = 2
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    facts = teach.run(config, whole, 'kd')
+    facts = supervised.run(config, whole, 'kd')
     assert (facts['model'], facts['role'], facts['epochs']) == ('resnet8_half', 'kd', 2)
-    assert teach.run(config, stopped, 'kd', interrupted=lambda: True) == {}
-    assert not (stopped / checkpoint.VARIABLES).exists()
-    assert teach.run(config, stopped, 'kd')['variables_sha256'] == facts['variables_sha256']
-    name = checkpoint.VARIABLES
+    assert supervised.run(config, stopped, 'kd', interrupted=lambda: True) == {}
+    assert not (stopped / model_folder.VARIABLES).exists()
+    assert supervised.run(config, stopped, 'kd')['variables_sha256'] == facts['variables_sha256']
+    name = model_folder.VARIABLES
     assert (stopped / name).read_bytes() == (whole / name).read_bytes()
     assert rows_of(stopped) == rows_of(whole)
 

@@ -22,13 +22,17 @@ import pytest
 import tiny
 from PIL import Image
 
-from dfkd_jax import build, checkpoint, data, models, parallel, transfer, transfer_dense
+from dfkd_jax import build, data, models
 from dfkd_jax.data import prepare
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import CheckpointError, DataError
+from dfkd_jax.storage import files, model_folder
+from dfkd_jax.transfer import classification, segmentation
 from experiments import transfer_data
 
 SIZE = 8
 FEW = (0.01, 1.0)  # values of C
-RECIPE = transfer.Recipe(epochs=2, batch_size=128, lr=0.1)
+RECIPE = classification.Recipe(epochs=2, batch_size=128, lr=0.1)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -78,7 +82,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def tiny_network(num_classes: int = tiny.CLASSES) -> tuple[Any, dict[str, Any], transfer.Network]:
+def tiny_network(
+    num_classes: int = tiny.CLASSES,
+) -> tuple[Any, dict[str, Any], classification.Network]:
     """A tiny module for other classes, and a network of `tiny.frozen`'s weights."""
     facts = {'model': 'tiny', 'image_size': tiny.SIZE, 'channels': tiny.CHANNELS}
     weights = jax.device_get(tiny.frozen().teacher)
@@ -86,7 +92,7 @@ def tiny_network(num_classes: int = tiny.CLASSES) -> tuple[Any, dict[str, Any], 
     return (
         tiny.Classifier(num_classes=num_classes),
         weights,
-        transfer.Network(facts, weights, ones, ones),
+        classification.Network(facts, weights, ones, ones),
     )
 
 
@@ -102,10 +108,10 @@ def features(informative: bool, images: int, seed: int) -> tuple[np.ndarray, np.
 
 
 def test_a_probe_finds_what_is_there_and_nothing_else() -> None:
-    found = transfer.probe(features(True, 400, 0), features(True, 400, 1), 0, FEW)
+    found = classification.probe(features(True, 400, 0), features(True, 400, 1), 0, FEW)
     assert found['accuracy'] > 99 and found['validation_accuracy'] > 99
     assert found['C'] in FEW and found['feature_size'] == 12
-    noise = transfer.probe(features(False, 400, 0), features(False, 400, 1), 0, FEW)
+    noise = classification.probe(features(False, 400, 0), features(False, 400, 1), 0, FEW)
     assert 15 < noise['accuracy'] < 35  # 4 standard deviations about a quarter
 
 
@@ -113,26 +119,26 @@ def test_a_probe_does_not_depend_on_the_scale_of_a_feature() -> None:
     train, test = features(True, 200, 0), features(True, 200, 1)
     scale = np.logspace(-3, 3, 12, dtype=np.float32)
     scaled = ((train[0] * scale + 5, train[1]), (test[0] * scale + 5, test[1]))
-    one, other = (transfer.probe(*sets, 0, FEW) for sets in ((train, test), scaled))
+    one, other = (classification.probe(*sets, 0, FEW) for sets in ((train, test), scaled))
     assert one['accuracy'] == pytest.approx(other['accuracy'], abs=1)
 
 
 def test_a_probe_needs_two_images_of_a_class() -> None:
     x, label = features(True, 9, 0)
-    with pytest.raises(data.DataError, match='two training images of each; the fewest are 1'):
-        transfer.probe((x[:5], label[:5]), (x, label), seed=0)
+    with pytest.raises(DataError, match='two training images of each; the fewest are 1'):
+        classification.probe((x[:5], label[:5]), (x, label), seed=0)
 
 
 def test_features_are_the_penultimate_and_then_the_means_of_the_stages(key: jax.Array) -> None:
     module = models.make('resnet8_half')
     images = jax.random.normal(key, (2, 16, 16, 1))
     variables = module.init(key, images)
-    out, stages = transfer.maps(module, variables, images)
+    out, stages = classification.maps(module, variables, images)
     assert [stage.shape for stage in stages] == [(2, 16, 16, 8), (2, 8, 8, 16), (2, 4, 4, 32)]
     np.testing.assert_array_equal(out.logits, module.apply(variables, images).logits)
     np.testing.assert_allclose(jnp.mean(stages[-1], (1, 2)), out.features, rtol=1e-6)
-    np.testing.assert_array_equal(transfer.features(module, variables, images), out.features)
-    pooled = transfer.features(module, variables, images, pooled=True)
+    np.testing.assert_array_equal(classification.features(module, variables, images), out.features)
+    pooled = classification.features(module, variables, images, pooled=True)
     assert pooled.shape == (2, 32 + 8 + 16 + 32)
 
 
@@ -142,7 +148,7 @@ def test_every_family_has_stages(name: str) -> None:
 
     def shapes(key: jax.Array) -> list[jax.Array]:
         images = jnp.zeros((2, 32, 32, 3))
-        return transfer.maps(module, module.init(key, images), images)[1]
+        return classification.maps(module, module.init(key, images), images)[1]
 
     stages = jax.eval_shape(shapes, jax.random.key(0))
     heights = [stage.shape[1] for stage in stages]
@@ -154,12 +160,14 @@ def test_a_probe_leaves_its_files_and_the_network_alone(
     folder: Path, tmp_path: Path, pooled: bool
 ) -> None:
     before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-    result = transfer.run(folder, 'digits', 'probe', pooled=pooled, output=tmp_path / 'a.json')
+    result = classification.run(
+        folder, 'digits', 'probe', pooled=pooled, output=tmp_path / 'a.json'
+    )
     assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before
     assert result['accuracy'] > 50  # of random weights; chance is 10
     assert result['feature_size'] == 32 + pooled * (8 + 16 + 32)
     written = json.loads((tmp_path / 'a.json').read_text())
-    assert written == checkpoint.plain(result)
+    assert written == files.plain(result)
     assert written.keys() >= {
         'protocol', 'dataset', 'model', 'source', 'source_dataset', 'seed', 'accuracy', 'C',
         'seconds', 'train_size', 'test_size', 'versions', 'device',
@@ -168,18 +176,18 @@ def test_a_probe_leaves_its_files_and_the_network_alone(
 
 
 def test_images_have_the_constants_that_the_network_knows(folder: Path) -> None:
-    network = transfer.load(folder)
-    settings = transfer.settings_of('digits', network)
-    facts = transfer.read(settings, network, data.check(settings)).facts
+    network = classification.load(folder)
+    settings = classification.settings_of('digits', network)
+    facts = classification.read(settings, network, data.check(settings)).facts
     spec = data.DATASETS['fashion_mnist']
     assert (facts.mean, facts.std) == (spec.mean, spec.std) == (network.mean, network.std)
     # A run's own constants, where its config has some.
     config = folder / 'config.json'
     own = {'name': 'fashion_mnist', 'mean': [0.5], 'std': [0.25]}
-    checkpoint.write_json(config, {'data': own})
-    assert transfer.load(folder)[2:] == ((0.5,), (0.25,))
-    checkpoint.write_json(config, {'data': own | {'name': 'another'}})
-    assert transfer.load(folder)[2:] == (spec.mean, spec.std)
+    files.write_json(config, {'data': own})
+    assert classification.load(folder)[2:] == ((0.5,), (0.25,))
+    files.write_json(config, {'data': own | {'name': 'another'}})
+    assert classification.load(folder)[2:] == (spec.mean, spec.std)
     config.unlink()
 
 
@@ -188,19 +196,19 @@ def test_colours_become_luma_for_a_grey_network(
 ) -> None:
     colours = rng.integers(0, 256, (5, 9, 9, 3), np.uint8)
     grey = [np.asarray(Image.fromarray(image).convert('L')) for image in colours]
-    np.testing.assert_array_equal(transfer.luma(colours)[..., 0], grey)
+    np.testing.assert_array_equal(classification.luma(colours)[..., 0], grey)
 
-    result = transfer.run(folder, 'blots', 'probe', data_dir=str(data_dir))
+    result = classification.run(folder, 'blots', 'probe', data_dir=str(data_dir))
     assert result['colours_to_luma'] and result['image_shape'] == (SIZE, SIZE, 1)
     assert result['accuracy'] > 95
 
 
 def test_grey_images_fill_the_channels_of_a_colour_network(folder: Path) -> None:
-    network = transfer.load(folder)
+    network = classification.load(folder)
     network = network._replace(facts=network.facts | {'channels': 3}, mean=(0.5,) * 3)
-    settings = transfer.settings_of('digits', network)
+    settings = classification.settings_of('digits', network)
     settings.std = (0.25,) * 3
-    images = transfer.read(settings, network._replace(std=settings.std), data.check(settings))
+    images = classification.read(settings, network._replace(std=settings.std), data.check(settings))
     assert images.train.images.shape == (1437, SIZE, SIZE, 3)
 
 
@@ -208,12 +216,12 @@ def test_grey_images_fill_the_channels_of_a_colour_network(folder: Path) -> None
 
 
 def test_all_but_the_head_is_copied() -> None:
-    plan = parallel.make('jit')
+    plan = sharding.make('jit')
     for classes in (tiny.CLASSES, tiny.CLASSES + 3):  # a new head even for as many classes
         module, weights, network = tiny_network(classes)
         key = jax.random.key(3)
-        renewed = jax.device_get(transfer.renew_head(plan, module, network, key))
-        old, new = checkpoint.flatten(weights), checkpoint.flatten(renewed)
+        renewed = jax.device_get(classification.renew_head(plan, module, network, key))
+        old, new = model_folder.flatten(weights), model_folder.flatten(renewed)
         assert old.keys() == new.keys()
         for name, array in new.items():
             if name.startswith('params/fc/'):
@@ -221,8 +229,8 @@ def test_all_but_the_head_is_copied() -> None:
                 assert array.shape != old[name].shape or not np.array_equal(array, old[name])
             else:
                 np.testing.assert_array_equal(array, old[name])
-        control = transfer.renew_head(plan, module, network, key, untrained=True)
-        control = checkpoint.flatten(jax.device_get(control))
+        control = classification.renew_head(plan, module, network, key, untrained=True)
+        control = model_folder.flatten(jax.device_get(control))
         assert not np.array_equal(control['params/conv1/kernel'], old['params/conv1/kernel'])
         np.testing.assert_array_equal(control['params/fc/kernel'], new['params/fc/kernel'])
 
@@ -230,12 +238,14 @@ def test_all_but_the_head_is_copied() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     module, _, network = tiny_network()
     with pytest.raises(build.ConfigError, match='those of another architecture'):
-        transfer.renew_head(parallel.make(), module.clone(width=4), network, jax.random.key(0))
+        classification.renew_head(
+            sharding.make(), module.clone(width=4), network, jax.random.key(0)
+        )
 
 
 def test_fine_tuning_lowers_the_loss_and_repeats(folder: Path) -> None:
     def run(**options: Any) -> dict[str, Any]:
-        return transfer.run(folder, 'digits', 'finetune', recipe=RECIPE, **options)
+        return classification.run(folder, 'digits', 'finetune', recipe=RECIPE, **options)
 
     first, again = run(), run()
     losses = [row['loss'] for row in first['history']]
@@ -248,14 +258,14 @@ def test_fine_tuning_lowers_the_loss_and_repeats(folder: Path) -> None:
 
 
 def test_fine_tuning_keeps_the_weights_it_is_given(folder: Path) -> None:
-    network, plan = transfer.load(folder), parallel.make('jit')
-    settings = transfer.settings_of('digits', network)
-    images = transfer.read(settings, network, data.check(settings))
-    module = transfer.module_of(network, 10)
-    variables = transfer.renew_head(plan, module, network, jax.random.key(0))
+    network, plan = classification.load(folder), sharding.make('jit')
+    settings = classification.settings_of('digits', network)
+    images = classification.read(settings, network, data.check(settings))
+    module = classification.module_of(network, 10)
+    variables = classification.renew_head(plan, module, network, jax.random.key(0))
     before = jax.device_get(variables)
     recipe = RECIPE._replace(epochs=1)
-    transfer.finetune(plan, module, variables, images, recipe, jax.random.key(1), seed=0)
+    classification.finetune(plan, module, variables, images, recipe, jax.random.key(1), seed=0)
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(variables))
 
 
@@ -273,7 +283,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask = np.zeros((16, 16), np.uint8)
             mask[top : top + 8, left : left + 8] = 1
             pixels = rng.integers(0, 60, (16, 16, 3), np.uint8) + 180 * mask[..., None]
-            mask[0, 0] = transfer_dense.UNKNOWN
+            mask[0, 0] = segmentation.UNKNOWN
             transfer_data._save(pixels, folder / part / 'images' / f'{i}.png')
             transfer_data._save(mask, folder / part / 'masks' / f'{i}.png')
     return folder
@@ -281,23 +291,23 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_intersection_over_union_by_hand() -> None:
     predicted = np.array([[0, 0, 1, 1, 1]], np.uint8)
-    masks = np.array([[0, 1, 1, 1, transfer_dense.UNKNOWN]], np.uint8)
-    counts = transfer_dense.confusion(predicted, masks, 3)
+    masks = np.array([[0, 1, 1, 1, segmentation.UNKNOWN]], np.uint8)
+    counts = segmentation.confusion(predicted, masks, 3)
     np.testing.assert_array_equal(counts, [[1, 0, 0], [1, 2, 0], [0, 0, 0]])
-    np.testing.assert_allclose(transfer_dense.iou(counts), [50, 200 / 3, np.nan])
+    np.testing.assert_allclose(segmentation.iou(counts), [50, 200 / 3, np.nan])
 
 
 @pytest.mark.parametrize('frozen', [False, True])
 def test_a_head_learns_to_segment(folder: Path, scenes: Path, tmp_path: Path, frozen: bool) -> None:
-    recipe = transfer.Recipe(epochs=12, batch_size=16, lr=0.1)
-    result = transfer_dense.run(
+    recipe = classification.Recipe(epochs=12, batch_size=16, lr=0.1)
+    result = segmentation.run(
         folder, scenes, size=16, recipe=recipe, frozen=frozen, output=tmp_path / 'a.json'
     )
     losses = result['losses']
     assert losses[0] == pytest.approx(np.log(2), abs=0.1) and losses[-1] < losses[0] / 1.5
     assert result['miou'] > 50  # all of the commoner class: 37
     assert (result['num_classes'], result['stages'], result['test_size']) == (2, 3, 8)
-    assert json.loads((tmp_path / 'a.json').read_text()) == checkpoint.plain(result)
+    assert json.loads((tmp_path / 'a.json').read_text()) == files.plain(result)
 
 
 @pytest.mark.parametrize(
@@ -306,23 +316,23 @@ def test_a_head_learns_to_segment(folder: Path, scenes: Path, tmp_path: Path, fr
         (dict(scenes='/nowhere'), '/nowhere/train has no images/'),
         (dict(student='/nowhere'), 'neither a model folder'),
         (dict(stages=0), 'expected 1 or more'),
-        (dict(recipe=transfer.Recipe(batch_size=64)), 'larger than the 32 training scenes'),
+        (dict(recipe=classification.Recipe(batch_size=64)), 'larger than the 32 training scenes'),
     ],
 )
 def test_mistakes_of_segmentation(
     folder: Path, scenes: Path, nothing_compiles: None, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(build.EXPECTED_ERRORS, match=message):
-        transfer_dense.run(**(dict(student=folder, scenes=scenes, size=16) | changes))
+        segmentation.run(**(dict(student=folder, scenes=scenes, size=16) | changes))
 
 
 def test_a_mask_that_is_missing(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / '7.png').write_bytes(b'')
-    with pytest.raises(data.DataError, match='lacks masks/7.png'):
-        transfer_dense.read(tmp_path, 16, 1)
-    assert transfer_dense.read(scenes / 'test', 8, 1).images.shape == (8, 8, 8, 1)
-    assert set(np.unique(transfer_dense.read(scenes / 'test', 8, 3).masks)) <= {0, 1, 255}
+    with pytest.raises(DataError, match='lacks masks/7.png'):
+        segmentation.read(tmp_path, 16, 1)
+    assert segmentation.read(scenes / 'test', 8, 1).images.shape == (8, 8, 8, 1)
+    assert set(np.unique(segmentation.read(scenes / 'test', 8, 3).masks)) <= {0, 1, 255}
 
 
 # Mistakes
@@ -356,7 +366,7 @@ def test_mistake_is_told_before_compiling(
 ) -> None:
     arguments = dict(student=folder, dataset='digits', protocol='probe', data_dir=str(tmp_path))
     with pytest.raises(build.EXPECTED_ERRORS, match=f'(?s){message}'):
-        transfer.run(**(arguments | changes))
+        classification.run(**(arguments | changes))
 
 
 @pytest.mark.usefixtures('nothing_compiles')
@@ -364,36 +374,36 @@ def test_a_result_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / 'result.json'
     output.write_text('hours of work')
     with pytest.raises(build.ConfigError, match='result.json is there already: remove it, or give'):
-        transfer.run(folder, 'digits', 'probe', output=output)
+        classification.run(folder, 'digits', 'probe', output=output)
     assert output.read_text() == 'hours of work'
 
 
 @pytest.mark.usefixtures('nothing_compiles')
 def test_a_folder_that_does_not_tell(folder: Path, tmp_path: Path) -> None:
     """A ported network's folder lacks what only its user knows."""
-    facts, variables = checkpoint.load_model(folder / 'student')
-    checkpoint.save_model(tmp_path, facts['model'], variables, num_classes=10, channels=1)
+    facts, variables = model_folder.load_model(folder / 'student')
+    model_folder.save_model(tmp_path, facts['model'], variables, num_classes=10, channels=1)
     with pytest.raises(build.ConfigError, match='dataset: give --source_dataset=NAME'):
-        transfer.load(tmp_path)
+        classification.load(tmp_path)
     with pytest.raises(build.ConfigError, match='image_size: give --image_size=PIXELS'):
-        transfer.load(tmp_path, 'digits')
-    assert transfer.load(tmp_path, 'digits', SIZE).mean == data.DATASETS['digits'].mean
-    with pytest.raises(data.DataError, match="unknown data set 'photos'"):
-        transfer.load(tmp_path, 'photos', SIZE, str(tmp_path))
-    checkpoint.save_model(tmp_path / 'damaged', 'resnet8_half', variables, num_classes=10)
+        classification.load(tmp_path, 'digits')
+    assert classification.load(tmp_path, 'digits', SIZE).mean == data.DATASETS['digits'].mean
+    with pytest.raises(DataError, match="unknown data set 'photos'"):
+        classification.load(tmp_path, 'photos', SIZE, str(tmp_path))
+    model_folder.save_model(tmp_path / 'damaged', 'resnet8_half', variables, num_classes=10)
     with pytest.raises(build.ConfigError, match='lacks channels'):
-        transfer.load(tmp_path / 'damaged', 'digits', SIZE)
-    (tmp_path / checkpoint.VARIABLES).write_bytes(b'half')
-    with pytest.raises(checkpoint.CheckpointError, match='safetensors'):
-        transfer.load(tmp_path, 'digits', SIZE)
+        classification.load(tmp_path / 'damaged', 'digits', SIZE)
+    (tmp_path / model_folder.VARIABLES).write_bytes(b'half')
+    with pytest.raises(CheckpointError, match='safetensors'):
+        classification.load(tmp_path, 'digits', SIZE)
 
 
 @pytest.mark.usefixtures('nothing_compiles')
 def test_channels_that_no_image_has(folder: Path) -> None:
-    network = transfer.load(folder)
+    network = classification.load(folder)
     network = network._replace(facts=network.facts | {'channels': 2})
     with pytest.raises(build.ConfigError, match='digits cannot be brought to the 2 channels'):
-        transfer.settings_of('digits', network)
+        classification.settings_of('digits', network)
 
 
 def test_at_the_shell(folder: Path, tmp_path: Path) -> None:

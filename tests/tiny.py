@@ -12,9 +12,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import common
-from dfkd_jax import diffusion, models, parallel
+from dfkd_jax import diffusion, models
 from dfkd_jax.contract import Frozen, Method, Models
 from dfkd_jax.diffusion import unet
+from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import METHODS, diffdfkd
 from dfkd_jax.models import generators, layers
 from dfkd_jax.models.layers import BatchNorm, Output
@@ -134,7 +135,7 @@ def nets(
     )
 
 
-def method(config: ConfigDict, shards: parallel.Shards, **nets_changes: Any) -> Method:
+def method(config: ConfigDict, shards: sharding.Shards, **nets_changes: Any) -> Method:
     """The method of a config on `nets`."""
     return METHODS[config.method](config, nets(config, shards.axis, **nets_changes), shards)
 

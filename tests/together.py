@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dfkd_jax.hosts import free_port
+from dfkd_jax.distributed.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300.0  # seconds

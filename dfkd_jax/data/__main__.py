@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dfkd_jax.data import prepare
-from dfkd_jax.data.sets import DataError
+from dfkd_jax.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> None:

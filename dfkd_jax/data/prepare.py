@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfkd_jax.data.sets import DATASETS, DataError, Spec, how_to_prepare, spec_of
+from dfkd_jax.data.sets import DATASETS, Spec, how_to_prepare, spec_of
+from dfkd_jax.errors import DataError
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # of the Debian package
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')

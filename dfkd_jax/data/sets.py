@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class DataError(ValueError):
-    """Data that is missing, broken or does not fit; the message says what to do."""
-
-
 class Spec(NamedTuple):
     """A data set as its authors and its users in distillation describe it.
 

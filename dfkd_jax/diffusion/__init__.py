@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dfkd_jax.diffusion.errors import DiffusionError as DiffusionError
 from dfkd_jax.diffusion.folder import load_unet as load_unet
 from dfkd_jax.diffusion.folder import save_unet as save_unet
 from dfkd_jax.diffusion.prior import Prior as Prior
@@ -10,3 +9,4 @@ from dfkd_jax.diffusion.prior import load as load
 from dfkd_jax.diffusion.prior import shipped as shipped
 from dfkd_jax.diffusion.resize import resize_bicubic as resize_bicubic
 from dfkd_jax.diffusion.schedule import Schedule as Schedule
+from dfkd_jax.errors import DiffusionError as DiffusionError

@@ -9,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DEPTH, DiffusionError, whole
+from dfkd_jax.diffusion.errors import DEPTH, whole
 from dfkd_jax.diffusion.layers import attention, layer_norm
+from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype
 

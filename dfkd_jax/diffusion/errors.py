@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dfkd_jax.errors import DiffusionError
+
 DEPTH = 256  # layers of a stage or of a text encoder, at most
-
-
-class DiffusionError(ValueError):
-    """A model folder, prompt, scheduler or image size that does not fit; it says what to do."""
 
 
 def field(config: Mapping[str, Any], name: str, where: str) -> Any:

@@ -18,13 +18,13 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from dfkd_jax import untrusted
 from dfkd_jax.diffusion import clip_text, unet, vae
 from dfkd_jax.diffusion.clip_text import CLIPText
-from dfkd_jax.diffusion.errors import DiffusionError
 from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.diffusion.vae import AutoencoderKL
+from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models.layers import Dtype
+from dfkd_jax.storage import safe_read
 
 Params = dict[str, Any]
 Shape = tuple[int, ...]
@@ -112,8 +112,8 @@ def save_unet(
     """
     import safetensors.numpy
 
-    from dfkd_jax.checkpoint import write_bytes, write_json
     from dfkd_jax.diffusion import schedule
+    from dfkd_jax.storage.files import write_bytes, write_json
 
     folder = Path(folder)
     module = UNet(unet.from_config(config, 'the given configuration'))
@@ -319,7 +319,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises DiffusionError for one that is not there, or is no JSON of names and values.
     """
     try:
-        return untrusted.read_json(path)
+        return safe_read.read_json(path)
     except FileNotFoundError:
         raise DiffusionError(
             f"there is no {path}: expected a model's folder in diffusers' format. Check the path, "

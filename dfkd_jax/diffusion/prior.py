@@ -15,10 +15,11 @@ from dfkd_jax.diffusion import folder as folders
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.diffusion import tokenizer as tokenizers
 from dfkd_jax.diffusion.clip_text import CLIPText
-from dfkd_jax.diffusion.errors import DiffusionError, wholes
+from dfkd_jax.diffusion.errors import wholes
 from dfkd_jax.diffusion.schedule import Schedule
 from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.diffusion.vae import AutoencoderKL
+from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models.layers import Array, Dtype
 
 # The table of Ho et al., for a UNet2DModel in a folder without a scheduler.

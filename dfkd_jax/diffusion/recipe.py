@@ -6,9 +6,9 @@ from typing import Any
 
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.diffusion import unet
-from dfkd_jax.diffusion.errors import DiffusionError
 from dfkd_jax.diffusion.schedule import Schedule
 from dfkd_jax.diffusion.unet import UNet
+from dfkd_jax.errors import DiffusionError
 
 KEPT = ('float16', 'float32')
 

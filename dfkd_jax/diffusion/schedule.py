@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.diffusion.errors import DiffusionError, neutral, whole
+from dfkd_jax.diffusion.errors import neutral, whole
+from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models.layers import Array
 
 # PNDMScheduler is what Stable Diffusion's folders name; its tables are those of the other two.

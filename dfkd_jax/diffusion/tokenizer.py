@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dfkd_jax.diffusion.errors import DiffusionError
 from dfkd_jax.diffusion.folder import read_json
+from dfkd_jax.errors import DiffusionError
 
 # Contractions, words, single digits, and runs of anything else but blanks.
 WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""

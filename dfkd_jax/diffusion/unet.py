@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DEPTH, DiffusionError, field, neutral, whole, wholes
+from dfkd_jax.diffusion.errors import DEPTH, field, neutral, whole, wholes
 from dfkd_jax.diffusion.layers import (
     Downsample,
     ResnetBlock,
@@ -27,6 +27,7 @@ from dfkd_jax.diffusion.layers import (
     group_norm,
     layer_norm,
 )
+from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype
 

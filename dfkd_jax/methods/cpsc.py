@@ -62,9 +62,9 @@ from flax import linen as nn
 from flax import struct
 
 from dfkd_jax import augment, contract, losses
-from dfkd_jax import bank as banks
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import image_bank as banks
 
 
 class Extra(struct.PyTreeNode):

@@ -32,10 +32,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dfkd_jax import bank as banks
-from dfkd_jax import contract, inversion, losses
+from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Frozen, Key, Method, Metrics, Models, State
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import image_bank as banks
+from dfkd_jax.methods.shared import inversion
 
 KEEP = ('best', 'last')
 

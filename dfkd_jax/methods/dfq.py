@@ -31,10 +31,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dfkd_jax import generative, losses
+from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
-from dfkd_jax.generative import Seen
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import generator_only
+from dfkd_jax.methods.shared.generator_only import Seen
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -58,4 +59,4 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits, temperature))
 
     of_generator = {'adversarial': adversarial, 'bn': bn, 'one_hot': one_hot, 'balance': balance}
-    return generative.make(config, models, shards, of_generator, of_student={'kd': kd})
+    return generator_only.make(config, models, shards, of_generator, of_student={'kd': kd})

@@ -44,7 +44,7 @@ from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.diffusion import resize_bicubic
 from dfkd_jax.diffusion import schedule as schedules
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
 
 SOURCES = ('guided', 'unguided', 'noise')
 PARTS = 5  # of a trajectory: at the ends of the first four, Latent CutMix

@@ -34,10 +34,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dfkd_jax import bank as banks
-from dfkd_jax import contract, inversion
+from dfkd_jax import contract
 from dfkd_jax.contract import Array, Frozen, Key, Method, Metrics, Models, Params, State
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import image_bank as banks
+from dfkd_jax.methods.shared import inversion
 
 META = ('fomaml', 'reptile', 'none')
 REPTILE = 67.0  # Adam takes it out again, up to its epsilon

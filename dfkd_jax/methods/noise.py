@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:

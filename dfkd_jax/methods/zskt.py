@@ -36,10 +36,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dfkd_jax import generative, losses
+from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
-from dfkd_jax.generative import Seen
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import generator_only
+from dfkd_jax.methods.shared.generator_only import Seen
 
 
 def discrepancy(loss: Any, student_logits: Array, teacher_logits: Array) -> Array:
@@ -87,7 +88,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     def transfer(seen: Seen) -> Array:
         return jnp.mean(attention_transfer(seen.student.stages, seen.teacher.stages))
 
-    return generative.make(
+    return generator_only.make(
         config, models, shards,
         of_generator={'adversarial': adversarial},
         of_student={'kd': kd, 'attention': transfer},

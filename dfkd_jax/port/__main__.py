@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dfkd_jax import checkpoint
 from dfkd_jax.port.torch_flax import classifier_sizes, from_torch, to_torch
+from dfkd_jax.storage import model_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int)
             raise ValueError(f'{output} exists and holds something else: give another --output, or '
                              'remove it if you do not need it')  # fmt: skip
         return f'{output} already holds these weights: nothing to do'
-    checkpoint.save_model(output, model, variables, **facts)
+    model_folder.save_model(output, model, variables, **facts)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     arrays = len(to_torch(model, variables))
     return (f'{model}: {parameters:,} parameters, {arrays} arrays from {source} '
@@ -66,12 +66,12 @@ def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int)
 def _same(output: Path, variables: dict, facts: dict) -> bool:
     """Whether a model folder holds these weights under these facts."""
     try:
-        old_facts, old = checkpoint.load_model(output)
+        old_facts, old = model_folder.load_model(output)
     except (OSError, ValueError):
         return False
     if {key: old_facts.get(key) for key in facts} != facts:
         return False
-    arrays, old_arrays = checkpoint.flatten(variables), checkpoint.flatten(old)
+    arrays, old_arrays = model_folder.flatten(variables), model_folder.flatten(old)
     return arrays.keys() == old_arrays.keys() and all(
         np.array_equal(array, old_arrays[path]) for path, array in arrays.items()
     )

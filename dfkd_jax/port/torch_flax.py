@@ -20,18 +20,16 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dfkd_jax import models, untrusted
+from dfkd_jax import models
+from dfkd_jax.errors import PortError
 from dfkd_jax.port.rules import TABLES, Leaf, Row, Table
+from dfkd_jax.storage import safe_read
 
 Shape = tuple[int, ...]
 
 NESTED_UNDER = ('state_dict', 'model')  # where training scripts put the weights in a checkpoint
 PREFIXES = ('module.', '_orig_mod.')  # of DataParallel and of torch.compile
 LISTED = 1000  # names of each kind of mistake that an error lists
-
-
-class PortError(ValueError):
-    """Weights that cannot be read, or that are not those of the named architecture."""
 
 
 class Slot(NamedTuple):
@@ -264,7 +262,7 @@ def _read(path: Path) -> Any:
     if not path.exists():
         raise PortError(f'no weights at {path}: check the path')
     try:
-        untrusted.check_archive(path)
+        safe_read.check_archive(path)
         if path.suffix in ('.pth', '.pt', '.tar', '.bin'):
             return _read_torch(path)
         if path.suffix == '.safetensors':

@@ -22,9 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax import augment, bank, build, parallel, port, rounds
+from dfkd_jax import augment, build, port
 from dfkd_jax.contract import Frozen, State, unchanged
+from dfkd_jax.distributed import sharding
+from dfkd_jax.loops import round
 from dfkd_jax.methods import METHODS
+from dfkd_jax.methods.shared import image_bank
 
 
 class Program(NamedTuple):
@@ -61,7 +64,7 @@ class Steps:
 
     def __init__(self, config: Any, devices: int = 1):
         self.config = config
-        self.plan = parallel.make(config.parallel, jax.devices()[:devices])
+        self.plan = sharding.make(config.parallel, jax.devices()[:devices])
         self.facts = SimpleNamespace(
             mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels,
             class_names=tuple(map(str, range(config.data.num_classes))),
@@ -76,11 +79,11 @@ class Steps:
             build.make_models(config, self.facts, axis, self.table)
             for axis in (None, self.plan.shards.axis)
         )
-        whole = make(config, self.models, parallel.Shards())
+        whole = make(config, self.models, sharding.Shards())
         self.method = make(config, sharded, self.plan.shards)
         self.steps = {
-            'generator': parallel.numbered(self.method.generator_step),
-            'student': parallel.numbered(self.method.student_step),
+            'generator': sharding.numbered(self.method.generator_step),
+            'student': sharding.numbered(self.method.student_step),
         }
         self.teacher = self._teacher(jax.random.key(1))
         self.frozen = self.plan.replicate(
@@ -88,7 +91,7 @@ class Steps:
         )
         self.state = self._fresh(whole)
         if self.method.begin is not unchanged:
-            begin = self.plan.compile(parallel.numbered(self.method.begin))
+            begin = self.plan.compile(sharding.numbered(self.method.begin))
             self.state, _ = begin(self.frozen, self.state, (self.key, np.int32(0)))
         self.programs = {
             kind: compile_program(
@@ -158,7 +161,7 @@ class Steps:
             padding, rows = self.config.synthesis.crop_padding, ()
             if kind == 'student':
                 key_bank, key = jax.random.split(key, 4)[:2]
-                rows = (bank.draw(self.state.extra.bank, key_bank, batch),)
+                rows = (image_bank.draw(self.state.extra.bank, key_bank, batch),)
             draws = (
                 *rows,
                 *augment.draw_moves(key, batch, padding, self.config.synthesis.flip),
@@ -174,7 +177,7 @@ class Steps:
 
     def stepwise(self, kind: str, times: int) -> Callable[[], None]:
         def block() -> None:
-            out = parallel.repeat(
+            out = sharding.repeat(
                 self.programs[kind].call, self.frozen, self.state, self.key, times, fused=False
             )
             self.state, _ = jax.block_until_ready(out)
@@ -183,7 +186,7 @@ class Steps:
 
     def fused(self, kind: str, times: int) -> tuple[Callable[[], None], float]:
         """The same as one program, and what its compilation took."""
-        step = functools.partial(parallel.repeat, self.steps[kind], times=times, fused=True)
+        step = functools.partial(sharding.repeat, self.steps[kind], times=times, fused=True)
         program = compile_program(self.plan.compile(step), self.frozen, self.state, self.key)
 
         def block() -> None:
@@ -194,7 +197,7 @@ class Steps:
     @functools.cached_property
     def whole_round(self) -> Callable:
         """A round, ``(frozen, state, key) -> (state, metrics)``."""
-        return rounds.make_round(self.method, self.config.phases[0], self.plan)
+        return round.make_round(self.method, self.config.phases[0], self.plan)
 
     def round(self, times: int) -> Callable[[], None]:
         """So many rounds, as a run makes them."""

@@ -22,8 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import build, parallel
+from dfkd_jax import build
 from dfkd_jax.contract import Frozen, unchanged
+from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import METHODS
 from dfkd_jax.models import layers
 
@@ -55,14 +56,14 @@ def main() -> None:
 def measure(size: str, name: str, devices: int) -> Any:
     """A row for every step of a round."""
     config = importlib.import_module(f'configs.{size}').get_config(name)
-    plan = parallel.make('shard_map', jax.devices()[:devices], fused=False)
+    plan = sharding.make('shard_map', jax.devices()[:devices], fused=False)
     facts = _Facts(config.data)
     table = None
     if 'labels' in config:
         table = np.zeros((config.data.num_classes, 384), np.float32)
     shared = build.make_models(config, facts, plan.shards.axis, table)
     method = METHODS[name](config, shared, plan.shards)
-    whole = METHODS[name](config, build.make_models(config, facts, None, table), parallel.Shards())
+    whole = METHODS[name](config, build.make_models(config, facts, None, table), sharding.Shards())
     image = jax.ShapeDtypeStruct((1, *shared.image_shape), np.float32)
     variables = jax.eval_shape(lambda x: whole_of(shared.teacher).init(jax.random.key(0), x), image)
     frozen = Frozen(

@@ -22,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10
-from dfkd_jax import build, diffusion, parallel, workdir
+from dfkd_jax import build, diffusion
 from dfkd_jax.contract import Frozen, Models
 from dfkd_jax.diffusion import clip_text, prior, schedule, unet, vae
+from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import diffdfkd
+from dfkd_jax.storage import workdir
 
 UNET = {
     '_class_name': 'UNet2DConditionModel', 'attention_head_dim': 8, 'cross_attention_dim': 768,
@@ -89,7 +91,7 @@ def measure(batch: int, size: int, remat: bool, run: bool) -> dict[str, Any]:
         build.make_classifier(config, 'resnet34'), build.make_classifier(config, 'resnet18'), None,
         10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), model,
     )  # fmt: skip
-    method = diffdfkd.make(config, nets, parallel.Shards())
+    method = diffdfkd.make(config, nets, sharding.Shards())
     x, t = np.zeros((1, *shape), np.float32), np.zeros(1, np.int32)
     cond, tokens = np.zeros((1, 77, 768), np.float32), np.zeros((1, 77), np.int32)
     images = np.zeros((1, 8 * size, 8 * size, 3), np.float32)

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dfkd_jax import build, workdir
+from dfkd_jax import build
 from dfkd_jax.contract import Frozen
+from dfkd_jax.storage import workdir
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dfkd_jax import checkpoint
-from dfkd_jax.metrics import duration
+from dfkd_jax.reporting.progress import duration
+from dfkd_jax.storage import files
 
 IMAGES = 'images.png'
 CURVES = 'curves.png'
@@ -40,7 +40,7 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     data = io.BytesIO()
     figure.savefig(data, format='png')
-    checkpoint.write_bytes(path, data.getvalue())
+    files.write_bytes(path, data.getvalue())
 
 
 def image_grid(
@@ -276,7 +276,7 @@ def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
             parts.append(f'<h2>{heading}</h2>')
             parts.append(f'<img alt="{heading}" src="data:image/png;base64,{data}">')
     for name, value in details.items():
-        text = json.dumps(checkpoint.plain(value), indent=2, ensure_ascii=False)
+        text = json.dumps(files.plain(value), indent=2, ensure_ascii=False)
         parts.append(f'<details><summary>{html.escape(name)}</summary>')
         parts.append(f'<pre>{html.escape(text)}</pre></details>')
     text = (
@@ -285,7 +285,7 @@ def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
         + '\n'.join(parts)
         + '\n</body></html>\n'
     )
-    checkpoint.write_bytes(workdir / PAGE, text.encode())
+    files.write_bytes(workdir / PAGE, text.encode())
     return workdir / PAGE
 
 

@@ -14,21 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import (
-    build,
-    checkpoint,
-    data,
-    evaluate,
-    hosts,
-    metrics,
-    offline,
-    real,
-    results,
-    teach,
-)
-from dfkd_jax import workdir as folder
-from dfkd_jax.contract import ConfigError, Frozen
-from dfkd_jax.rounds import make_round
+from dfkd_jax import build, data, evaluate
+from dfkd_jax.contract import Frozen
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.loops import kd, offline, supervised
+from dfkd_jax.loops.round import make_round
+from dfkd_jax.reporting import artifacts, metrics
+from dfkd_jax.reporting.progress import Progress
+from dfkd_jax.storage import files
+from dfkd_jax.storage import workdir as folder
+from dfkd_jax.storage.checkpoints import Checkpoints
 
 TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
 
@@ -40,20 +36,20 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
     (SIGTERM, Ctrl-C) and saved.  Raises one of `build.EXPECTED_ERRORS`: before anything is compiled
     where config, data or teacher do not fit, and when a loss stops being finite.
     """
-    run = real.prepare(config) if config.method == real.METHOD else build.build(config)
-    workdir = Path(hosts.told(str(workdir or folder.default(config))))
+    run = kd.prepare(config) if config.method == kd.METHOD else build.build(config)
+    workdir = Path(processes.broadcast_from_first(str(workdir or folder.default(config))))
     test = data.load(config.data, 'test')
     with folder.claim(workdir, config), folder.Interruption() as interrupted:
         print(f'workdir {workdir}', flush=True)
-        if hosts.told((workdir / results.SUMMARY).exists()):
+        if processes.broadcast_from_first((workdir / artifacts.SUMMARY).exists()):
             print('the run there is finished; for another, choose another --workdir', flush=True)
             cure = 'Remove it: the same command writes it again.'
-            return checkpoint.read_json(workdir / results.SUMMARY, cure)
+            return files.read_json(workdir / artifacts.SUMMARY, cure)
         teacher = find_teacher(config, workdir, interrupted)
         if not teacher:
             return {}
-        if isinstance(run, teach.Training):
-            return real.distil(config, workdir, run, test, teacher, interrupted)
+        if isinstance(run, supervised.Training):
+            return kd.distil(config, workdir, run, test, teacher, interrupted)
         if 'prior' in config:
             return offline.distil(config, workdir, run, test, teacher, interrupted)
         # Not before: a folder with nothing but a config can be given another.
@@ -75,7 +71,7 @@ def find_teacher(config: Any, workdir: Path, interrupted: Callable[[], bool]) ->
                 'one trained on the real data with --config.teacher.train=True.'
             )
         path = workdir / 'teacher'
-        if not teach.run(config, path, 'teacher', interrupted):
+        if not supervised.run(config, path, 'teacher', interrupted):
             return {}
     return build.load_network(path, config.teacher.model, config)
 
@@ -89,12 +85,12 @@ def _kept(workdir: Path, table: Any) -> Any:
     path = workdir / TABLE
     if not np.size(table):  # a method without
         return table
-    if not hosts.told(path.exists()):
+    if not processes.broadcast_from_first(path.exists()):
         content = io.BytesIO()
         np.save(content, table)
-        hosts.by_first(lambda: checkpoint.write_bytes(path, content.getvalue()))
+        processes.by_first(lambda: files.write_bytes(path, content.getvalue()))
         # An encoder elsewhere may differ in its last bits: with several processes, all read it.
-        if not hosts.several():
+        if not processes.several():
             return table
     try:
         kept = np.load(path, allow_pickle=False)
@@ -144,7 +140,7 @@ def _distil(
     done, stop = 0, False
     pending: list[Any] = []
 
-    with checkpoint.Checkpoints(workdir / 'checkpoints', config.keep_checkpoints) as checkpoints:
+    with Checkpoints(workdir / 'checkpoints', config.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(run.whole.init, frozen, key_init))
         if restored is None:
             state = run.plan.call(run.whole.init)(frozen, key_init)
@@ -154,7 +150,7 @@ def _distil(
             print(f'continuing after round {done} of {total}', flush=True)
         state = run.plan.replicate(state)
         started = time.monotonic() - progress['seconds']
-        line = metrics.Progress(total, done)
+        line = Progress(total, done)
         with metrics.Writer(workdir, done) as writer, contextlib.closing(line):
             while done < total and not stop:
                 phase = phases[done]
@@ -168,7 +164,7 @@ def _distil(
                 log = measure or done % config.log_every_rounds == 0
                 save = stop or done == total or done % config.save_every_rounds == 0
                 if log or save:
-                    pending = results.finite(pending, done, _advice(workdir))
+                    pending = artifacts.finite(pending, done, _advice(workdir))
                     progress['seconds'] = time.monotonic() - started
                 if measure:
                     predicted, _ = classify(state.student.variables, test, config.eval_batch_size)
@@ -187,7 +183,7 @@ def _distil(
                     line.update(done, row, progress | {'images_synthesised': sum(images)})
                     pending = []
                 if save:
-                    results.check_weights(state, done, _advice(workdir))
+                    artifacts.check_weights(state, done, _advice(workdir))
                     checkpoints.save(done, state, progress | {'pending': pending})
     if done < total:
         print(
@@ -199,7 +195,7 @@ def _distil(
 
     samples = run.plan.call(run.whole.sample)(frozen, state, key_images)
     synthesised, distilled = _images(config, phases)
-    summary = results.summary(
+    summary = artifacts.summary(
         config,
         teacher_accuracy=teacher_accuracy,
         student_accuracy_last=progress['last'],
@@ -213,8 +209,8 @@ def _distil(
         teacher_queries=queries[-1],
     )
     student, samples = jax.device_get((state.student.variables, samples))
-    hosts.by_first(
-        lambda: results.leave(
+    processes.by_first(
+        lambda: artifacts.leave(
             workdir, config, run.facts, student, samples, metrics.read(workdir), summary
         )
     )

@@ -18,30 +18,28 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from dfkd_jax import checkpoint, data
+from dfkd_jax import data
+from dfkd_jax.errors import BankError, CheckpointError
+from dfkd_jax.storage import files
 
 MEASURED = 'measured/'  # before the names of a batch's metrics
 FACTS = 'bank.json'
 AGAIN = 'Remove it and all after it; the command that made the bank makes them again.'
 
 
-class BankError(ValueError):
-    """A bank that is damaged, incomplete or made for something else."""
-
-
 def describe(folder: Path, facts: Mapping[str, Any]) -> None:
     """Says what a bank is of, in ``bank.json``: before its first batch."""
-    checkpoint.write_json(folder / FACTS, facts)
+    files.write_json(folder / FACTS, facts)
 
 
 def check(folder: Path, facts: Mapping[str, Any]) -> None:
     """Raises BankError unless a bank is full and is of these facts, as `describe` wrote them."""
     if not (folder / FACTS).is_file():
         raise BankError(f'{folder} is not a bank: it has no {FACTS}.')
-    found = checkpoint.read_json(folder / FACTS)
+    found = files.read_json(folder / FACTS)
     differ = [
         f'{name} {found.get(name)!r}, here {value!r}'
-        for name, value in checkpoint.plain(facts).items()
+        for name, value in files.plain(facts).items()
         if found.get(name) != value
     ]
     if differ:
@@ -82,15 +80,15 @@ def write(
     arrays = {'image': image, 'label': label.astype(np.int32), 'seed': seeds}
     arrays['sum'] = _sums(arrays['image'], arrays['label'])
     arrays |= {MEASURED + name: np.asarray(x, np.float32) for name, x in measured.items()}
-    checkpoint.save_arrays(path_of(folder, number), arrays)
+    files.save_arrays(path_of(folder, number), arrays)
 
 
 def read(folder: Path, number: int) -> dict[str, np.ndarray]:
     """A batch: `image`, `label` and `seed`.  Raises BankError if it is damaged or absent."""
     path = path_of(folder, number)
     try:
-        arrays = checkpoint.load_arrays(path)
-    except checkpoint.CheckpointError as error:
+        arrays = files.load_arrays(path)
+    except CheckpointError as error:
         raise BankError(
             f'{error} Without it and all after it, synthesis makes it again.'
         ) from error

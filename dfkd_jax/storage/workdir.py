@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 
-from dfkd_jax import __version__, checkpoint, hosts
-from dfkd_jax.contract import ConfigError
+from dfkd_jax import __version__
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.storage import files
 
 CONFIG, LOCK = 'config.json', 'lock'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -39,8 +41,8 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
     Of several processes the first holds it for all, and all must see it (HostError).
     """
     with contextlib.ExitStack() as held:
-        hosts.by_first(lambda: held.enter_context(_hold(workdir, config)))
-        hosts.check_shared(workdir)
+        processes.by_first(lambda: held.enter_context(_hold(workdir, config)))
+        processes.check_shared(workdir)
         yield
 
 
@@ -71,7 +73,7 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
                 f'another process is running in {workdir}: wait for its end, or choose another '
                 '--workdir.'
             ) from error
-        _own(workdir, checkpoint.plain(config), fresh=not contents - {LOCK, CONFIG})
+        _own(workdir, files.plain(config), fresh=not contents - {LOCK, CONFIG})
         yield
 
 
@@ -79,10 +81,10 @@ def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
     """Writes the config into a folder where nothing ran, or compares the one there."""
     path = workdir / CONFIG
     if fresh:
-        checkpoint.write_json(path, wanted)
+        files.write_json(path, wanted)
         return
     # Through JSON, so that tuples and lists compare.
-    there = checkpoint.read_json(path, 'Put a copy back, or choose another --workdir.')
+    there = files.read_json(path, 'Put a copy back, or choose another --workdir.')
     found, here = (
         # A run may continue on other hosts.
         {name: value for name, value in _flat(tree).items() if not name.startswith('distributed.')}
@@ -137,7 +139,7 @@ class Interruption:
             number: signal.signal(number, self._handle)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        return lambda: hosts.some(self.asked)
+        return lambda: processes.any_process(self.asked)
 
     def __exit__(self, *error: object) -> None:
         self._restore()

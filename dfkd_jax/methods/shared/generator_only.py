@@ -31,7 +31,7 @@ from flax import struct
 
 from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
 
 CHOICES = {
     'synthesis.adversary': ('train', 'eval', 'teacher'),

@@ -27,7 +27,6 @@ import optax
 from flax import struct
 
 from dfkd_jax import augment, contract, losses
-from dfkd_jax import bank as banks
 from dfkd_jax.contract import (
     Array,
     Batch,
@@ -41,7 +40,8 @@ from dfkd_jax.contract import (
     State,
     StepFn,
 )
-from dfkd_jax.parallel import Shards
+from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import image_bank as banks
 
 HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
 

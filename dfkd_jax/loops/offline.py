@@ -25,22 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dfkd_jax import (
-    build,
-    checkpoint,
-    data,
-    disk_bank,
-    evaluate,
-    hosts,
-    labels,
-    metrics,
-    report,
-    results,
-    teach,
-)
+from dfkd_jax import build, data, evaluate, labels
 from dfkd_jax.contract import Batch, Frozen
+from dfkd_jax.data import synthetic
+from dfkd_jax.distributed import processes
+from dfkd_jax.loops import supervised
+from dfkd_jax.loops.round import make_round
 from dfkd_jax.methods import diffdfkd
-from dfkd_jax.rounds import make_round
+from dfkd_jax.reporting import artifacts, metrics, page
+from dfkd_jax.reporting.progress import Progress
+from dfkd_jax.storage import files, model_folder
 
 SHOWN = 10  # images of a class in the picture that a run leaves
 UNSTABLE = (
@@ -71,9 +65,9 @@ def distil(
     size = config.data.num_classes * config.synthesis.per_class
     name, at = config.student.model, workdir / 'distillation'
     epoch_steps = size // config.distil.batch_size
-    training = teach.prepare(config, 'distil', name, epoch_steps, distil=True)
+    training = supervised.prepare(config, 'distil', name, epoch_steps, distil=True)
     if config.synthesis.bank:
-        disk_bank.check(bank, description(config))
+        synthetic.check(bank, description(config))
         synthesis_seconds = 0.0
     else:
         seconds = synthesise(config, workdir, run, teacher, interrupted)
@@ -81,17 +75,17 @@ def distil(
             return {}
         synthesis_seconds = seconds
 
-    images = disk_bank.dataset(bank, total, run.facts, config.synthesis.stored_size)
-    facts = teach.fit(
+    images = synthetic.dataset(bank, total, run.facts, config.synthesis.stored_size)
+    facts = supervised.fit(
         training, config, at, images, test, 'student', interrupted, on_devices, seed=config.seed
     )
     if not facts:
         return {}
-    student = checkpoint.load_model(at)[1]
+    student = model_folder.load_model(at)[1]
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
     predicted, _ = classify(run.plan.replicate(student), test, config.eval_batch_size)
     distilled = config.distil.epochs * epoch_steps * config.distil.batch_size
-    summary = results.summary(
+    summary = artifacts.summary(
         config,
         teacher_accuracy=teacher_accuracy,
         student_accuracy_last=facts['accuracy'],
@@ -112,8 +106,8 @@ def distil(
         's/kd': history['loss'],
     }
     shown = _shown(bank, total, run)
-    hosts.by_first(
-        lambda: results.leave(
+    processes.by_first(
+        lambda: artifacts.leave(
             workdir, config, run.facts, student, shown, history, summary, unit='epochs'
         )
     )
@@ -121,7 +115,7 @@ def distil(
         f'student {name}: last {facts["accuracy"]:.2f} %, best {facts["best_accuracy"]:.2f} %, '
         f'agreement with the teacher {summary["agreement_with_teacher"]:.2f} %, '
         f'{synthesis_seconds:.0f} s of synthesis, {facts["seconds"]:.0f} s of distillation; see '
-        f'{workdir / report.PAGE}',
+        f'{workdir / page.PAGE}',
         flush=True,
     )
     return summary
@@ -136,13 +130,13 @@ def synthesise(
 ) -> float | None:
     """Fills ``workdir/bank``; returns the seconds it took in all, None when asked to stop."""
     bank, place, total = workdir / 'bank', workdir / 'synthesis', diffdfkd.trajectories(config)
-    done, per_row = hosts.told(disk_bank.count(bank)), config.log_every_rounds
+    done, per_row = processes.broadcast_from_first(synthetic.count(bank)), config.log_every_rounds
     timer = place / 'seconds.json'
     cure = 'Remove it: the seconds until now are then not counted.'
     before = 0.0
-    if hosts.told(timer.exists()):
-        before = checkpoint.read_json(timer, cure).get('seconds', 0.0)
-    hosts.by_first(lambda: recover(place, bank, done, per_row, total))
+    if processes.broadcast_from_first(timer.exists()):
+        before = files.read_json(timer, cure).get('seconds', 0.0)
+    processes.by_first(lambda: recover(place, bank, done, per_row, total))
     if done >= total:
         return before
     frozen = run.plan.replicate(Frozen(teacher=teacher, extra=conditions(config, run)))
@@ -153,18 +147,18 @@ def synthesise(
     phase = ConfigDict(dict(rounds=total, loops=1, g_steps=guided_steps(config), s_steps=0))
     trajectory = make_round(run.method, phase, run.plan)
     learn = learner(config, workdir, run, frozen.teacher, interrupted)
-    hosts.by_first(lambda: disk_bank.describe(bank, description(config)))
+    processes.by_first(lambda: synthetic.describe(bank, description(config)))
     if done:
         print(f'continuing after trajectory {done} of {total}', flush=True)
     # What the batches since the last row of metrics.csv measured lies beside their images.
-    pending = [disk_bank.measured(bank, number) for number in range(done - done % per_row, done)]
+    pending = [synthetic.measured(bank, number) for number in range(done - done % per_row, done)]
     started = time.monotonic() - before
 
     def keep(number: int, image: Any, label: Any, row: dict[str, float], seconds: float) -> None:
-        disk_bank.write(bank, number, image, label, config.seed, row)
-        checkpoint.write_json(timer, {'trajectories': number + 1, 'seconds': seconds})
+        synthetic.write(bank, number, image, label, config.seed, row)
+        files.write_json(timer, {'trajectories': number + 1, 'seconds': seconds})
 
-    line = metrics.Progress(total, done, unit='trajectory')
+    line = Progress(total, done, unit='trajectory')
     with metrics.Writer(place, done) as writer, contextlib.closing(line):
         while done < total and not interrupted():
             student = learn(done)
@@ -174,12 +168,12 @@ def synthesise(
                 net = state.student.replace(**run.plan.replicate(student))
                 state = state.replace(student=net)
             state, row = trajectory(frozen, state, jax.random.fold_in(key_rounds, done))
-            [row] = results.finite([row], done + 1, UNSTABLE.format(bank=bank))
+            [row] = artifacts.finite([row], done + 1, UNSTABLE.format(bank=bank))
             image = _kept_images(state.extra, diffdfkd.kept(config, done))
             label = np.full(len(image), done % config.data.num_classes)
             seconds = time.monotonic() - started
             # All go on once it is there: the training that follows reads it.
-            hosts.by_first(partial(keep, done, image, label, row, seconds))
+            processes.by_first(partial(keep, done, image, label, row, seconds))
             done += 1
             pending.append(row)
             if done % per_row == 0 or done == total:
@@ -237,7 +231,7 @@ def recover(place: Path, bank: Path, done: int, per_row: int, total: int) -> Non
         for number in due:
             if number not in known:
                 first = (number - 1) // per_row * per_row
-                rows = [disk_bank.measured(bank, i) for i in range(first, number)]
+                rows = [synthetic.measured(bank, i) for i in range(first, number)]
                 row = {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
                 writer.write(number, row)
 
@@ -257,25 +251,25 @@ def learner(
     if not planned:
         return lambda done: {}
     name, steps = config.student.model, config.in_loop.steps
-    training = teach.prepare(config, 'in_loop', name, steps, distil=True)
+    training = supervised.prepare(config, 'in_loop', name, steps, distil=True)
 
     def trained(session: int) -> dict[str, Any] | None:
         """The student after a session; the one before is trained again if it is gone."""
         number = planned[session]
         at, start = place / f'{number:06d}', None
-        if hosts.told((at / checkpoint.FACTS).exists()):
-            return checkpoint.load_model(at)[1]
+        if processes.broadcast_from_first((at / model_folder.FACTS).exists()):
+            return model_folder.load_model(at)[1]
         if session:
             start = trained(session - 1)
             if start is None:
                 return None
-        images = disk_bank.dataset(workdir / 'bank', number, run.facts, size)
-        if not teach.fit(
+        images = synthetic.dataset(workdir / 'bank', number, run.facts, size)
+        if not supervised.fit(
             training, config, at, images, None, 'in-loop student', interrupted, teacher, start,
             config.seed + number,
         ):  # fmt: skip
             return None
-        return checkpoint.load_model(at)[1]
+        return model_folder.load_model(at)[1]
 
     def learn(done: int) -> dict[str, Any] | None:
         nonlocal learnt
@@ -287,7 +281,7 @@ def learner(
             return None
         learnt = past[-1]
         # A whole student is there: what it took to train it, and those long before, are not needed.
-        if hosts.first():
+        if processes.first():
             shutil.rmtree(place / f'{learnt:06d}' / 'checkpoints', ignore_errors=True)
             for number in past[:-2]:
                 shutil.rmtree(place / f'{number:06d}', ignore_errors=True)
@@ -322,11 +316,11 @@ def _shown(bank: Path, total: int, run: build.Run) -> Batch:
     """Some images of every class, as networks see them."""
     classes = run.models.num_classes
     chosen: list[tuple[Any, Any]] = []
-    for label in np.unique(np.linspace(0, classes - 1, report.MAX_CLASSES).round().astype(int)):
+    for label in np.unique(np.linspace(0, classes - 1, page.MAX_CLASSES).round().astype(int)):
         images: list[np.ndarray] = []
         for number in range(int(label), total, classes):
             if len(images) < SHOWN:
-                images += list(disk_bank.read(bank, number)['image'][: SHOWN - len(images)])
+                images += list(synthetic.read(bank, number)['image'][: SHOWN - len(images)])
         chosen += [(image, label) for image in images]
     image = np.stack([each for each, _ in chosen])
     mean, std = run.facts.mean, run.facts.std

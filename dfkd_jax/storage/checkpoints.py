@@ -14,12 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import itertools
-import json
-import math
 import os
-import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,21 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.numpy
 from absl import logging
-from flax import traverse_util
 
-from dfkd_jax import hosts, untrusted
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import CheckpointError, HostError
+from dfkd_jax.storage import safe_read
+from dfkd_jax.storage.files import write_json
 
 T = TypeVar('T')
-VARIABLES = 'variables.safetensors'
-FACTS = 'model.json'
 FILES = 'files.json'  # in a checkpoint's folder
 FORMAT = 1  # of a checkpoint: what its record says, and how its files are laid out
-
-
-class CheckpointError(ValueError):
-    """A checkpoint or a model folder that is missing, damaged or made for something else."""
 
 
 class Restored(NamedTuple):
@@ -68,18 +59,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             # What a process killed while saving left behind.
-            cleanup_tmp_directories=hosts.first(),
+            cleanup_tmp_directories=processes.first(),
             # Synchronous: after `save` returns the state may be donated, and is on disk.
             enable_async_checkpointing=False,
             # Otherwise one unreadable step would fail the opening of the whole directory.
             lightweight_initialize=True,
             # By itself orbax would have all processes save and wait for one another; only what
             # `hosts` agrees on is done here, by this process alone.
-            multiprocessing_options=_alone() if hosts.several() else _TOGETHER,
-            create=not hosts.several(),
+            multiprocessing_options=_alone() if processes.several() else _TOGETHER,
+            create=not processes.several(),
         )
-        if hosts.several():
-            hosts.by_first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
+        if processes.several():
+            processes.by_first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -99,7 +90,7 @@ class Checkpoints:
         Raises CheckpointError when a later round is already saved: the run was not resumed from it;
         and where it cannot be written, with the checkpoints before it as they were.
         """
-        hosts.by_first(lambda: self._save(round, state, progress))
+        processes.by_first(lambda: self._save(round, state, progress))
         _give_back()
 
     def _save(self, round: int, state: Any, progress: Mapping[str, Any]) -> None:
@@ -140,16 +131,16 @@ class Checkpoints:
         one before it is taken.  Raises CheckpointError for a whole checkpoint of another layout or
         another version's, which stays, and where there are checkpoints but none can be read.
         """
-        found = hosts.by_first(lambda: self._newest(like))
-        step = hosts.told(found.round if found else None)
-        if step is None or hosts.first():
+        found = processes.by_first(lambda: self._newest(like))
+        step = processes.broadcast_from_first(found.round if found else None)
+        if step is None or processes.first():
             return found
         try:
             state, record = self._state(step, like), self._record(step)
         except Exception as error:  # of orbax or tensorstore
-            raise hosts.HostError(
-                f'{hosts.name()} cannot read {self.directory / str(step)}, which process 0 reads '
-                f'({_reason(error)}): put --workdir where all hosts see one folder.'
+            raise HostError(
+                f'{processes.name()} cannot read {self.directory / str(step)}, which process 0 '
+                f'reads ({_reason(error)}): put --workdir where all hosts see one folder.'
             ) from error
         return Restored(step, state, record['progress'])
 
@@ -288,7 +279,7 @@ def _check_files(folder: Path) -> bool:
     """Whether all files are known to be as they were saved.  Raises ValueError if one is not."""
     if not (folder / FILES).exists():
         return False
-    saved, found = untrusted.read_json(folder / FILES), _file_sums(folder)
+    saved, found = safe_read.read_json(folder / FILES), _file_sums(folder)
     for name, (size, crc) in saved.items():
         if name not in found:
             raise ValueError(f'{name} is missing')
@@ -297,160 +288,3 @@ def _check_files(folder: Path) -> bool:
         if found[name][1] != crc:
             raise ValueError(f'{name} is not what was saved')
     return True
-
-
-# Files
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file that is whole or, if the process dies on the way, as it was before."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Writes `obj` as indented JSON, atomically, after `plain`."""
-    text = json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + '\n').encode())
-
-
-def read_json(
-    path: str | os.PathLike[str], cure: str = 'Make it or copy it again.'
-) -> dict[str, Any]:
-    """The names and values of a JSON file.  Raises CheckpointError, with a cure, if it is none."""
-    try:
-        return untrusted.read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f'{path} is not JSON of names and values ({error}). {cure}'
-        ) from error
-
-
-def plain(obj: Any) -> Any:
-    """`obj` in JSON's types: arrays as lists, paths as strings, config groups as dicts.
-
-    NaN and infinities, which JSON does not have, become None.
-    """
-    if isinstance(obj, np.generic | np.ndarray | jax.Array):
-        obj = np.asarray(obj).tolist()
-    elif hasattr(obj, 'to_dict'):  # an ml_collections.ConfigDict
-        obj = obj.to_dict()
-    if isinstance(obj, Mapping):
-        return {str(name): plain(value) for name, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [plain(value) for value in obj]
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return None
-    if isinstance(obj, os.PathLike):
-        return os.fspath(obj)
-    return obj
-
-
-def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> str:
-    """Writes named arrays as safetensors, atomically; returns the file's sha256.
-
-    Raises ValueError for a dtype NumPy does not have (bfloat16), which could not be read back.
-    """
-    # Not np.ascontiguousarray, which makes a scalar a vector.
-    host = {name: np.asarray(jax.device_get(x), order='C') for name, x in arrays.items()}
-    for name, x in host.items():
-        if x.dtype.kind == 'V':
-            raise ValueError(f'{name} is {x.dtype}; convert it to float32 before saving.')
-    data = safetensors.numpy.save(host)
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads named arrays from a safetensors file.  Raises CheckpointError if it is none."""
-    return _parse_arrays(path, _read(path))
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f'there is no file {path}.') from None
-    except (OSError, MemoryError) as error:
-        raise CheckpointError(f'{path} cannot be read ({error or "it is too large"}).') from error
-
-
-def _parse_arrays(path: str | os.PathLike[str], data: bytes) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load(data)
-    except Exception as error:  # safetensors raises its own type, or KeyError for an unknown dtype
-        raise CheckpointError(
-            f'{path} is not a whole safetensors file ({error}). Make it or copy it again.'
-        ) from error
-
-
-# Model folders
-
-
-def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """``{'params': {'conv1': {'kernel': x}}}`` as ``{'params/conv1/kernel': x}``."""
-    return traverse_util.flatten_dict(variables, sep='/')
-
-
-def unflatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    return traverse_util.unflatten_dict(arrays, sep='/')
-
-
-def save_model(
-    directory: str | os.PathLike[str], name: str, variables: Mapping[str, Any], **facts: Any
-) -> None:
-    """Writes a model folder.
-
-    name: the model's name in `dfkd_jax.models`.
-    variables: ``{'params': ..., 'batch_stats': ...}``.
-    facts: what else to tell of the weights in ``model.json`` (num_classes, channels, source, ...).
-    """
-    directory = Path(directory)
-    arrays = flatten(variables)
-    digest = save_arrays(directory / VARIABLES, arrays)
-    # Last: a folder with its facts is a whole one, and the digest ties the two files together.
-    write_json(
-        directory / FACTS,
-        {'model': name, **facts, 'keys': len(arrays), 'variables_sha256': digest},
-    )
-
-
-def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a model folder: ``(facts, variables)``.
-
-    facts: the contents of ``model.json``, with at least ``model``.
-    variables: nested dicts of numpy arrays under ``params`` and ``batch_stats``.
-    Raises CheckpointError for a folder that is missing, incomplete or damaged.
-    """
-    directory = Path(directory)
-    for name in (FACTS, VARIABLES):
-        if not (directory / name).is_file():
-            raise CheckpointError(
-                f'{directory} is not a model folder: it has no {name}. A folder that '
-                '`python -m dfkd_jax.port` or `python -m dfkd_jax.teach` wrote is expected.'
-            )
-    facts = read_json(directory / FACTS, 'Make the folder again.')
-    absent = [name for name in ('model', 'variables_sha256') if name not in facts]
-    if absent:
-        raise CheckpointError(f'{directory / FACTS} lacks {" and ".join(absent)}.')
-    data = _read(directory / VARIABLES)
-    arrays = _parse_arrays(directory / VARIABLES, data)
-    if hashlib.sha256(data).hexdigest() != facts['variables_sha256']:
-        raise CheckpointError(
-            f'{directory / VARIABLES} is not the file that {FACTS} beside it describes '
-            '(sha256 differs). Make the folder again.'
-        )
-    try:
-        return facts, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}
-    except (TypeError, ValueError) as error:  # 'a' and 'a/b': an array where others are to be
-        raise CheckpointError(f'the names in {directory / VARIABLES} are no tree.') from error

@@ -1,9 +1,9 @@
 """Several processes as one run: how they find each other, agree, and end together.
 
 Process 0 holds a line (a TCP connection) to each of the others.  Over the lines they meet before
-JAX is started, which aborts where a process is missing; agree on what they must do alike (`told`,
-`some`); and learn within seconds that one is gone, whose sums the others would wait for for ever.
-Numbers do not go over the lines: they cross in the programs that `parallel` compiles.
+JAX is started, which aborts where a process is missing; agree on what they must do alike
+(`broadcast_from_first`, `any_process`); and learn within seconds that one is gone, whose sums the
+others would wait for for ever.  Numbers cross in the programs that `sharding` compiles.
 
 Without `join`, or in a run of one process, everything here returns at once.
 """
@@ -24,14 +24,10 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
-from dfkd_jax.contract import ConfigError
+from dfkd_jax.errors import ConfigError, HostError
 
 T = TypeVar('T')
 CONTINUES = 'What was saved is whole: the same command, given to all processes, continues from it.'
-
-
-class HostError(RuntimeError):
-    """What ended a run on another process, or keeps several from running as one."""
 
 
 class _Line:
@@ -94,7 +90,7 @@ def name() -> str:
 # 2. Agreement.  All processes make these calls in the same order.
 
 
-def everyone(value: T) -> list[T]:
+def allgather(value: T) -> list[T]:
     """The values of all processes, in their order, on every process; they are JSON's types."""
     if not several():
         return [value]
@@ -110,14 +106,14 @@ def everyone(value: T) -> list[T]:
         wait_for_the_end()
 
 
-def told(value: T) -> T:
+def broadcast_from_first(value: T) -> T:
     """The value of process 0."""
-    return everyone(value)[0]
+    return allgather(value)[0]
 
 
-def some(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether a flag is set on any process."""
-    return any(everyone(bool(flag)))
+    return any(allgather(bool(flag)))
 
 
 def by_first(fn: Callable[[], T]) -> T | None:
@@ -133,7 +129,7 @@ def by_first(fn: Callable[[], T]) -> T | None:
             result = fn()
         except Exception as raised:
             error = raised
-    message = told(None if error is None else str(error) or type(error).__name__)
+    message = broadcast_from_first(None if error is None else str(error) or type(error).__name__)
     if error is not None:
         raise error
     if message is not None:
@@ -146,7 +142,7 @@ def check_shared(folder: Path) -> None:
     if not several():
         return
     mark = folder / '.shared.tmp'
-    token = told(os.urandom(8).hex())
+    token = broadcast_from_first(os.urandom(8).hex())
     by_first(lambda: mark.write_text(token))
     deadline = time.monotonic() + 10  # a network's file system may show a new file late
     seen = False
@@ -155,7 +151,7 @@ def check_shared(folder: Path) -> None:
             seen = mark.read_text() == token
         if not seen:
             time.sleep(0.2)
-    blind = [number for number, sees in enumerate(everyone(seen)) if not sees]
+    blind = [number for number, sees in enumerate(allgather(seen)) if not sees]
     if first():
         mark.unlink(missing_ok=True)
     if blind:
@@ -475,9 +471,9 @@ def leave() -> None:
     """The end of a run that all processes have come to."""
     if several():
         _group.leaving = True
-        everyone(None)
+        allgather(None)
         if not first():
             jax.distributed.shutdown()
-        everyone(None)  # process 0, whose service the others' clients need, after them
+        allgather(None)  # process 0, whose service the others' clients need, after them
         if first():
             jax.distributed.shutdown()

@@ -15,22 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from dfkd_jax import build, checkpoint, data, evaluate, hosts, metrics, report, results, teach
+from dfkd_jax import build, data, evaluate
+from dfkd_jax.distributed import processes
+from dfkd_jax.loops import supervised
+from dfkd_jax.reporting import artifacts, metrics, page
+from dfkd_jax.storage import model_folder
 
 METHOD = 'kd'  # as a method of the command line, and as a role of `teach`
 
 
-def prepare(config: Any) -> teach.Training:
+def prepare(config: Any) -> supervised.Training:
     """The training, checked before anything is trained.  Raises ConfigError and DataError."""
     build.check_numbers(config)
     steps = data.check(config.data).train_size // config.teach.batch_size
-    return teach.prepare(config, 'teach', config.student.model, steps, distil=True)
+    return supervised.prepare(config, 'teach', config.student.model, steps, distil=True)
 
 
 def distil(
     config: Any,
     workdir: Path,
-    training: teach.Training,
+    training: supervised.Training,
     test: data.Dataset,
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
@@ -41,15 +45,15 @@ def distil(
     module = build.make_classifier(config, config.teacher.model)
     by_teacher, _, teacher_accuracy = evaluate.teacher(config, plan, module, on_devices, test)
     train = data.load(config.data, 'train')
-    facts = teach.fit(training, config, at, train, test, METHOD, interrupted, on_devices)
+    facts = supervised.fit(training, config, at, train, test, METHOD, interrupted, on_devices)
     if not facts:
         return {}
-    student = checkpoint.load_model(at)[1]
+    student = model_folder.load_model(at)[1]
     classify = evaluate.classifier(plan, training.whole, test.facts)
     predicted, _ = classify(plan.replicate(student), test, config.eval_batch_size)
     history = metrics.read(at)
     images = config.teach.epochs * training.epoch_steps * config.teach.batch_size
-    summary = results.summary(
+    summary = artifacts.summary(
         config,
         teacher_accuracy=teacher_accuracy,
         student_accuracy_last=facts['accuracy'],
@@ -64,8 +68,8 @@ def distil(
     )
     curves = {'round': history['round'], 's/kd': history['loss']}
     curves['student_accuracy'] = history['test_accuracy']
-    hosts.by_first(
-        lambda: results.leave(
+    processes.by_first(
+        lambda: artifacts.leave(
             workdir, config, test.facts, student, None, curves, summary, unit='epochs'
         )
     )
@@ -73,7 +77,7 @@ def distil(
         f'student {config.student.model}: last {facts["accuracy"]:.2f} %, best '
         f'{facts["best_accuracy"]:.2f} %, agreement with the teacher '
         f'{summary["agreement_with_teacher"]:.2f} %, {facts["seconds"]:.0f} s; see '
-        f'{workdir / report.PAGE}',
+        f'{workdir / page.PAGE}',
         flush=True,
     )
     return summary

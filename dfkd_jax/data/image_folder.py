@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfkd_jax.data.sets import DataError
+from dfkd_jax.errors import DataError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 

@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import build, checkpoint, data, port, report
-from dfkd_jax import workdir as folder
-from dfkd_jax.contract import Batch, NonFiniteError
+from dfkd_jax import build, data, port
+from dfkd_jax.contract import Batch
+from dfkd_jax.errors import NonFiniteError
+from dfkd_jax.reporting import page
+from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage import workdir as folder
 
 SUMMARY = 'summary.json'
 
@@ -28,7 +31,7 @@ def summary(config: Any, **measured: Any) -> dict[str, Any]:
         **measured,
         'device': folder.device(),
         'versions': folder.versions(),
-        'config': checkpoint.plain(config),
+        'config': files.plain(config),
     }
 
 
@@ -48,17 +51,17 @@ def leave(
     history: what `metrics.read` returns; a row is a `unit`.
     """
     name, accuracy = config.student.model, summary['student_accuracy_last']
-    checkpoint.save_arrays(workdir / 'student.safetensors', checkpoint.flatten(student))
-    checkpoint.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
+    files.save_arrays(workdir / 'student.safetensors', model_folder.flatten(student))
+    files.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
     build.save_network(workdir / 'student', name, student, config, accuracy=accuracy)
     if samples is not None:
         pixels = np.asarray(data.denormalise(samples.image, facts.mean, facts.std))
         labels = np.asarray(samples.label)
-        report.image_grid(pixels, labels, facts.class_names, workdir / report.IMAGES)
+        page.image_grid(pixels, labels, facts.class_names, workdir / page.IMAGES)
     references = {'teacher': summary['teacher_accuracy']}
-    report.curves(history, workdir / report.CURVES, references, unit)
-    report.page(workdir, summary)
-    checkpoint.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
+    page.curves(history, workdir / page.CURVES, references, unit)
+    page.page(workdir, summary)
+    files.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
 
 
 def check_weights(state: Any, done: int, advice: str, unit: str = 'round') -> None:

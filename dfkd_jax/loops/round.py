@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from dfkd_jax import parallel
 from dfkd_jax.contract import Method, State, unchanged
+from dfkd_jax.distributed import sharding
 
 
-def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:
+def make_round(method: Method, phase: Any, plan: sharding.Plan) -> Callable:
     """One alternation, ``(frozen, state, key) -> (state, metrics)``.
 
     `phase.loops` batches of synthesis, then `phase.s_steps` updates of the student: one compiled
@@ -23,7 +23,7 @@ def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:
 
     def repeat(step: Callable, frozen: Any, state: State, key: Any, times: int) -> Any:
         times = 0 if step is unchanged else times
-        return parallel.repeat(step, frozen, state, key, times, plan.fused)
+        return sharding.repeat(step, frozen, state, key, times, plan.fused)
 
     def synthesis(frozen: Any, state: State, inputs: Any) -> Any:
         key_begin, key_step, key_finish = jax.random.split(jax.random.fold_in(*inputs), 3)
@@ -42,11 +42,11 @@ def make_round(method: Method, phase: Any, plan: parallel.Plan) -> Callable:
 
 
 @lru_cache(maxsize=1)  # the phases of a run share their steps: compiled once for all of them
-def _steps(method: Method, plan: parallel.Plan) -> tuple[Callable, ...]:
+def _steps(method: Method, plan: sharding.Plan) -> tuple[Callable, ...]:
     """The steps of a batch in their order, numbered; compiled where a round is no program."""
 
     def prepare(step: Callable) -> Callable:
-        numbered = parallel.numbered(step)
+        numbered = sharding.numbered(step)
         return numbered if plan.fused else plan.compile(numbered)
 
     steps = (method.begin, method.generator_step, method.finish, method.student_step)

@@ -15,9 +15,7 @@ set would shift the scale of everything behind the frozen first layer.
 from __future__ import annotations
 
 # Arguments, not flags: as in `data` and `port`, there is no config here.
-import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -31,9 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dfkd_jax import build, checkpoint, contract, data, evaluate, parallel, teach
-from dfkd_jax import workdir as folders
-from dfkd_jax.contract import Array, ConfigError, Key
+from dfkd_jax import build, contract, data, evaluate
+from dfkd_jax.contract import Array, Key
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import ConfigError, DataError, NonFiniteError
+from dfkd_jax.loops import supervised
+from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage import workdir as folders
 
 PROTOCOLS = ('probe', 'finetune')
 STRENGTHS = tuple(10.0**power for power in range(-3, 3))  # C of the probe, the strictest first
@@ -123,7 +125,7 @@ def run(
             f'images of {dataset}: lower --batch_size.'
         )
 
-    plan = parallel.make('jit')
+    plan = sharding.make('jit')
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     variables = renew_head(plan, module, network, key_init, untrained)
     images = read(settings, network, facts)
@@ -159,7 +161,7 @@ def run(
         'device': folders.device(),
     }
     if output:
-        checkpoint.write_json(output, result)
+        files.write_json(output, result)
     return result
 
 
@@ -185,7 +187,7 @@ def probe(
     (x, y), (x_test, y_test) = train, test
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
-        raise data.DataError(
+        raise DataError(
             f'a probe needs two classes and two training images of each; the fewest are '
             f'{counts.min()}, of {len(classes)} classes'
         )
@@ -213,7 +215,7 @@ def probe(
 
 
 def finetune(
-    plan: parallel.Plan,
+    plan: sharding.Plan,
     module: Any,
     variables: dict[str, Any],
     images: Images,
@@ -233,8 +235,8 @@ def finetune(
     padding = facts.padding if recipe.crop_padding is None else recipe.crop_padding
     recipe = recipe._replace(flip=flip, crop_padding=padding)
     epoch_steps = train.size // recipe.batch_size
-    tx = teach.optimiser(recipe, epoch_steps)
-    step = plan.compile_rows(teach.make_step(module, None, tx, recipe, facts, plan.shards))
+    tx = supervised.optimiser(recipe, epoch_steps)
+    step = plan.compile_rows(supervised.make_step(module, None, tx, recipe, facts, plan.shards))
     classify = evaluate.classifier(plan, module, facts)
 
     # Copies: a step donates its state, and the caller keeps the weights it gave.
@@ -242,7 +244,7 @@ def finetune(
         jnp.array, (variables['params'], variables.get('batch_stats', {}))
     )
     net = contract.start(params, batch_stats, tx)
-    state = plan.replicate(teach.State(jnp.zeros((), jnp.int32), net))
+    state = plan.replicate(supervised.State(jnp.zeros((), jnp.int32), net))
     batches = train.shuffled(recipe.batch_size, seed, rows=plan.rows(recipe.batch_size))
     history = []
     for epoch in range(1, recipe.epochs + 1):
@@ -253,7 +255,7 @@ def finetune(
             rows.append(row['loss'])
         loss = float(np.mean(jax.device_get(rows)))
         if not np.isfinite(loss):
-            raise contract.NonFiniteError(f'loss is {loss} in epoch {epoch}: lower --lr.')
+            raise NonFiniteError(f'loss is {loss} in epoch {epoch}: lower --lr.')
         predicted, label = classify(state.net.variables, test, BATCH)
         history.append({'loss': loss, 'test_accuracy': evaluate.accuracy(predicted, label)})
     return {
@@ -301,7 +303,7 @@ def maps(module: Any, variables: Any, images: Array, **options: Any) -> tuple[An
 
 
 def features_of(
-    plan: parallel.Plan, module: Any, variables: Any, dataset: data.Dataset, pooled: bool = False
+    plan: sharding.Plan, module: Any, variables: Any, dataset: data.Dataset, pooled: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """`features` and labels of a whole split, in stored order: [N, F] float32 and [N] int32."""
 
@@ -326,14 +328,14 @@ def load(
     Raises ConfigError, CheckpointError, and DataError for the constants of a set that is not there.
     """
     folder = Path(student)
-    if not (folder / checkpoint.FACTS).exists() and (folder / 'student').is_dir():
+    if not (folder / model_folder.FACTS).exists() and (folder / 'student').is_dir():
         folder /= 'student'
-    if not (folder / checkpoint.FACTS).exists():
+    if not (folder / model_folder.FACTS).exists():
         raise ConfigError(
-            f'{student} is neither a model folder, which has a {checkpoint.FACTS}, nor the workdir '
-            'of a finished run, which has one in student/.'
+            f'{student} is neither a model folder, which has a {model_folder.FACTS}, nor the '
+            'workdir of a finished run, which has one in student/.'
         )
-    facts, variables = checkpoint.load_model(folder)
+    facts, variables = model_folder.load_model(folder)
     given = {'dataset': dataset, 'image_size': image_size}
     facts |= {name: value for name, value in given.items() if value is not None}
     for name, flag in (('dataset', '--source_dataset=NAME'), ('image_size', '--image_size=PIXELS')):
@@ -341,7 +343,7 @@ def load(
             raise ConfigError(f"{folder} does not tell its network's {name}: give {flag}.")
     absent = [name for name in ('num_classes', 'channels') if name not in facts]
     if absent:
-        raise ConfigError(f'{folder / checkpoint.FACTS} lacks {" and ".join(absent)}.')
+        raise ConfigError(f'{folder / model_folder.FACTS} lacks {" and ".join(absent)}.')
     return Network(facts, variables, *_constants(folder, facts, data_dir))
 
 
@@ -378,7 +380,7 @@ def module_of(network: Network, num_classes: int) -> Any:
 
 
 def renew_head(
-    plan: parallel.Plan, module: Any, network: Network, key: Key, untrained: bool = False
+    plan: sharding.Plan, module: Any, network: Network, key: Key, untrained: bool = False
 ) -> dict[str, Any]:
     """The network's weights in `module`, which may know other classes, with a new last layer.
 
@@ -390,16 +392,16 @@ def renew_head(
 
     def shapes(num_classes: int) -> dict[str, Any]:
         wide = module.clone(num_classes=num_classes)
-        return checkpoint.flatten(jax.eval_shape(wide.init, key, image))
+        return model_folder.flatten(jax.eval_shape(wide.init, key, image))
 
     mine, more = shapes(module.num_classes), shapes(module.num_classes + 1)
     head = {name for name in mine if mine[name].shape != more[name].shape}
-    old = checkpoint.flatten(network.variables)
+    old = model_folder.flatten(network.variables)
     if any(name not in old or old[name].shape != mine[name].shape for name in mine.keys() - head):
         raise ConfigError(f'the weights of {facts["model"]} are those of another architecture.')
-    fresh = checkpoint.flatten(plan.call(module.init)(key, image))
+    fresh = model_folder.flatten(plan.call(module.init)(key, image))
     kept = {} if untrained else {name: old[name] for name in mine.keys() - head}
-    variables = checkpoint.unflatten({name: kept.get(name, fresh[name]) for name in mine})
+    variables = model_folder.unflatten({name: kept.get(name, fresh[name]) for name in mine})
     return plan.replicate({'batch_stats': {}} | variables)
 
 
@@ -467,49 +469,3 @@ def luma(images: np.ndarray) -> np.ndarray:
     red, green, blue = (images[..., i].astype(np.uint32) for i in range(3))
     grey = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
     return grey.astype(np.uint8)[..., None]
-
-
-# --- The command ---------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the arguments, measures, and says what came out; mistakes end it in one line."""
-    parser = argparse.ArgumentParser(prog='python -m dfkd_jax.transfer', description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    network_arguments(parser)
-    add = parser.add_argument
-    add('--dataset', required=True, metavar='NAME', help='the images to measure on')
-    add('--protocol', required=True, metavar='|'.join(PROTOCOLS))
-    add('--resize', default='resize', metavar='|'.join(data.RESIZE), help="to the network's size")
-    add('--pooled', action='store_true', help='probe: pooled maps of all stages too')
-    for name in ('epochs', 'batch_size', 'lr', 'weight_decay', 'crop_padding'):
-        default = Recipe._field_defaults[name]
-        kind = float if isinstance(default, float) else int
-        add(f'--{name}', type=kind, default=default, help=f'finetune (default {default})')
-    args = vars(parser.parse_args(argv))
-    recipe = Recipe(**{name: args.pop(name) for name in Recipe._fields if name in args})
-    try:
-        result = run(**args, recipe=recipe)
-    except build.EXPECTED_ERRORS as error:
-        sys.exit(f'error: {error}')
-    weights = 'untrained' if args['untrained'] else f'trained on {result["source_dataset"]}'
-    print(
-        f'{result["protocol"]} of {result["model"]} ({weights}): {result["accuracy"]:.2f} % of the '
-        f'{result["test_size"]} test images of {result["dataset"]}, {result["seconds"]:.0f} s'
-    )
-
-
-def network_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every measurement: whose weights, which draws, and where to."""
-    add = parser.add_argument
-    add('--student', required=True, metavar='FOLDER', help="a run's workdir, or a model folder")
-    add('--untrained', action='store_true', help='the control: the architecture, new weights')
-    add('--seed', type=int, default=0, help='of new weights, of batches, of a validation part')
-    add('--output', metavar='FILE.json', help='where to write the result')
-    add('--data_dir', help='where data sets are kept; else $TFDS_DATA_DIR')
-    add('--source_dataset', metavar='NAME', help='of a ported network: what it was trained on')
-    add('--image_size', type=int, metavar='PIXELS', help='of a ported network')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,0 +1,506 @@
+"""Real images, for teachers, for the real-data upper bound and for reporting accuracies.
+
+Data sets are read in the format and at the place of tensorflow-datasets (TFDS), ``data_dir/name/
+version``, without TensorFlow; ``python -m dfkd_jax.data prepare`` puts them there.  `digits` comes
+with scikit-learn.  A configuration has the fields
+
+    name, data_dir, image_size, channels, num_classes, mean, std, resize
+
+where data_dir None means $TFDS_DATA_DIR, else ~/tensorflow_datasets; mean and std None mean the
+published constants; and resize says how an image becomes image_size x image_size:
+
+    'pad'     zeros on all sides (28 -> 32)
+    'resize'  bilinear, each side on its own (Pillow, antialiased when it shrinks)
+    'crop'    bilinear, the short side to image_size * 256 / 224, then the centre (ImageNet)
+
+Images are uint8 until `normalise`: a byte a pixel on the host and on the way to the device.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkd_jax.data.sets import DATASETS as DATASETS
+from dfkd_jax.data.sets import Spec as Spec
+from dfkd_jax.data.sets import how_to_prepare, spec_of
+from dfkd_jax.errors import DataError as DataError
+from dfkd_jax.storage import safe_read
+
+RESIZE = ('pad', 'resize', 'crop')
+EVERY = slice(None)  # row of a batch
+IN_MEMORY_BYTES = 2 * 2**30  # larger splits are decoded batch by batch
+
+# Indices [n] to images [n, H, W, C] uint8 and labels [n] int32.
+Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Facts(NamedTuple):
+    """A data set as a configuration sees it, known before any image is read."""
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (H, W, channels) as networks get them
+    mean: tuple[float, ...]  # [channels], of images in [0, 1]
+    std: tuple[float, ...]  # [channels]
+    train_size: int  # images
+    test_size: int
+    flip: bool  # whether mirroring keeps an image in its class
+    padding: int  # pixels, of random crops
+
+
+class Batch(NamedTuple):
+    """Images of one fixed shape; the last batch of a pass is filled up with images to leave out."""
+
+    image: np.ndarray  # [B, H, W, C] uint8
+    label: np.ndarray  # [B] int32
+    valid: np.ndarray  # [B] bool
+
+
+class Dataset(NamedTuple):
+    """One split: in memory where it fits, decoded in threads when asked for where it does not."""
+
+    facts: Facts
+    size: int
+    fetch: Fetch  # any images, by index
+    images: np.ndarray | None  # [size, H, W, C] uint8; None: too large, use `fetch`
+    labels: np.ndarray | None  # [size] int32
+
+    def batches(self, batch_size: int, rows: slice = EVERY) -> Iterator[Batch]:
+        """One pass in stored order, in batches of one shape, so that evaluation compiles once.
+
+        rows: which of every batch to read, the others being another process's.
+        """
+        starts = range(0, self.size, batch_size)
+        number = len(range(batch_size)[rows])
+        chunks = (np.arange(i, i + batch_size)[rows] for i in starts)
+        for image, label in self._read(chunk[chunk < self.size] for chunk in chunks):
+            missing = number - len(label)
+            yield Batch(
+                np.pad(image, ((0, missing), (0, 0), (0, 0), (0, 0))),
+                np.pad(label, (0, missing)),
+                np.arange(number) < len(label),
+            )
+
+    def shuffled(
+        self, batch_size: int, seed: int, start: int = 0, rows: slice = EVERY
+    ) -> Iterator[Batch]:
+        """Endless training batches from step `start` on; step i depends on (seed, i) alone.
+
+        Every epoch has its own order and size // batch_size whole batches; the rest is left out.
+        rows: as in `batches`.
+        """
+        per_epoch = self.size // batch_size
+        if not per_epoch:
+            raise DataError(
+                f'a batch of {batch_size} images is larger than the {self.size} training images of '
+                f'{self.facts.name}: lower the batch size'
+            )
+
+        def chunks() -> Iterator[np.ndarray]:
+            epoch, order = -1, np.empty(0, np.int64)
+            for step in count(start):
+                if step // per_epoch != epoch:
+                    epoch = step // per_epoch
+                    order = np.random.default_rng((seed, epoch)).permutation(self.size)
+                first = step % per_epoch * batch_size
+                yield order[first : first + batch_size][rows]
+
+        valid = np.ones(len(range(batch_size)[rows]), bool)
+        for image, label in self._read(chunks()):
+            yield Batch(image, label, valid)
+
+    def _read(self, chunks: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Fetches chunk after chunk; where that means decoding, two chunks ahead of the caller."""
+        if self.images is not None:
+            yield from map(self.fetch, chunks)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            coming = deque(ahead.submit(self.fetch, c) for _, c in zip(range(2), chunks))
+            for chunk in chunks:
+                coming.append(ahead.submit(self.fetch, chunk))
+                yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+
+def check(config: Any) -> Facts:
+    """Everything about a configuration's data that can be verified without reading an image.
+
+    Raises DataError for an unknown or missing data set and for sizes, channels, classes or
+    constants that do not fit it.
+    """
+    facts, _, _ = _open(config)
+    return facts
+
+
+def load(
+    config: Any, split: str, limit: int | None = None, in_memory_bytes: int = IN_MEMORY_BYTES
+) -> Dataset:
+    """The 'train' or 'test' images of a configuration's data set.
+
+    'test' is the split that accuracies are reported on: 'validation' for ImageNet.
+
+    limit: the first so many images only; sets are shuffled when they are prepared.
+    Raises DataError as `check` does, and for files that cannot be decoded.
+    """
+    if split not in ('train', 'test'):
+        raise DataError(f"split {split!r}: expected 'train' or 'test'")
+    facts, builder, test_split = _open(config)
+    if builder is None:
+        return _digits(config, facts, split, limit)
+    size = facts.train_size if split == 'train' else facts.test_size
+    size = size if limit is None else min(limit, size)
+    fetch = _reader(config, facts, builder, 'train' if split == 'train' else test_split)
+    if size * int(np.prod(facts.image_shape)) > in_memory_bytes:
+        return Dataset(facts, size, fetch, None, None)
+    return _in_memory(facts, *fetch(np.arange(size)))
+
+
+def normalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """What networks see: uint8 images [..., C] to float32, ``(images / 255 - mean) / std``.
+
+    mean, std: one value, or one for each channel.
+    """
+    x = jnp.asarray(images).astype(jnp.float32) / 255
+    return (x - _per_channel(mean, x.ndim)) / _per_channel(std, x.ndim)
+
+
+def denormalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Normalised images [..., C] back to pictures in [0, 1], clipped."""
+    x = jnp.asarray(images, jnp.float32)
+    return jnp.clip(x * _per_channel(std, x.ndim) + _per_channel(mean, x.ndim), 0, 1)
+
+
+def _per_channel(values: Sequence[float], rank: int) -> jax.Array:
+    return jnp.asarray(values, jnp.float32).reshape((1,) * (rank - 1) + (-1,))
+
+
+# --- From a configuration to facts ---------------------------------------------------------
+
+
+class _Stored(NamedTuple):
+    """What the files say of a data set."""
+
+    num_classes: int
+    channels: int
+    sides: tuple[int, int] | None  # (H, W); None: they differ
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    test_size: int
+
+
+def _open(config: Any) -> tuple[Facts, Any, str]:
+    """The facts, and where to read: a TFDS builder and its test split, or None for digits."""
+    spec = spec_of(config.name)
+    if config.name == 'digits':
+        spec, test = DATASETS['digits'], _DIGITS_TEST
+        stored = _Stored(10, 1, (8, 8), spec.class_names, spec.mean, spec.std, 1797 - test, test)
+        return _facts(config, spec, stored), None, 'test'
+    builder = find(config)
+    stored, test_split = _stored(config, spec, builder)
+    return _facts(config, spec, stored), builder, test_split
+
+
+def find(config: Any) -> Any:
+    """The TFDS builder of the newest version in the data folder."""
+    if config.data_dir:
+        root, origin = config.data_dir, 'config.data.data_dir'
+    elif os.environ.get('TFDS_DATA_DIR'):
+        root, origin = os.environ['TFDS_DATA_DIR'], '$TFDS_DATA_DIR'
+    else:
+        root, origin = '~/tensorflow_datasets', 'the default; or set config.data.data_dir'
+    directory = Path(root).expanduser()
+    spec = spec_of(config.name)
+    name = spec.tfds_name if spec and spec.tfds_name else config.name
+
+    versions = [
+        (tuple(map(int, path.parent.name.split('.'))), path.parent)
+        for path in (directory / name).glob('*/dataset_info.json')
+        if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)  # not one half written
+    ]
+    if not versions and spec:
+        raise DataError(
+            f'no data set {config.name!r} in {directory} ({origin}). Prepare it once:\n'
+            f'{how_to_prepare(config.name, str(directory))}'
+        )
+    if not versions:
+        here = sorted({path.parts[-3] for path in directory.glob('*/*/dataset_info.json')})
+        known = sorted({*DATASETS, *here})
+        near = difflib.get_close_matches(config.name, known, n=3)
+        raise DataError(
+            f'unknown data set {config.name!r}.'
+            + (f' Did you mean {" or ".join(near)}?' if near else '')
+            + f' Known: {", ".join(known)}. In {directory} ({origin}): {", ".join(here) or "none"}.'
+            f' To make one:\n{how_to_prepare(config.name, str(directory))}'
+        )
+
+    place = max(versions)[1]
+    import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
+
+    try:
+        _check_features(place)
+        builder = tfds.builder_from_directory(str(place))
+        formats = sorted(each.value for each in builder.info.available_file_formats())
+        if 'array_record' in formats:
+            return tfds.builder_from_directory(str(place), file_format='array_record')
+    except Exception as error:
+        raise DataError(
+            f'{place} cannot be read as a data set ({error}). Remove it and prepare it again:\n'
+            f'{how_to_prepare(config.name, str(directory))}'
+        ) from error
+    raise DataError(
+        f'{place} holds {" and ".join(formats)} files, which only TensorFlow reads; expected '
+        f'array_record. Prepare it in another data_dir:\n{how_to_prepare(config.name, "DIR")}'
+    )
+
+
+def _check_features(place: Path) -> None:
+    """Raises Refused where the description of a data set names classes that are not TFDS's own.
+
+    TFDS imports the module of any class that a features.json names, which runs it.
+    """
+
+    def classes(tree: Any) -> Iterator[str]:
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if isinstance(value, dict | list):
+                yield from classes(value)
+            elif name in ('pythonClassName', 'python_class_name', 'type'):
+                yield str(value)
+
+    path = place / 'features.json'
+    for name in classes(safe_read.read_json(path)) if path.is_file() else ():
+        if not name.startswith('tensorflow_datasets.'):
+            raise safe_read.Refused(
+                f'features.json names the class {name}, which only its module knows'
+            )
+
+
+def _stored(config: Any, spec: Spec | None, builder: Any) -> tuple[_Stored, str]:
+    """What the files in TFDS format say, and the name of their test split."""
+    info = builder.info
+    features, splits = info.features, info.splits
+    place, root = builder.data_dir, str(Path(builder.data_dir).parent.parent)
+    again = f'Remove it and prepare it again:\n{how_to_prepare(config.name, root)}'
+    label: Any = features['label'] if 'label' in features else None
+    if 'image' not in features or not hasattr(label, 'num_classes'):
+        raise DataError(
+            f'{place} has the features {sorted(features)}: expected an image and a class label, '
+            f"named 'image' and 'label'"
+        )
+    wanted = [spec.test_split] if spec else ['test', 'validation']
+    test_split = next((name for name in wanted if name in splits), None)
+    if test_split is None or 'train' not in splits:
+        raise DataError(
+            f'{place} has the splits {sorted(splits)}: expected train and {" or ".join(wanted)}. '
+            f'{again}'
+        )
+    for name in ('train', test_split):
+        for path in splits[name].filepaths:
+            if not os.path.exists(path):
+                raise DataError(f'{place} is not whole, {Path(path).name} is missing. {again}')
+    height, width, channels = features['image'].shape
+    metadata = info.metadata or {}
+    stored = _Stored(
+        num_classes=label.num_classes,
+        channels=channels,
+        sides=(height, width) if height and width else None,
+        class_names=(spec.class_names if spec else ()) or tuple(label.names),
+        mean=spec.mean if spec else tuple(metadata.get('mean', ())),
+        std=spec.std if spec else tuple(metadata.get('std', ())),
+        train_size=splits['train'].num_examples,
+        test_size=splits[test_split].num_examples,
+    )
+    return stored, test_split
+
+
+def _facts(config: Any, spec: Spec | None, stored: _Stored) -> Facts:
+    """Holds what a configuration wants against what the data set has."""
+    name, size, channels = config.name, config.image_size, config.channels
+    if config.num_classes != stored.num_classes:
+        raise DataError(
+            f'config.data.num_classes is {config.num_classes}, but {name} has '
+            f'{stored.num_classes} classes: set --config.data.num_classes={stored.num_classes}'
+        )
+    if channels not in (1, 3) or channels < stored.channels:
+        allowed = '1 or 3' if stored.channels == 1 else '3'
+        color = 'grey' if stored.channels == 1 else 'in colour'
+        raise DataError(
+            f'config.data.channels is {channels}, but the images of {name} are {color}: set it to '
+            f'{allowed}'
+        )
+    if not isinstance(size, int) or size < 1:
+        raise DataError(f'config.data.image_size is {size!r}: expected pixels, 1 or more')
+    if config.resize not in RESIZE:
+        near = difflib.get_close_matches(str(config.resize), RESIZE, n=1)
+        raise DataError(
+            f'config.data.resize is {config.resize!r}: expected one of {", ".join(RESIZE)}.'
+            + (f' Did you mean {near[0]!r}?' if near else '')
+        )
+    if config.resize == 'pad' and (stored.sides is None or max(stored.sides) > size):
+        have = 'of many sizes' if stored.sides is None else 'x'.join(map(str, stored.sides))
+        raise DataError(
+            f"config.data.resize is 'pad', which cannot bring the images of {name}, {have}, to "
+            f'{size}x{size}: set it to resize or crop, or raise config.data.image_size'
+        )
+
+    constants = {}
+    for field, published in (('mean', stored.mean), ('std', stored.std)):
+        given = getattr(config, field)
+        values = published if given is None else tuple(np.atleast_1d(given).astype(float).tolist())
+        if not values:
+            raise DataError(
+                f'no {field} is published for {name}: set config.data.{field}, one value or one '
+                f'for each channel, of images in [0, 1]'
+            )
+        if len(values) not in (1, channels):
+            raise DataError(
+                f'config.data.{field} is {values}, {len(values)} values: expected one, or one for '
+                f'each of the {channels} channels'
+            )
+        constants[field] = values * (channels // len(values))
+    if min(constants['std']) <= 0:
+        raise DataError(f'config.data.std is {constants["std"]}: expected positive values')
+
+    return Facts(
+        name=name,
+        num_classes=stored.num_classes,
+        class_names=stored.class_names,
+        image_shape=(size, size, channels),
+        mean=constants['mean'],
+        std=constants['std'],
+        train_size=stored.train_size,
+        test_size=stored.test_size,
+        flip=spec.flip if spec else True,
+        padding=spec.padding if spec else max(1, size // 8),
+    )
+
+
+# --- From files to arrays ------------------------------------------------------------------
+
+
+def _reader(config: Any, facts: Facts, builder: Any, split: str) -> Fetch:
+    """Reads, decodes and resizes images of a TFDS split, by index, in threads."""
+    import tensorflow_datasets as tfds
+    from PIL import Image, UnidentifiedImageError
+
+    # TFDS would decode with OpenCV where that is installed, and Pillow elsewhere; their JPEG
+    # pixels differ, and accuracies with them.  We always take Pillow.
+    source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+    mode = 'L' if builder.info.features['image'].shape[-1] == 1 else 'RGB'
+    threads = os.cpu_count() or 1
+
+    def read(indices: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
+        for start in range(0, len(indices), 256):  # so few encoded images are held at once
+            chunk = indices[start : start + 256].tolist()
+            try:
+                records = source.__getitems__(chunk)
+            except Exception as error:  # array_record raises of every kind
+                raise DataError(
+                    f'{facts.name}: images of {split} in {builder.data_dir} can no longer be read '
+                    f'({error}). Put the folder back, and the same command continues, or prepare '
+                    f'it again'
+                ) from error
+            for row, record in enumerate(records, start):
+                try:
+                    with Image.open(io.BytesIO(record['image'])) as image:
+                        _place(image.convert(mode), config.resize, images[row])
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                    # Pillow names the object in memory that it cannot read.
+                    unknown = isinstance(error, UnidentifiedImageError)
+                    raise DataError(
+                        f'{facts.name}: image {int(indices[row])} of {split} in '
+                        f'{builder.data_dir} cannot be used '
+                        f'({"no format that is known" if unknown else error}). Put back a whole '
+                        f'copy of the folder, and the same command continues, or prepare the data '
+                        f'set again'
+                    ) from error
+                labels[row] = record['label']
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.zeros((len(indices), *facts.image_shape), np.uint8)
+        labels = np.zeros(len(indices), np.int32)
+        bounds = np.linspace(0, len(indices), threads + 1).astype(int)
+        parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+        with ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside the interpreter's lock
+            list(pool.map(lambda s: read(indices[s], images[s], labels[s]), parts))
+        return images, labels
+
+    return fetch
+
+
+def _place(image: Any, resize: str, out: np.ndarray) -> None:
+    """Writes a Pillow image into `out` [S, S, C], zeros so far, as `resize` says."""
+    from PIL import Image
+
+    size = out.shape[0]
+    if resize == 'resize' and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    elif resize == 'crop':
+        # torchvision's Resize and CenterCrop, rounding included.
+        width, height = image.size
+        short = round(size * 256 / 224)
+        wide = short if width <= height else int(short * width / height)
+        high = short if height <= width else int(short * height / width)
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + size, top + size))
+    pixels = np.asarray(image)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)  # [h, w, 1 or 3]
+    height, width = pixels.shape[:2]
+    if height > size or width > size:
+        raise DataError(f'{width}x{height} pixels do not fit into {size}x{size}')
+    top, left = (size - height) // 2, (size - width) // 2
+    out[top : top + height, left : left + width] = pixels  # a grey channel fills all of C
+
+
+def _in_memory(facts: Facts, images: np.ndarray, labels: np.ndarray) -> Dataset:
+    return Dataset(facts, len(labels), lambda i: (images[i], labels[i]), images, labels)
+
+
+_DIGITS_TEST = 360
+
+
+@cache
+def _digits_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Train images, test images (uint8 [N, 8, 8]), train labels, test labels.
+
+    scikit-learn has no split of its own: ours is its stratified one of 360 test images, seed 0.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return tuple(
+        train_test_split(
+            images, digits.target, test_size=_DIGITS_TEST, stratify=digits.target, random_state=0
+        )
+    )
+
+
+def _digits(config: Any, facts: Facts, split: str, limit: int | None) -> Dataset:
+    from PIL import Image
+
+    train, test, train_labels, test_labels = _digits_arrays()
+    stored, labels = (train, train_labels) if split == 'train' else (test, test_labels)
+    images = np.zeros((len(stored[:limit]), *facts.image_shape), np.uint8)
+    for digit, out in zip(stored, images, strict=False):
+        _place(Image.fromarray(digit), config.resize, out)
+    return _in_memory(facts, images, labels[:limit].astype(np.int32))

@@ -1,0 +1,1 @@
+"""Devices and hosts: steps compiled for many devices, and many processes as one run."""

@@ -1,0 +1,1 @@
+"""What a run tells: numbers, a progress line, pictures, a page."""

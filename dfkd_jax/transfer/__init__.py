@@ -1,0 +1,1 @@
+"""How well the features of a trained network transfer to other images and tasks."""
