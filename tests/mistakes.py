@@ -635,12 +635,12 @@ CASES: dict[str, dict[str, Act]] = {
             '--data_dir=DIR',
         )),
         'no epochs': after(teacher(), command(
-            transfer_command.main, '--student=DIR/teacher', '--dataset=digits', '--protocol=finetune',
-            '--epochs=0',
+            transfer_command.main, '--student=DIR/teacher', '--dataset=digits',
+            '--protocol=finetune', '--epochs=0',
         )),
         'a batch larger than the data set': after(teacher(), command(
-            transfer_command.main, '--student=DIR/teacher', '--dataset=digits', '--protocol=finetune',
-            '--batch_size=2000',
+            transfer_command.main, '--student=DIR/teacher', '--dataset=digits',
+            '--protocol=finetune', '--batch_size=2000',
         )),
         'an output that is there': after(write('out.json', ''), command(
             transfer_command.main, '--student=DIR', '--dataset=digits', '--protocol=probe',

@@ -316,7 +316,7 @@ def test_orbax_is_quiet_and_we_are_not(tmp_path: Path, caplog: pytest.LogCapture
 
 KILLED = """
 import sys, jax, jax.numpy as jnp
-from dfkd_jax.checkpoint import Checkpoints
+from dfkd_jax.storage.checkpoints import Checkpoints
 with Checkpoints(sys.argv[1]) as checkpoints:
     like = {'x': jax.ShapeDtypeStruct((300, 300), jnp.float32)}
     restored = checkpoints.restore(like)

@@ -14,7 +14,8 @@ from dfkd_jax import labels
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import LabelError
 from dfkd_jax.labels import __main__ as labels_command
-from dfkd_jax.labels import encoders, names, table
+from dfkd_jax.labels import encoders, table
+from dfkd_jax.labels import names as class_words
 
 CIFAR10 = DATASETS['cifar10'].class_names
 THREE = ('cat', 'dog', 'ship')
@@ -128,10 +129,10 @@ def test_load_standardises_over_the_classes():
 
 
 def test_names_of_imagenet():
-    words = names._wordnet()
+    words = class_words._wordnet()
     assert len(words) == 1000 and list(words) == sorted(words)
-    names = names.class_names('imagenet')
-    assert names == names.class_names('imagenet2012') and len(set(names)) == 1000
+    names = class_words.class_names('imagenet')
+    assert names == class_words.class_names('imagenet2012') and len(set(names)) == 1000
     known = {0: 'tench', 1: 'goldfish', 207: 'golden retriever', 281: 'tabby', 999: 'toilet tissue'}
     known |= {134: 'crane bird', 517: 'crane', 638: 'maillot', 639: 'maillot'}
     assert {label: names[label].split(',')[0] for label in known} == known
@@ -140,21 +141,21 @@ def test_names_of_imagenet():
 
 
 def test_names_of_tiny_imagenet():
-    wnids = (names.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
+    wnids = (class_words.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
     assert len(wnids) == 200 and wnids == sorted(set(wnids))
-    names = names.class_names('tiny_imagenet')
+    names = class_words.class_names('tiny_imagenet')
     assert names[0].startswith('goldfish') and names[199] == 'acorn'
-    assert set(names) < set(names.class_names('imagenet'))
+    assert set(names) < set(class_words.class_names('imagenet'))
 
 
 def test_other_data_sets_have_their_own_names():
-    assert names.class_names('cifar10') == ()
+    assert class_words.class_names('cifar10') == ()
 
 
 @pytest.mark.parametrize('stored', ['nothing', 'ids', 'words'])
 def test_tiny_imagenet_reads_the_same_however_it_was_stored(encoded, stored):
-    names = names.class_names('tiny_imagenet')
-    wnids = (names.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
+    names = class_words.class_names('tiny_imagenet')
+    wnids = (class_words.DATA / 'tiny_imagenet_wnids.txt').read_text().split()
     words = [name.split(',')[0] for name in names]
     words[3] = f'{words[3]} ({wnids[3]})'
     given = {'nothing': (), 'ids': wnids, 'words': words}[stored]
