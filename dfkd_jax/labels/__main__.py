@@ -11,7 +11,7 @@ import numpy as np
 
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import LabelError
-from dfkd_jax.labels.encoders import encode_minilm, installed
+from dfkd_jax.labels import encoders
 from dfkd_jax.labels.names import sentence
 from dfkd_jax.labels.table import PROMPT, SHIPPED_FOR, check_prompt
 from dfkd_jax.storage.files import write_bytes
@@ -24,7 +24,7 @@ def make_table(prompt: str, folder: str | Path) -> tuple[list[str], np.ndarray]:
     words = [name for dataset in SHIPPED_FOR for name in DATASETS[dataset].class_names]
     words += [f'class {label}' for label in range(100)]
     texts = list(dict.fromkeys(sentence(prompt, word) for word in words))  # each once, in order
-    return texts, encode_minilm(texts, folder)
+    return texts, encoders.encode_minilm(texts, folder)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         check_prompt(args.prompt)
-        texts, table = make_table(args.prompt, args.encoder or installed())
+        texts, table = make_table(args.prompt, args.encoder or encoders.installed())
     except (LabelError, OSError) as error:
         sys.exit(f'error: {error}')
     file = io.BytesIO()
