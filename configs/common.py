@@ -39,6 +39,7 @@ def run(method: str) -> ConfigDict:
     return ConfigDict(
         dict(
             method=method,
+            loop={'diffdfkd': 'offline', 'kd': 'kd'}.get(method, 'alternating'),
             seed=0,
             parallel='shard_map',  # jit (one device) / pmap / shard_map (all, of all hosts)
             distributed=distributed(),

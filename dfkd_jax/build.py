@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dfkd_jax import data, diffusion, labels, models, port
+from dfkd_jax.config import DataConfig, LabelsConfig, PriorConfig
 from dfkd_jax.contract import Frozen, Method, Models
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import (
@@ -68,23 +69,23 @@ def build(config: Any) -> Run:
             f'unknown method {config.method!r}; expected one of {", ".join(METHODS)}.'
         )
     check_numbers(config)
-    facts = data.check(config.data)
-    plan = make_plan(config)
-    make = METHODS[config.method]
-    table = load_table(config, facts)
-    prior = load_prior(config)
+    about = data.check(config.data)
+    plan = make_plan(config.parallel)
+    table = load_table(config.labels, config.data, about) if 'labels' in config else None
+    prior = load_prior(config.prior, config.synthesis) if 'prior' in config else None
     nets, shared = (
-        make_models(config, facts, axis, table)._replace(prior=prior and prior._replace(frozen={}))
+        make_models(config, about, axis, table)._replace(prior=prior and prior._replace(frozen={}))
         for axis in (None, plan.shards.axis)
     )
+    make = METHODS[config.method]
     try:
         whole = make(config, nets, sharding.Shards())
         method = make(config, shared, plan.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    _check_statistics(config, nets)
+    _check_statistics(config.loss, config.teacher.model, nets)
     extra = prior if table is None else table
-    return Run(plan, method, whole, nets, facts, () if extra is None else extra)
+    return Run(plan, method, whole, nets, about, () if extra is None else extra)
 
 
 def check_numbers(config: Any) -> None:
@@ -146,86 +147,106 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
     return [p.loops * (once + p.g_steps * each) + p.s_steps * learning for p in phases]
 
 
-def _check_statistics(config: Any, nets: Models) -> None:
+def _check_statistics(loss: Any, name: str, nets: Models) -> None:
     """Raises ConfigError where a loss compares batch statistics that the teacher has none of."""
-    weight = config.loss.get('bn')
+    weight = loss.get('bn')
     if not weight:
         return
     if not _shapes(nets.teacher, nets.image_shape).get('batch_stats'):
         raise ConfigError(
-            f'config.loss.bn={weight:g}, and {config.teacher.model} has no batch norms: set '
-            '--config.loss.bn=0, or choose a teacher that has.'
+            f'config.loss.bn={weight:g}, and {name} has no batch norms: set --config.loss.bn=0, or '
+            'choose a teacher that has.'
         )
 
 
-def make_plan(config: Any) -> sharding.Plan:
-    """`parallel.make` for `config.parallel`."""
+def make_plan(mode: str) -> sharding.Plan:
+    """`sharding.make` for `config.parallel`."""
     try:
-        return sharding.make(config.parallel)
+        return sharding.make(mode)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def load_table(config: Any, facts: Any) -> np.ndarray | None:
-    """The label embeddings that `config.labels` names, [C, E]; None for a method without."""
-    if 'labels' not in config:
-        return None
-    return labels.load(config.labels, config.data.name, facts.class_names, config.data.num_classes)
+def load_table(settings: LabelsConfig, images: DataConfig, about: data.Facts) -> np.ndarray:
+    """The label embeddings that `config.labels` names, [C, E]."""
+    return labels.load(settings, images.name, about.class_names, images.num_classes)
 
 
-def load_prior(config: Any) -> diffusion.Prior | None:
+def load_prior(settings: PriorConfig, synthesis: Any) -> diffusion.Prior | None:
     """The diffusion model that `config.prior` names; None where none is sampled from."""
-    if 'prior' not in config or config.synthesis.bank or config.synthesis.source == 'noise':
+    if synthesis.bank or synthesis.source == 'noise':
         return None
-    if config.prior.path is None:
+    if settings.path is None:
         raise ConfigError(
             'no diffusion model: set --config.prior.path to a folder of diffusers format (Stable '
             'Diffusion 1.x or 2.x, or a DDPM of pixels).'
         )
-    if config.prior.dtype not in DTYPES:
+    if settings.dtype not in DTYPES:
         raise ConfigError(
-            f'config.prior.dtype={config.prior.dtype!r}; expected one of {", ".join(DTYPES)}.'
+            f'config.prior.dtype={settings.dtype!r}; expected one of {", ".join(DTYPES)}.'
         )
-    return diffusion.load(config.prior.path, jnp.dtype(config.prior.dtype), config.prior.remat)
+    return diffusion.load(settings.path, jnp.dtype(settings.dtype), settings.remat)
 
 
 def make_models(
-    config: Any, facts: Any, axis_name: str | None = None, table: np.ndarray | None = None
+    config: Any, about: data.Facts, axis_name: str | None = None, table: np.ndarray | None = None
 ) -> Models:
     """The networks of a config, checked against its images; the generator where it has one.
 
     table: label embeddings, whose width the generator takes.
     """
-    size, channels = config.data.image_size, config.data.channels
+    images = config.data
+    teacher, student = (
+        make_classifier(group.model, images, config.dtype, axis_name)
+        for group in (config.teacher, config.student)
+    )
     generator = None
     if 'generator' in config:
-        try:
-            fields = models.fields(config.generator.model)
-        except ValueError as error:
-            raise ConfigError(f'config.generator.model: {error}') from error
-        # The module's fields among the group's; the others are its optimiser's.
-        sizes = dict(config.generator.items()) | {'image_size': size, 'channels': channels}
-        if table is not None:
-            repeats = -(-config.synthesis.batch_size // config.data.num_classes)
-            width = table.shape[1]
-            sizes |= {'embedding': width, 'latent': width, 'repeats': repeats}
-        sizes = {name: value for name, value in sizes.items() if name in fields}
-        generator = make_model(config, config.generator.model, axis_name, **sizes)
+        generator = make_generator(
+            config.generator, images, config.synthesis.batch_size, config.dtype, axis_name, table
+        )
     return Models(
-        teacher=make_classifier(config, config.teacher.model, axis_name),
-        student=make_classifier(config, config.student.model, axis_name),
+        teacher=teacher,
+        student=student,
         generator=generator,
-        num_classes=config.data.num_classes,
-        image_shape=(size, size, channels),
-        mean=tuple(facts.mean),
-        std=tuple(facts.std),
+        num_classes=images.num_classes,
+        image_shape=(images.image_size, images.image_size, images.channels),
+        mean=tuple(about.mean),
+        std=tuple(about.std),
     )
 
 
-def make_classifier(config: Any, name: str, axis_name: str | None = None) -> Any:
-    """A classifier of the config's classes, which takes its images."""
-    module = make_model(config, name, axis_name)
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+def make_generator(
+    settings: Any,
+    images: DataConfig,
+    batch_size: int,
+    dtype: str,
+    axis_name: str | None = None,
+    table: np.ndarray | None = None,
+) -> Any:
+    """The generator of `config.generator`: the module's fields among the group's.
+
+    The group's other fields are its optimiser's.
+    """
+    try:
+        fields = models.fields(settings.model)
+    except ValueError as error:
+        raise ConfigError(f'config.generator.model: {error}') from error
+    sizes = dict(settings.items())
+    sizes |= {'image_size': images.image_size, 'channels': images.channels}
+    if table is not None:
+        repeats = -(-batch_size // images.num_classes)
+        sizes |= {'embedding': table.shape[1], 'latent': table.shape[1], 'repeats': repeats}
+    sizes = {name: value for name, value in sizes.items() if name in fields}
+    return make_model(settings.model, images.num_classes, dtype, axis_name, **sizes)
+
+
+def make_classifier(
+    name: str, images: DataConfig, dtype: str = 'float32', axis_name: str | None = None
+) -> Any:
+    """A classifier of the images' classes, which takes them."""
+    module = make_model(name, images.num_classes, dtype, axis_name)
+    shape = (images.image_size, images.image_size, images.channels)
     try:
         _shapes(module.clone(axis_name=None), shape)
     except Exception as error:  # whatever the layers make of an impossible shape
@@ -244,49 +265,49 @@ def _shapes(module: Any, image_shape: tuple[int, int, int]) -> Any:
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
 
 
-def make_model(config: Any, name: str, axis_name: str | None, **sizes: Any) -> Any:
+def make_model(name: str, num_classes: int, dtype: str, axis_name: str | None, **sizes: Any) -> Any:
     """`models.make` with the sizes that every module shares."""
-    if config.dtype not in DTYPES:
-        raise ConfigError(f'config.dtype={config.dtype!r}; expected one of {", ".join(DTYPES)}.')
-    sizes |= {'axis_name': axis_name, 'dtype': jnp.dtype(config.dtype)}
+    if dtype not in DTYPES:
+        raise ConfigError(f'config.dtype={dtype!r}; expected one of {", ".join(DTYPES)}.')
+    sizes |= {'axis_name': axis_name, 'dtype': jnp.dtype(dtype)}
     try:
         if 'num_classes' in models.fields(name):  # a generator may know none
-            sizes['num_classes'] = config.data.num_classes
+            sizes['num_classes'] = num_classes
         return models.make(name, **sizes)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
 
-def load_network(path: str | Path, name: str, config: Any) -> dict[str, Any]:
-    """A classifier's variables from a model folder or a PyTorch file, checked against the config.
+def load_network(path: str | Path, name: str, images: DataConfig) -> dict[str, Any]:
+    """A classifier's variables from a model folder or a PyTorch file, checked against `images`.
 
     One without batch norms has empty `batch_stats`.  Raises PortError, CheckpointError or
     ConfigError.
     """
-    classes, channels = config.data.num_classes, config.data.channels
+    classes, channels = images.num_classes, images.channels
     if not Path(path).is_dir():
         ported = port.from_torch(name, path, num_classes=classes, channels=channels)
         return {'batch_stats': {}} | ported
-    facts, variables = model_folder.load_model(path)
+    about, variables = model_folder.load_model(path)
     for what, found, wanted in (
-        ('a', facts['model'], name),
-        ('the number of classes', facts.get('num_classes', classes), classes),
-        ('the number of channels', facts.get('channels', channels), channels),
+        ('a', about['model'], name),
+        ('the number of classes', about.get('num_classes', classes), classes),
+        ('the number of channels', about.get('channels', channels), channels),
     ):
         if found != wanted:
             raise ConfigError(
                 f'{path} holds {what} {found}, and the config says {wanted}: set '
                 '--config.teacher.model and --config.data to what the checkpoint was trained as.'
             )
-    _check_variables(path, name, config, variables)
+    _check_variables(path, name, images, variables)
     return {'batch_stats': {}} | variables
 
 
-def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -> None:
+def _check_variables(path: str | Path, name: str, images: DataConfig, variables: Any) -> None:
     """Raises CheckpointError unless a network has just these arrays, of finite numbers."""
-    module = make_model(config, name, None)
-    size, channels = config.data.image_size, config.data.channels
-    expected = model_folder.flatten(_shapes(module, (size, size, channels)))
+    module = make_model(name, images.num_classes, 'float32', None)
+    shape = (images.image_size, images.image_size, images.channels)
+    expected = model_folder.flatten(_shapes(module, shape))
     shapes = {key: leaf.shape for key, leaf in expected.items()}
     found = model_folder.flatten({key: tree for key, tree in variables.items() if tree})
     wrong = [f'{key} is missing' for key in shapes.keys() - found.keys()]
@@ -302,17 +323,3 @@ def _check_variables(path: str | Path, name: str, config: Any, variables: Any) -
             f'{path} does not hold a {name}: {"; ".join(sorted(wrong)[:8])}{more}. Make the folder '
             'again from its source.'
         )
-
-
-def save_network(folder: Path, name: str, variables: Any, config: Any, **facts: Any) -> None:
-    """Writes a model folder with what `load_network` checks."""
-    model_folder.save_model(
-        folder,
-        name,
-        jax.tree.map(np.asarray, variables),
-        num_classes=config.data.num_classes,
-        channels=config.data.channels,
-        image_size=config.data.image_size,
-        dataset=config.data.name,
-        **facts,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +59,15 @@ def classifier(
     return over(plan, predict, facts)
 
 
-def teacher(
-    config: Any, plan: Plan, module: Any, variables: Any, test: data.Dataset
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """What the teacher says of the test images, [N]; their labels, [N]; its accuracy, told at once.
+class OfTeacher(NamedTuple):
+    """What a teacher says of test images."""
+
+    predicted: np.ndarray  # [N] int32
+    accuracy: float  # per cent
+
+
+def teacher(config: Any, plan: Plan, module: Any, variables: Any, test: data.Dataset) -> OfTeacher:
+    """What the teacher says of the test images; its accuracy is told at once.
 
     The first thing a run does, so that a wrong port or normalisation shows within seconds.
     """
@@ -73,7 +78,7 @@ def teacher(
         f'{config.data.name}',
         flush=True,
     )
-    return predicted, label, share
+    return OfTeacher(predicted, share)
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:

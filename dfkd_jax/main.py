@@ -6,8 +6,7 @@
 The same command with the same --workdir continues an interrupted run.
 """
 
-from dfkd_jax import cli
-from dfkd_jax.loops import alternating
+from dfkd_jax import cli, loops
 
 if __name__ == '__main__':
-    cli.launch(alternating.run)
+    cli.launch(loops.run)

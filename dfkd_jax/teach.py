@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from dfkd_jax import cli, data
-from dfkd_jax.loops import supervised
+from dfkd_jax.loops import Stopped, supervised
 from dfkd_jax.storage import workdir as folder
 
 
@@ -26,9 +26,11 @@ def teach(config: Any, workdir: str | None) -> None:
     data.check(config.data)
     mine = supervised.settings(config, role)
     with folder.claim(path, mine), folder.Interruption() as interrupted:
-        facts = supervised.run(config, path, role, interrupted)
-    if facts:
-        print(f'{facts["model"]}: {facts["accuracy"]:.2f} % on the test images; see {path}')
+        try:
+            trained = supervised.run(config, path, role, interrupted)
+        except Stopped:
+            return
+    print(f'{trained["model"]}: {trained["accuracy"]:.2f} % on the test images; see {path}')
 
 
 if __name__ == '__main__':

@@ -96,8 +96,8 @@ def images_of(run: Path) -> tuple[Any, np.ndarray, np.ndarray]:
 def judge(config: Any, image: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """What the teacher of a config measures of images [N, S, S, channels] uint8 and labels [N]."""
     facts = data.check(config.data)
-    module = build.make_classifier(config, config.teacher.model)
-    variables = build.load_network(config.teacher.checkpoint, config.teacher.model, config)
+    module = build.make_classifier(config.teacher.model, config.data, config.dtype)
+    variables = build.load_network(config.teacher.checkpoint, config.teacher.model, config.data)
     apply = jax.jit(lambda x: module.apply(variables, data.normalise(x, facts.mean, facts.std)))
     order = np.random.default_rng(0).permutation(len(label))
     order = order[: len(order) - len(order) % BATCH]

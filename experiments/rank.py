@@ -56,7 +56,7 @@ def load(workdir: Path) -> tuple[build.Run, Frozen, Any]:
     config.phases = tuple(ConfigDict(phase) for phase in config.phases)
     run = build.build(config)
     path = config.teacher.checkpoint or workdir / 'teacher'
-    frozen = Frozen(build.load_network(path, config.teacher.model, config), run.extra)
+    frozen = Frozen(build.load_network(path, config.teacher.model, config.data), run.extra)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(run.whole.init, frozen, jax.random.key(0)))
     if restored is None:

@@ -31,7 +31,7 @@ import numpy as np
 import safetensors.numpy
 
 from configs import digits
-from dfkd_jax import build, cli, diffusion, port, transfer_dense
+from dfkd_jax import build, cli, diffusion, loops, port, transfer_dense
 from dfkd_jax.data import __main__ as data_command
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes
@@ -65,7 +65,7 @@ def run(of: str = 'cpsc', /, **changes: Any) -> Act:
             name: str(folder) + value[3:] if str(value).startswith('DIR') else value
             for name, value in changes.items()
         }
-        return alternating.run(config(of, **here), folder / 'run')
+        return loops.run(config(of, **here), folder / 'run')
 
     return act
 
@@ -189,7 +189,7 @@ def lenet() -> dict[str, np.ndarray]:
 
 def teacher_variables(name: str = 'resnet8', size: int = 16, channels: int = 1) -> Any:
     settings = config(data__image_size=size, data__channels=channels)
-    module = build.make_classifier(settings, name)
+    module = build.make_classifier(name, settings.data, settings.dtype)
     image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     return jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
@@ -201,7 +201,7 @@ def teacher(change: Callable[[Any], None] = lambda variables: None) -> Callable[
     def make(folder: Folder) -> None:
         variables = teacher_variables()
         change(variables)
-        build.save_network(folder / 'teacher', 'resnet8', variables, config())
+        model_folder.save_classifier(folder / 'teacher', 'resnet8', variables, config().data)
 
     return make
 

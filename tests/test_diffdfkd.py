@@ -19,7 +19,7 @@ from processes import at_row, killed_at, output, to_the_end
 from reference import last, near
 
 from configs import common, digits
-from dfkd_jax import build, contract, data, diffusion, losses, models, port
+from dfkd_jax import build, contract, data, diffusion, loops, losses, models, port
 from dfkd_jax.data import synthetic
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.distributed import sharding
@@ -176,11 +176,11 @@ def test_the_student_has_a_say_once_it_has_learnt_enough():
     )  # agrees with the teacher, and is less sure
     step = jax.jit(method.generator_step)
     seen = {}
-    for loops in (0, 1, 2):
-        at = state.replace(round=jnp.asarray(loops * tiny.CLASSES, jnp.int32))
+    for turns in (0, 1, 2):
+        at = state.replace(round=jnp.asarray(turns * tiny.CLASSES, jnp.int32))
         after, row = step(frozen, at, jax.random.key(2))
         rest = config.loss.bn * row['g/bn'] + config.loss.ce * row['g/ce']
-        seen[loops] = (after.extra.x, float(row['g/loss'] - rest), float(row['g/adversarial']))
+        seen[turns] = (after.extra.x, float(row['g/loss'] - rest), float(row['g/adversarial']))
     assert seen[0][2] < -1e-3
     assert np.array_equal(seen[0][0], seen[1][0]) and abs(seen[1][1]) < 1e-5
     assert not np.array_equal(seen[0][0], seen[2][0])
@@ -457,7 +457,7 @@ def small(home: Path, **synthesis: Any) -> ConfigDict:
 @pytest.fixture(scope='module')
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp('finished') / 'run'
-    assert alternating.run(small(home), workdir)['images_synthesised'] == 30
+    assert loops.run(small(home), workdir)['images_synthesised'] == 30
     return workdir
 
 
@@ -531,8 +531,8 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         killing(patch, owner, name, call, before)
         with pytest.raises(Killed):
-            alternating.run(config, workdir)
-    assert alternating.run(config, workdir)
+            loops.run(config, workdir)
+    assert loops.run(config, workdir)
     assert bank_of(workdir) == bank_of(finished)
     assert digest(workdir) == digest(finished)
     assert digest(workdir, 'in_loop/000010') == digest(finished, 'in_loop/000010')
@@ -620,12 +620,12 @@ def test_larger_images_are_cut_to_size_and_read_from_disk(
     config.teacher.checkpoint = str(finished / 'teacher')
     config.distil.random_resized_crop = True
     monkeypatch.setattr(synthetic.data, 'IN_MEMORY_BYTES', 0)
-    assert alternating.run(config, tmp_path / 'whole')['images_synthesised'] == 30
+    assert loops.run(config, tmp_path / 'whole')['images_synthesised'] == 30
     with monkeypatch.context() as patch:
         killing(patch, checkpoints.Checkpoints, 'save', 0, before=False)
         with pytest.raises(Killed):
-            alternating.run(config, tmp_path / 'killed')
-    alternating.run(config, tmp_path / 'killed')
+            loops.run(config, tmp_path / 'killed')
+    loops.run(config, tmp_path / 'killed')
     assert digest(tmp_path / 'killed') == digest(tmp_path / 'whole')
 
 
@@ -652,7 +652,7 @@ def test_students_of_the_loop_follow_each_other_and_leave_little(
     assert diffdfkd.sessions(config) == [10, 20, 30]
     config.teacher.checkpoint = str(finished / 'teacher')
     run = build.build(config)
-    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config)
+    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config.data)
     assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
     assert [path.name for path in sorted((tmp_path / 'in_loop').iterdir())] == ['000020', '000030']
     assert not list((tmp_path / 'in_loop').glob('*/checkpoints'))
@@ -675,9 +675,10 @@ def test_asked_to_stop_it_stops_and_continues(
     config = small(home)
     config.teacher.checkpoint = str(finished / 'teacher')
     run = build.build(config)
-    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config)
+    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config.data)
     asked: Iterator[bool] = iter([False] * 5 + [True])
-    assert offline.synthesise(config, tmp_path, run, teacher, lambda: next(asked)) is None
+    with pytest.raises(loops.Stopped):
+        offline.synthesise(config, tmp_path, run, teacher, lambda: next(asked))
     assert synthetic.count(tmp_path / 'bank') == 5
     assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
     assert bank_of(tmp_path) == bank_of(finished)
@@ -686,15 +687,15 @@ def test_asked_to_stop_it_stops_and_continues(
 def test_another_students_run_takes_the_bank_as_it_is(finished: Path, home: Path, tmp_path: Path):
     config = small(home, bank=str(finished / 'bank'))
     config.seed, config.teacher.checkpoint = 1, str(finished / 'teacher')
-    summary = alternating.run(config, tmp_path / 'run')
+    summary = loops.run(config, tmp_path / 'run')
     assert summary['seconds_synthesis'] == 0 and not (tmp_path / 'run' / 'bank').exists()
     assert digest(tmp_path / 'run') != digest(finished)
     config.synthesis.per_class = 9
     with pytest.raises(BankError, match='per_class 3, here 9'):
-        alternating.run(config, tmp_path / 'more')
+        loops.run(config, tmp_path / 'more')
     with pytest.raises(BankError, match='is not a bank'):
         config.synthesis.bank = str(tmp_path)
-        alternating.run(config, tmp_path / 'none')
+        loops.run(config, tmp_path / 'none')
 
 
 # 5. Mistakes.
@@ -731,7 +732,7 @@ def test_mistakes_are_told(finished: Path, home: Path, tmp_path: Path, change: d
         group, _, field = name.partition('__')
         config[group][field] = value
     with pytest.raises(build.EXPECTED_ERRORS, match=match):
-        alternating.run(config, tmp_path / 'run')
+        loops.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'bank').exists(), 'before anything is made'
 
 

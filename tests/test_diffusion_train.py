@@ -27,7 +27,7 @@ from dfkd_jax.diffusion import recipe as recipes
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError, DataError, DiffusionError
-from dfkd_jax.loops import diffusion_prior
+from dfkd_jax.loops import Stopped, diffusion_prior
 from experiments import prior_data
 
 SIZE, STEPS = 8, 60
@@ -198,7 +198,8 @@ def test_an_interrupted_run_ends_at_the_same_weights(
     finished: Path, pictures: Path, tmp_path: Path
 ) -> None:
     questions = iter([False, True])
-    assert diffusion_prior.run(tiny(pictures), tmp_path, lambda: next(questions)) == {}
+    with pytest.raises(Stopped):
+        diffusion_prior.run(tiny(pictures), tmp_path, lambda: next(questions))
     assert not (tmp_path / 'prior').exists() and len(rows_of(tmp_path)) == 2
     diffusion_prior.run(tiny(pictures), tmp_path, command='python -m ...')
     weights = 'prior/diffusion_pytorch_model.safetensors'

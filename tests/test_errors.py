@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from mistakes import config
 
-from dfkd_jax import build, contract, port
+from dfkd_jax import build, loops, port
 from dfkd_jax.distributed import sharding
-from dfkd_jax.errors import ConfigError, NonFiniteError, PortError
+from dfkd_jax.errors import ConfigError, PortError
 from dfkd_jax.loops import alternating, supervised
-from dfkd_jax.reporting import artifacts
-from dfkd_jax.storage import files, safe_read
+from dfkd_jax.storage import files, model_folder, safe_read
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,30 +92,30 @@ def test_what_is_too_large_or_no_table_is_not_read(tmp_path):
 def test_a_batch_of_embeddings_divides(tmp_path, method):
     wrong = config(method, synthesis__batch_size=18, synthesis__bank=36)
     with pytest.raises(build.EXPECTED_ERRORS, match='does not divide over 4'):
-        alternating.run(wrong, tmp_path / 'run')
+        loops.run(wrong, tmp_path / 'run')
 
 
 def test_sources_that_do_not_fit_the_batch(tmp_path):
     wrong = config('cae', noise__sources=('sign',) * 3, noise__magnitudes=(1.0,) * 3)
     with pytest.raises(ConfigError, match='does not divide over 3 sources of noise'):
-        alternating.run(wrong, tmp_path / 'run')
+        loops.run(wrong, tmp_path / 'run')
 
 
 def test_checkpoint_of_another_network(tmp_path):
     settings = config()
-    module = build.make_classifier(settings, 'resnet8')
+    module = build.make_classifier('resnet8', settings.data, settings.dtype)
     image = jax.ShapeDtypeStruct((1, 16, 16, 1), np.float32)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     weights = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-    build.save_network(tmp_path / 'teacher', 'resnet8', weights, settings)
+    model_folder.save_classifier(tmp_path / 'teacher', 'resnet8', weights, settings.data)
     wrong = config(teacher__model='resnet20', teacher__checkpoint=str(tmp_path / 'teacher'))
     with pytest.raises(ConfigError, match='resnet8.*the config says resnet20'):
-        alternating.run(wrong, tmp_path / 'run')
+        loops.run(wrong, tmp_path / 'run')
     arrays = port.to_torch('resnet8', weights)
     files.save_arrays(tmp_path / 'teacher.safetensors', arrays)
     wrong.teacher.checkpoint = str(tmp_path / 'teacher.safetensors')
     with pytest.raises(PortError, match='(?s)missing.*resnet8'):
-        alternating.run(wrong, tmp_path / 'run2')
+        loops.run(wrong, tmp_path / 'run2')
 
 
 def test_workdir_of_another_config(tmp_path):
@@ -124,7 +123,7 @@ def test_workdir_of_another_config(tmp_path):
         (tmp_path / 'run' / 'checkpoints').mkdir()
     was = f'config.student.lr was {config().student.lr}, now 0.3'
     with pytest.raises(ConfigError, match=was):
-        alternating.run(config(student__lr=0.3), tmp_path / 'run')
+        loops.run(config(student__lr=0.3), tmp_path / 'run')
 
 
 def test_workdir_where_nothing_ran_yet_takes_the_mended_config(tmp_path):
@@ -147,7 +146,7 @@ def test_two_runs_of_one_workdir(tmp_path):
     workdir = tmp_path / 'run'
     with alternating.folder.claim(workdir, config()):
         with pytest.raises(ConfigError, match='another process is running in .*run: wait'):
-            alternating.run(config(), workdir)
+            loops.run(config(), workdir)
     with alternating.folder.claim(workdir, config()):
         pass
 
@@ -156,36 +155,20 @@ def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('here')
     for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
         with pytest.raises(ConfigError, match='cannot be written .Not a directory.: choo'):
-            alternating.run(config(), workdir)
+            loops.run(config(), workdir)
     assert (tmp_path / 'file').read_text() == 'here'
 
 
 def test_folder_that_is_no_run(tmp_path):
     (tmp_path / 'thesis.tex').write_text('years of work')
     with pytest.raises(ConfigError, match='not empty and not a run'):
-        alternating.run(config(), tmp_path)
+        loops.run(config(), tmp_path)
     assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
 
 
 def test_batch_of_real_images_divides(tmp_path):
     with pytest.raises(ConfigError, match='teach.batch_size=30 does not divide'):
         supervised.run(config(teach__batch_size=30), tmp_path / 'teacher')
-
-
-def test_non_finite_loss_names_metric_and_round(tmp_path):
-    rows = [{'g/loss': 1.0, 'g/bn': 2.0}, {'g/loss': 1.0, 'g/bn': float('nan')}]
-    with pytest.raises(NonFiniteError, match='g/bn is nan at round 8'):
-        artifacts.finite(rows, 8, 'Lower it.')
-
-
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    """The last update of a round may spoil them after every loss was finite."""
-    good = contract.Net({'fc': {'kernel': np.ones(3)}}, {}, ())
-    bad = good.replace(params={'fc': {'kernel': np.array([1.0, np.inf, 1.0])}})
-    state = contract.State(round=np.int32(8), student=good, generator=())
-    artifacts.check_weights(state, 8, 'Lower it.')
-    with pytest.raises(NonFiniteError, match='student/params/fc/kernel .* after round 8'):
-        artifacts.check_weights(state.replace(student=bad), 8, 'Lower it.')
 
 
 def test_shares_are_named_after_their_field():

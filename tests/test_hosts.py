@@ -22,7 +22,7 @@ from dfkd_jax import build
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, HostError
 from dfkd_jax.reporting import metrics
-from dfkd_jax.storage import files
+from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
@@ -42,10 +42,10 @@ def arguments(tmp_path_factory) -> list[str]:
     """Of a run of seconds, whose teacher has never learnt anything."""
     config = digits.get_config('noise,smoke')
     config.data.image_size, config.teacher.model = 32, 'lenet5'
-    module = build.make_classifier(config, 'lenet5')
+    module = build.make_classifier('lenet5', config.data, config.dtype)
     variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
     place = tmp_path_factory.mktemp('teacher')
-    build.save_network(place, 'lenet5', variables, config)
+    model_folder.save_classifier(place, 'lenet5', variables, config.data)
     return [*RUN, f'--config.teacher.checkpoint={place}']
 
 

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from configs import common, digits
+from dfkd_jax import loops
 from dfkd_jax.loops import alternating
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
@@ -59,7 +60,7 @@ def test_no_program_is_made_after_the_first_round_of_a_phase(
         return counting
 
     monkeypatch.setattr(alternating, 'make_round', make_counting)
-    alternating.run(config, tmp_path / 'run')
+    loops.run(config, tmp_path / 'run')
     assert len(before) == sum(rounds)
     assert before[0] > 0  # they are counted
     first, second = before[1 : rounds[0] + 1], before[rounds[0] + 1 :]

@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, digits
+from dfkd_jax import loops
 from dfkd_jax.errors import ConfigError
-from dfkd_jax.loops import alternating, kd, supervised
+from dfkd_jax.loops import kd, supervised
 from dfkd_jax.methods import METHODS
 from dfkd_jax.reporting import metrics
 from dfkd_jax.storage import files, model_folder
@@ -35,10 +36,10 @@ def small(method: str) -> ConfigDict:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Workdirs: a run on noise with its own teacher, and two of KD with that teacher."""
     root = tmp_path_factory.mktemp('runs')
-    alternating.run(small('noise'), root / 'noise')
+    loops.run(small('noise'), root / 'noise')
     config = small('kd')
     config.teacher.checkpoint = str(root / 'noise' / 'teacher')
-    alternating.run(config, root / 'kd')
+    loops.run(config, root / 'kd')
     supervised.run(config, root / 'teach', role='kd')
     return {path.name: path for path in root.iterdir()}
 
@@ -80,7 +81,7 @@ def test_teacher_queries_are_counted(runs: dict[str, Path]) -> None:
 def test_a_finished_run_is_left_alone(runs: dict[str, Path], capsys) -> None:
     config = small('kd')
     config.teacher.checkpoint = str(runs['noise'] / 'teacher')
-    assert alternating.run(config, runs['kd']) == summary(runs['kd'])
+    assert loops.run(config, runs['kd']) == summary(runs['kd'])
     assert 'finished' in capsys.readouterr().out
 
 
@@ -88,7 +89,7 @@ def test_mistakes_are_told_before_a_teacher_is_trained(tmp_path: Path) -> None:
     config = small('kd')
     config.student.model = 'resnet9'
     with pytest.raises(ConfigError, match=re.escape("'resnet9'")):
-        alternating.run(config, tmp_path / 'run')
+        loops.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 

@@ -19,10 +19,10 @@ from PIL import Image
 from processes import TIMEOUT, at_row, killed_at, output, process, to_the_end, wait_for
 
 from configs import common, digits
-from dfkd_jax import build, port
+from dfkd_jax import build, loops, port
 from dfkd_jax.contract import Frozen
 from dfkd_jax.errors import ConfigError
-from dfkd_jax.loops import alternating, supervised
+from dfkd_jax.loops import Stopped, alternating, supervised
 from dfkd_jax.reporting import artifacts, metrics
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage.checkpoints import Checkpoints, Restored
@@ -53,7 +53,7 @@ def small() -> ConfigDict:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of an uninterrupted run, its teacher in ``teacher/``."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
-    assert alternating.run(small(), workdir)['rounds'] == ROUNDS
+    assert loops.run(small(), workdir)['rounds'] == ROUNDS
     return workdir
 
 
@@ -213,7 +213,7 @@ def test_stopped_twice_and_continued(
 
     with monkeypatch.context() as patch:  # in the teacher's second epoch
         patch.setattr(metrics.Writer, 'write', terminate_at(1, metrics.Writer.write))
-        assert alternating.run(small(), workdir) == {}
+        assert loops.run(small(), workdir) == {}
     assert signal.getsignal(signal.SIGTERM) is handler
     assert 'stopped and saved after epoch 2 of 3' in capsys.readouterr().out
     assert not (workdir / 'teacher' / model_folder.FACTS).exists()
@@ -234,13 +234,13 @@ def test_stopped_twice_and_continued(
 
     with monkeypatch.context() as patch:  # in a round that is neither logged, measured nor saved
         patch.setattr(alternating, 'make_round', make_counted)
-        assert alternating.run(small(), workdir) == {}
+        assert loops.run(small(), workdir) == {}
     assert f'stopped and saved after round 5 of {ROUNDS}' in capsys.readouterr().out
     assert len(rounds) == 5
     assert not (workdir / 'summary.json').exists()
     assert [row['round'] for row in rows_of(workdir)] == ['2', '3', '4']
 
-    assert alternating.run(small(), workdir)['rounds'] == ROUNDS
+    assert loops.run(small(), workdir)['rounds'] == ROUNDS
     assert f'continuing after round 5 of {ROUNDS}' in capsys.readouterr().out
     assert_same_run(workdir, finished)
     there, here = state_of(finished), state_of(workdir)
@@ -270,20 +270,18 @@ def test_bank_and_embeddings_survive(
     assert jax.device_count() == 4
     config, states = embedded(finished / 'teacher'), []
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    assert alternating.run(config, whole)['rounds'] == 4
+    assert loops.run(config, whole)['rounds'] == 4
     assert np.load(whole / alternating.TABLE).shape == (10, 384)
 
     writer = terminate_at(2, metrics.Writer.write)  # heard when the student learns from the bank
     with monkeypatch.context() as patch:
         patch.setattr(metrics.Writer, 'write', writer)
-        assert alternating.run(config, stopped) == {}
+        assert loops.run(config, stopped) == {}
     # What an encoder says on another machine, to its rounding.
-    said = alternating.build.build(config)._replace(
-        extra=np.load(whole / alternating.TABLE) * (1 + 1e-6)
-    )
+    table = np.load(whole / alternating.TABLE) * (1 + 1e-6)
     with monkeypatch.context() as patch:
-        patch.setattr(alternating.build, 'build', lambda _: said)
-        assert alternating.run(config, stopped)['rounds'] == 4
+        patch.setattr(build, 'load_table', lambda *_: table)
+        assert loops.run(config, stopped)['rounds'] == 4
     assert rows_of(stopped) == rows_of(whole)
     for workdir in (whole, stopped):
         run = build.build(config)
@@ -301,21 +299,21 @@ def test_other_embeddings_are_refused(finished: Path, tmp_path: Path) -> None:
     config.phases = config.phases[1:]
     config.labels.path = str(table)
     np.save(table, np.random.default_rng(0).normal(size=(10, 6)))
-    alternating.run(config, workdir)
+    loops.run(config, workdir)
     (workdir / artifacts.SUMMARY).unlink()
     np.save(table, np.random.default_rng(1).normal(size=(10, 6)))
     with pytest.raises(ConfigError, match='other embeddings'):
-        alternating.run(config, workdir)
+        loops.run(config, workdir)
 
 
 def test_a_mistaken_teacher_leaves_the_folder_to_another_config(tmp_path: Path) -> None:
     config, workdir = embedded(tmp_path / 'nowhere'), tmp_path / 'run'
     with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
-        alternating.run(config, workdir)
+        loops.run(config, workdir)
     assert {path.name for path in workdir.iterdir()} == {'config.json', 'lock'}
     config.loss.bn = 2.0  # no complaint of another config, but the same mistake
     with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
-        alternating.run(config, workdir)
+        loops.run(config, workdir)
 
 
 def test_finished_run_trains_nothing_more(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +324,7 @@ def test_finished_run_trains_nothing_more(finished: Path, monkeypatch: pytest.Mo
     before = {name: (finished / name).read_bytes() for name in files}
     monkeypatch.setattr(alternating, 'make_round', forbidden)
     monkeypatch.setattr(supervised, 'make_step', forbidden)
-    assert alternating.run(small(), finished)['rounds'] == ROUNDS
+    assert loops.run(small(), finished)['rounds'] == ROUNDS
     assert {name: (finished / name).read_bytes() for name in files} == before
 
 
@@ -335,7 +333,7 @@ def test_another_config_is_refused(finished: Path) -> None:
     other = small()
     other.loss.kd = 2.0
     with pytest.raises(ConfigError, match='config.loss.kd was 1.0, now 2.0'):
-        alternating.run(other, finished)
+        loops.run(other, finished)
     assert files == {p: p.stat().st_mtime_ns for p in finished.rglob('*') if p.is_file()}
 
 
@@ -347,7 +345,8 @@ def test_teaching_stopped_and_continued(finished: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     facts = supervised.run(config, whole, 'kd')
     assert (facts['model'], facts['role'], facts['epochs']) == ('resnet8_half', 'kd', 2)
-    assert supervised.run(config, stopped, 'kd', interrupted=lambda: True) == {}
+    with pytest.raises(Stopped):
+        supervised.run(config, stopped, 'kd', interrupted=lambda: True)
     assert not (stopped / model_folder.VARIABLES).exists()
     assert supervised.run(config, stopped, 'kd')['variables_sha256'] == facts['variables_sha256']
     name = model_folder.VARIABLES

@@ -59,7 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SimpleNamespace(
         data=SimpleNamespace(num_classes=10, channels=1, image_size=SIZE, name='fashion_mnist')
     )
-    build.save_network(workdir / 'student', 'resnet8_half', variables, settings, accuracy=90.0)
+    model_folder.save_classifier(
+        workdir / 'student', 'resnet8_half', variables, settings.data, accuracy=90.0
+    )
     return workdir
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from dfkd_jax import cli
 from dfkd_jax.errors import ConfigError
-from dfkd_jax.loops import diffusion_prior
+from dfkd_jax.loops import Stopped, diffusion_prior
 from dfkd_jax.loops.diffusion_prior import PRIOR, SAMPLES
 from dfkd_jax.storage import workdir as folders
 
@@ -29,9 +29,11 @@ def train(config: Any, workdir: str | None) -> None:
     diffusion_prior.check(config)
     command = ' '.join(['python -m dfkd_jax.diffusion.train', *sys.argv[1:]])
     with folders.claim(path, config), folders.Interruption() as interrupted:
-        receipt = diffusion_prior.run(config, path, interrupted, command)
-    if receipt:
-        print(f'{path / PRIOR}: loss {receipt["loss"]:.4f}; look at {path / PRIOR / SAMPLES}')
+        try:
+            receipt = diffusion_prior.run(config, path, interrupted, command)
+        except Stopped:
+            return
+    print(f'{path / PRIOR}: loss {receipt["loss"]:.4f}; look at {path / PRIOR / SAMPLES}')
 
 
 if __name__ == '__main__':

@@ -1,1 +1,83 @@
-"""The loops: what each kind of run does, and the session that lets it be killed and continued."""
+"""The loops: what each kind of run does, over one session that lets it be killed and continued.
+
+A config names its loop (`config.loop`).  A new kind of run is a module here and a row in `LOOPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dfkd_jax import build, data
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.loops import alternating, kd, offline, supervised
+from dfkd_jax.loops.session import Stopped as Stopped
+from dfkd_jax.reporting import artifacts
+from dfkd_jax.storage import files
+from dfkd_jax.storage import workdir as folder
+
+
+class Loop(NamedTuple):
+    """A kind of run that distils a student.
+
+    prepare: ``config -> prepared``: checks the config and makes what it names, before anything is
+      compiled.
+    distil: ``(config, workdir, prepared, test images, teacher's variables, interrupted) ->
+      summary``: the run, from wherever the last one in `workdir` stopped.
+    """
+
+    prepare: Callable[[Any], Any]
+    distil: Callable[..., dict[str, Any]]
+
+
+LOOPS = {
+    'alternating': Loop(build.build, alternating.distil),
+    'kd': Loop(kd.prepare, kd.distil),
+    'offline': Loop(build.build, offline.distil),
+}
+
+
+def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
+    """Distils as `config` says, in `workdir`, from wherever the last run there stopped.
+
+    Returns the summary, also written to ``summary.json``; ``{}`` for a run that was asked to stop
+    (SIGTERM, Ctrl-C) and saved.  Raises a `UserError`: before anything is compiled where config,
+    data or teacher do not fit, and when a number stops being finite.
+    """
+    if config.loop not in LOOPS:
+        raise ConfigError(f'config.loop={config.loop!r}; expected one of {", ".join(LOOPS)}.')
+    loop = LOOPS[config.loop]
+    prepared = loop.prepare(config)
+    place = Path(processes.broadcast_from_first(str(workdir or folder.default(config))))
+    test = data.load(config.data, 'test')
+    with folder.claim(place, config), folder.Interruption() as interrupted:
+        print(f'workdir {place}', flush=True)
+        if processes.broadcast_from_first((place / artifacts.SUMMARY).exists()):
+            print('the run there is finished; for another, choose another --workdir', flush=True)
+            cure = 'Remove it: the same command writes it again.'
+            return files.read_json(place / artifacts.SUMMARY, cure)
+        try:
+            teacher = find_teacher(config, place, interrupted)
+            return loop.distil(config, place, prepared, test, teacher, interrupted)
+        except Stopped:
+            return {}
+
+
+def find_teacher(config: Any, workdir: Path, interrupted: Callable[[], bool]) -> dict[str, Any]:
+    """The teacher's variables: given, or trained from the config's recipe into ``workdir/teacher``.
+
+    Raises ConfigError where there is neither, and Stopped where its training was asked to stop.
+    """
+    path = config.teacher.checkpoint
+    if path is None:
+        if not config.teacher.train:
+            raise ConfigError(
+                f'no teacher: set --config.teacher.checkpoint to a {config.teacher.model} trained '
+                f'on {config.data.name} (.pth, .pt, .safetensors, .npz or a model folder), or have '
+                'one trained on the real data with --config.teacher.train=True.'
+            )
+        path = workdir / 'teacher'
+        supervised.run(config, path, 'teacher', interrupted)
+    return build.load_network(path, config.teacher.model, config.data)

@@ -1,11 +1,4 @@
-"""Trains a small diffusion model of pixels: a prior where no large one fits or may be used.
-
-    python -m dfkd_jax.diffusion.train --config=configs/prior_clipart.py --workdir=DIR \\
-        --config.data.folder=IMAGES
-
-DIR/prior is the prior: a UNet2DModel in diffusers' format, its noise schedule, a receipt
-(receipt.json) and pictures that it draws (samples.png).  `dfkd_jax.diffusion.load` reads it, and
-``--config.prior.path=DIR/prior`` takes it.  The same command continues an interrupted run.
+"""The loop that trains a small diffusion model of pixels (``python -m dfkd_jax.diffusion.train``).
 
 The loss is that of Ho et al. 2020 (the noise's mean squared error, every timestep alike) or, with
 `v_prediction`, of Salimans & Ho 2022; what is kept is an exponential moving average of the
@@ -14,8 +7,6 @@ weights.  A prior for data-free distillation must not see what the teacher was t
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,12 +27,11 @@ from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.diffusion.schedule import Schedule
 from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.distributed.sharding import Plan, Shards
-from dfkd_jax.errors import ConfigError, DataError, NonFiniteError
+from dfkd_jax.errors import ConfigError, DataError
+from dfkd_jax.loops import session
 from dfkd_jax.reporting import metrics, page
-from dfkd_jax.reporting.progress import Progress
 from dfkd_jax.storage import files
 from dfkd_jax.storage import workdir as folders
-from dfkd_jax.storage.checkpoints import Checkpoints
 
 PRIOR, RECEIPT, SAMPLES = 'prior', 'receipt.json', 'samples.png'
 SAMPLER_STEPS = 50
@@ -66,21 +56,22 @@ def run(
     """Trains for `config.train.steps` and leaves WORKDIR/prior; returns its receipt.
 
     A finished folder is returned as it is; an unfinished one is continued, to the same weights as
-    if it had never stopped.  Returns ``{}`` when asked to stop, after saving.
+    if it had never stopped.
 
     command: for the receipt.
 
     Raises:
       ConfigError: for fields that make no sense.
       DataError: where there are no images, or too few.
-      NonFiniteError: for a loss that is no number.
+      NonFiniteError: for a number that is not finite; nothing of it is saved.
+      Stopped: after saving.
     """
     workdir, recipe = Path(workdir), config.train
     if (workdir / PRIOR / RECEIPT).exists():
         return formats.read_json(workdir / PRIOR / RECEIPT)
     module, schedule, plan = check(config)
     images, held_out = load_images(config.data)
-    tx = optimiser(recipe)
+    tx, frozen = optimiser(recipe), plan.replicate(images)
     step = plan.compile(make_step(module, schedule, tx, recipe, plan.shards))
     measure = make_measure(module, schedule, plan, held_out, recipe.batch_size)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
@@ -91,49 +82,29 @@ def run(
         ema = jax.tree.map(jnp.copy, params)
         return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
 
-    done, stop = 0, False
-    progress: dict[str, Any] = {'seconds': 0.0, 'measured': {}}
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(init, key_init))
-        if restored is None:
-            state = plan.call(init)(key_init)
-        else:
-            done, state, progress = restored
-        state, frozen = plan.replicate(state), plan.replicate(images)
-        started = time.monotonic() - progress['seconds']
-        weights = sum(x.size for x in jax.tree.leaves(state.params))
-        print(f'training a prior of {weights:,} weights on {len(images):,} images', flush=True)
-        line = Progress(recipe.steps, done, unit='step', subject='prior')
-        with metrics.Writer(workdir, done) as writer, contextlib.closing(line):
-            while done < recipe.steps and not stop:
-                rows = []
-                for _ in range(min(config.log_every_steps, recipe.steps - done)):
-                    state, values = step(frozen, state, key_steps)
-                    rows.append(values['loss'])
-                done += len(rows)
-                stop = interrupted()
-                row = {'loss': float(np.mean(jax.device_get(rows)))}
-                if not np.isfinite(row['loss']):
-                    raise NonFiniteError(
-                        f'the loss is {row["loss"]} at step {done}: lower config.train.lr.'
-                    )
-                due = done == recipe.steps or done % config.save_every_steps < len(rows)
-                if due:
-                    row |= measure(state.ema)
-                    progress['measured'] = row
-                progress['seconds'] = time.monotonic() - started
-                writer.write(done, {'seconds': progress['seconds'], **row})
-                line.update(done, row, {})
-                if due or stop:
-                    checkpoints.save(done, state, progress)
-    if done < recipe.steps:
-        print(f'stopped and saved after step {done} of {recipe.steps}', flush=True)
-        return {}
+    weights = sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, key_init).params))
+    print(f'training a prior of {weights:,} weights on {len(images):,} images', flush=True)
+    work = session.Work(
+        plan=plan,
+        total=recipe.steps,
+        init=init,
+        inputs=(key_init,),
+        advance=lambda state, done: step(frozen, state, key_steps),
+        every=session.Every(
+            config.log_every_steps, config.save_every_steps, config.save_every_steps
+        ),
+        measure=lambda state: measure(state.ema),
+        unit='step',
+        subject='prior',
+        advice=f'{session.kept(workdir)} Lower config.train.lr, in a new --workdir.',
+    )
+    state, progress = session.run(work, workdir, interrupted)
     samples = sample(module, schedule, plan, state.ema, images.shape[1:], config.seed)
+    loss = float(metrics.read(workdir)['loss'][-1])
     receipt = {
         'images': len(images), 'held_out': len(held_out), 'source': source(config.data),
-        'weights': weights, 'steps': done, 'seconds': round(progress['seconds'], 1),
-        **progress['measured'], 'command': command, 'device': folders.device(),
+        'weights': weights, 'steps': recipe.steps, 'seconds': round(progress.seconds, 1),
+        'loss': loss, **progress.measured, 'command': command, 'device': folders.device(),
         'versions': folders.versions(), 'config': files.plain(config),
     }  # fmt: skip
     write(workdir / PRIOR, config, jax.device_get(state.ema), samples, receipt)
@@ -145,7 +116,7 @@ def check(config: Any) -> tuple[UNet, Schedule, Plan]:
 
     Raises ConfigError for fields that make no sense or do not fit each other.
     """
-    plan = build.make_plan(config)
+    plan = build.make_plan(config.parallel)
     try:
         module, schedule = recipes.check(config)
         plan.shards.check('config.train.batch_size', config.train.batch_size)

@@ -1,9 +1,9 @@
 """The loop of a method that samples from a diffusion model: all synthesis first, then distillation.
 
-    workdir/bank/          synthetic images (`disk_bank`), a file for each trajectory
+    workdir/bank/          synthetic images (`data.synthetic`), a file for each trajectory
     workdir/synthesis/     what was measured of them
     workdir/in_loop/       students trained on the images so far, if the method asks for one
-    workdir/distillation/  the student (`teach.fit`): a model folder with its checkpoints
+    workdir/distillation/  the student (`supervised.fit`): a model folder with its checkpoints
 
 Killed at any moment it continues to the same images and the same student: image files are whole or
 absent, a trajectory depends on the run's seed, its number and the student of its time alone, and
@@ -12,13 +12,10 @@ trainings have checkpoints of their own.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +23,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dfkd_jax import build, data, evaluate, labels
-from dfkd_jax.contract import Batch, Frozen
+from dfkd_jax.contract import Batch, Frozen, State
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes
-from dfkd_jax.loops import supervised
+from dfkd_jax.loops import session, supervised
 from dfkd_jax.loops.round import make_round
 from dfkd_jax.methods import diffdfkd
-from dfkd_jax.reporting import artifacts, metrics, page
-from dfkd_jax.reporting.progress import Progress
+from dfkd_jax.reporting import artifacts, page
 from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage.checkpoints import Restored
 
 SHOWN = 10  # images of a class in the picture that a run leaves
-UNSTABLE = (
-    'The images so far are in {bank}. Lower config.loss, or set config.prior.dtype=float32, in a '
-    'new --workdir.'
-)
 
 
 def distil(
@@ -53,72 +46,45 @@ def distil(
 ) -> dict[str, Any]:
     """Synthesises into ``workdir/bank``, distils from it and leaves what every run leaves.
 
-    Returns the summary; ``{}`` for a run that was asked to stop.  Raises BankError for a damaged
-    bank or another's that is not full or not of this config, ConfigError and NonFiniteError.
+    Returns the summary.  Raises BankError for a damaged bank or another's that is not full or not
+    of this config, Stopped after saving, ConfigError and NonFiniteError.
     """
     on_devices = run.plan.replicate(teacher)
-    by_teacher, _, teacher_accuracy = evaluate.teacher(
-        config, run.plan, run.models.teacher, on_devices, test
-    )
+    of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
     total, bank = diffdfkd.trajectories(config), Path(config.synthesis.bank or workdir / 'bank')
     # Now, since a mistake in it would be told hours later.
     size = config.data.num_classes * config.synthesis.per_class
     name, at = config.student.model, workdir / 'distillation'
     epoch_steps = size // config.distil.batch_size
     training = supervised.prepare(config, 'distil', name, epoch_steps, distil=True)
+    synthesis_seconds = 0.0
     if config.synthesis.bank:
         synthetic.check(bank, description(config))
-        synthesis_seconds = 0.0
     else:
-        seconds = synthesise(config, workdir, run, teacher, interrupted)
-        if seconds is None:
-            return {}
-        synthesis_seconds = seconds
-
+        synthesis_seconds = synthesise(config, workdir, run, teacher, interrupted)
     images = synthetic.dataset(bank, total, run.facts, config.synthesis.stored_size)
-    facts = supervised.fit(
-        training, config, at, images, test, 'student', interrupted, on_devices, seed=config.seed
+    trained = supervised.fit(
+        training, at, images, test, 'student', config.seed, interrupted, on_devices
     )
-    if not facts:
-        return {}
     student = model_folder.load_model(at)[1]
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
     predicted, _ = classify(run.plan.replicate(student), test, config.eval_batch_size)
     distilled = config.distil.epochs * epoch_steps * config.distil.batch_size
-    summary = artifacts.summary(
-        config,
-        teacher_accuracy=teacher_accuracy,
-        student_accuracy_last=facts['accuracy'],
-        student_accuracy_best=facts['best_accuracy'],
-        agreement_with_teacher=evaluate.accuracy(predicted, by_teacher),
-        seconds=round(synthesis_seconds + facts['seconds'], 2),
+    shown = _shown(bank, total, run)
+    return artifacts.finish(
+        workdir, config, run.facts, student, shown, supervised.curves(at), unit='epochs',
+        teacher_accuracy=of_teacher.accuracy,
+        student_accuracy_last=trained['accuracy'],
+        student_accuracy_best=trained['best_accuracy'],
+        agreement_with_teacher=evaluate.accuracy(predicted, of_teacher.predicted),
+        seconds=round(synthesis_seconds + trained['seconds'], 2),
         seconds_synthesis=round(synthesis_seconds, 2),
-        seconds_distillation=facts['seconds'],
+        seconds_distillation=trained['seconds'],
         images_synthesised=images.size,
         images_distilled=distilled,
         teacher_queries=synthesis_queries(config, run, teacher) + distilled,
         bank=str(bank),
-    )
-    history = metrics.read(at)
-    history = {
-        'round': history['round'],
-        'student_accuracy': history['test_accuracy'],
-        's/kd': history['loss'],
-    }
-    shown = _shown(bank, total, run)
-    processes.by_first(
-        lambda: artifacts.leave(
-            workdir, config, run.facts, student, shown, history, summary, unit='epochs'
-        )
-    )
-    print(
-        f'student {name}: last {facts["accuracy"]:.2f} %, best {facts["best_accuracy"]:.2f} %, '
-        f'agreement with the teacher {summary["agreement_with_teacher"]:.2f} %, '
-        f'{synthesis_seconds:.0f} s of synthesis, {facts["seconds"]:.0f} s of distillation; see '
-        f'{workdir / page.PAGE}',
-        flush=True,
-    )
-    return summary
+    )  # fmt: skip
 
 
 def synthesise(
@@ -127,68 +93,88 @@ def synthesise(
     run: build.Run,
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
-) -> float | None:
-    """Fills ``workdir/bank``; returns the seconds it took in all, None when asked to stop."""
-    bank, place, total = workdir / 'bank', workdir / 'synthesis', diffdfkd.trajectories(config)
-    done, per_row = processes.broadcast_from_first(synthetic.count(bank)), config.log_every_rounds
-    timer = place / 'seconds.json'
-    cure = 'Remove it: the seconds until now are then not counted.'
-    before = 0.0
-    if processes.broadcast_from_first(timer.exists()):
-        before = files.read_json(timer, cure).get('seconds', 0.0)
-    processes.by_first(lambda: recover(place, bank, done, per_row, total))
-    if done >= total:
-        return before
-    frozen = run.plan.replicate(Frozen(teacher=teacher, extra=conditions(config, run)))
+) -> float:
+    """Fills ``workdir/bank``; returns the seconds it took in all.  Raises Stopped."""
+    place, total = workdir / 'synthesis', diffdfkd.trajectories(config)
+    plan = run.plan
+    measured: dict[int, Any] = {}
+    store = _Bank(config, workdir / 'bank', place / 'seconds.json', measured)
+    if processes.broadcast_from_first(synthetic.count(store.folder)) >= total:
+        return store.seconds()
+    frozen = plan.replicate(Frozen(teacher=teacher, extra=conditions(config, run)))
     key_init, key_rounds = jax.random.split(jax.random.key(config.seed))
-    state = run.plan.call(run.whole.init)(frozen, key_init)
-    state = state.replace(round=jnp.asarray(done, jnp.int32))
-    state = run.plan.replicate(state)
     phase = ConfigDict(dict(rounds=total, loops=1, g_steps=guided_steps(config), s_steps=0))
-    trajectory = make_round(run.method, phase, run.plan)
+    trajectory = make_round(run.method, phase, plan)
     learn = learner(config, workdir, run, frozen.teacher, interrupted)
-    processes.by_first(lambda: synthetic.describe(bank, description(config)))
-    if done:
-        print(f'continuing after trajectory {done} of {total}', flush=True)
-    # What the batches since the last row of metrics.csv measured lies beside their images.
-    pending = [synthetic.measured(bank, number) for number in range(done - done % per_row, done)]
-    started = time.monotonic() - before
+    processes.by_first(lambda: synthetic.describe(store.folder, description(config)))
 
-    def keep(number: int, image: Any, label: Any, row: dict[str, float], seconds: float) -> None:
-        synthetic.write(bank, number, image, label, config.seed, row)
-        files.write_json(timer, {'trajectories': number + 1, 'seconds': seconds})
+    def advance(state: State, done: int) -> tuple[State, Any]:
+        student = learn(done)
+        if student:
+            net = state.student.replace(**plan.replicate(student))
+            state = state.replace(student=net)
+        state, measured[done] = trajectory(frozen, state, jax.random.fold_in(key_rounds, done))
+        return state, measured[done]
 
-    line = Progress(total, done, unit='trajectory')
-    with metrics.Writer(place, done) as writer, contextlib.closing(line):
-        while done < total and not interrupted():
-            student = learn(done)
-            if student is None:
-                break
-            if student:
-                net = state.student.replace(**run.plan.replicate(student))
-                state = state.replace(student=net)
-            state, row = trajectory(frozen, state, jax.random.fold_in(key_rounds, done))
-            [row] = artifacts.finite([row], done + 1, UNSTABLE.format(bank=bank))
-            image = _kept_images(state.extra, diffdfkd.kept(config, done))
-            label = np.full(len(image), done % config.data.num_classes)
-            seconds = time.monotonic() - started
-            # All go on once it is there: the training that follows reads it.
-            processes.by_first(partial(keep, done, image, label, row, seconds))
-            done += 1
-            pending.append(row)
-            if done % per_row == 0 or done == total:
-                row = {name: float(np.mean([r[name] for r in pending])) for name in row}
-                writer.write(done, {'seconds': seconds, **row})
-                pending = []
-            line.update(done, row, {'images_synthesised': done * config.synthesis.batch_size})
-    if done < total:
-        print(
-            f'stopped after trajectory {done} of {total}; continue with the same command and '
-            f'--workdir={workdir}',
-            flush=True,
-        )
-        return None
-    return time.monotonic() - started
+    work = session.Work(
+        plan=plan,
+        total=total,
+        init=run.whole.init,
+        inputs=(frozen, key_init),
+        advance=advance,
+        every=session.Every(log=config.log_every_rounds, measure=total, save=1),
+        images=lambda done: done * config.synthesis.batch_size,
+        unit='trajectory',
+        advice=f'The images so far are in {store.folder}. Lower config.loss, or set '
+        'config.prior.dtype=float32, in a new --workdir.',
+        store=store._replace(init=lambda: plan.call(run.whole.init)(frozen, key_init)),
+    )
+    return session.run(work, place, interrupted)[1].seconds
+
+
+class _Bank(NamedTuple):
+    """The bank as what a synthesis continues from: a file for each trajectory, and no state.
+
+    measured: by trajectory, what was measured of those that are not saved yet.
+    """
+
+    config: Any
+    folder: Path
+    timer: Path
+    measured: dict[int, Any]
+    init: Callable[[], State] | None = None
+
+    def seconds(self) -> float:
+        """What the trajectories so far took."""
+        if not processes.broadcast_from_first(self.timer.exists()):
+            return 0.0
+        cure = 'Remove it: the seconds until now are then not counted.'
+        return float(files.read_json(self.timer, cure).get('seconds', 0.0))
+
+    def restore(self, like: Any) -> Restored | None:
+        """The state before the first trajectory that has no file; None before any has."""
+        del like  # a trajectory depends on its number and on the student of its time alone
+        done = processes.broadcast_from_first(synthetic.count(self.folder))
+        if not done or self.init is None:
+            return None
+        state = self.init().replace(round=jnp.asarray(done, jnp.int32))
+        first = done - done % self.config.log_every_rounds
+        rows = [synthetic.measured(self.folder, number) for number in range(first, done)]
+        return Restored(done, state, {'seconds': self.seconds(), 'pending': rows})
+
+    def save(self, done: int, state: Any, progress: dict[str, Any]) -> None:
+        """Writes the images of the last trajectory, and what was measured of them."""
+        number = done - 1
+        image = _kept_images(state.extra, diffdfkd.kept(self.config, number))
+        label = np.full(len(image), number % self.config.data.num_classes)
+        row = {name: float(x) for name, x in jax.device_get(self.measured.pop(number)).items()}
+
+        def write() -> None:
+            synthetic.write(self.folder, number, image, label, self.config.seed, row)
+            files.write_json(self.timer, {'trajectories': done, 'seconds': progress['seconds']})
+
+        # All go on once it is there: the training that follows reads it.
+        processes.by_first(write)
 
 
 def guided_steps(config: Any) -> int:
@@ -220,31 +206,15 @@ def description(config: Any) -> dict[str, Any]:
     return facts | {'batches': diffdfkd.trajectories(config)}
 
 
-def recover(place: Path, bank: Path, done: int, per_row: int, total: int) -> None:
-    """Writes the rows of metrics.csv that a killed process had made the images of, but not written.
-
-    Without their seconds, which nobody knows.
-    """
-    due = [number for number in range(1, done + 1) if number % per_row == 0 or number == total]
-    with metrics.Writer(place, done) as writer:
-        known = metrics.read(place).get('round', ())
-        for number in due:
-            if number not in known:
-                first = (number - 1) // per_row * per_row
-                rows = [synthetic.measured(bank, i) for i in range(first, number)]
-                row = {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
-                writer.write(number, row)
-
-
 def learner(
     config: Any, workdir: Path, run: build.Run, teacher: Any, interrupted: Callable[[], bool]
-) -> Callable[[int], dict[str, Any] | None]:
+) -> Callable[[int], dict[str, Any]]:
     """What trains the student that the adversarial term is held against.
 
-    ``learn(done)`` returns the variables of the student of this moment where they are new, ``{}``
-    where nothing changed, None when asked to stop.  A session begins with the student of the one
-    before, and trains `in_loop.steps` batches (the repository: 20 epochs of what is there; with a
-    fixed number one compiled program serves all sessions).
+    ``learn(done)`` returns the variables of the student of this moment where they are new, else
+    ``{}``.  A session begins with the student of the one before, and trains `in_loop.steps` batches
+    (the repository: 20 epochs of what is there; with a fixed number one compiled program serves all
+    sessions).  It raises Stopped as any training does.
     """
     place, size = workdir / 'in_loop', config.synthesis.stored_size
     planned, learnt = diffdfkd.sessions(config), 0
@@ -253,32 +223,25 @@ def learner(
     name, steps = config.student.model, config.in_loop.steps
     training = supervised.prepare(config, 'in_loop', name, steps, distil=True)
 
-    def trained(session: int) -> dict[str, Any] | None:
+    def trained(number: int) -> dict[str, Any]:
         """The student after a session; the one before is trained again if it is gone."""
-        number = planned[session]
-        at, start = place / f'{number:06d}', None
-        if processes.broadcast_from_first((at / model_folder.FACTS).exists()):
-            return model_folder.load_model(at)[1]
-        if session:
-            start = trained(session - 1)
-            if start is None:
-                return None
-        images = synthetic.dataset(workdir / 'bank', number, run.facts, size)
-        if not supervised.fit(
-            training, config, at, images, None, 'in-loop student', interrupted, teacher, start,
-            config.seed + number,
-        ):  # fmt: skip
-            return None
+        at, start = place / f'{planned[number]:06d}', None
+        if not processes.broadcast_from_first((at / model_folder.FACTS).exists()):
+            if number:
+                start = trained(number - 1)
+            images = synthetic.dataset(workdir / 'bank', planned[number], run.facts, size)
+            seed = config.seed + planned[number]
+            supervised.fit(
+                training, at, images, None, 'in-loop student', seed, interrupted, teacher, start
+            )
         return model_folder.load_model(at)[1]
 
-    def learn(done: int) -> dict[str, Any] | None:
+    def learn(done: int) -> dict[str, Any]:
         nonlocal learnt
         past = [number for number in planned if number <= done]
         if not past or past[-1] == learnt:
             return {}
         student = trained(len(past) - 1)
-        if student is None:
-            return None
         learnt = past[-1]
         # A whole student is there: what it took to train it, and those long before, are not needed.
         if processes.first():

@@ -1,24 +1,19 @@
-"""Trains a classifier on real data: teachers, and the upper bounds of every table.
+"""The loop of ordinary training: a classifier on images and labels, or towards a teacher.
 
-    python -m dfkd_jax.teach --config=configs/fashion_mnist.py --workdir=DIR [--role=ROLE]
-
---role=teacher trains config.teacher.model; --role=student trains config.student.model, what a
-student reaches with the real images and labels; --role=kd distils the teacher to the student on
-the real images, what data-free distillation is measured against.  DIR is a model folder then:
-``--config.teacher.checkpoint=DIR`` takes it.  The same command continues an interrupted run.
+It trains teachers and the upper bounds of every table on real images (`python -m dfkd_jax.teach`),
+and the students of methods that keep their synthetic images on disk.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from ml_collections import ConfigDict
@@ -27,12 +22,11 @@ from dfkd_jax import augment, build, contract, data, evaluate, losses
 from dfkd_jax.contract import Array, Net, Params
 from dfkd_jax.distributed import processes, sharding
 from dfkd_jax.distributed.sharding import Shards
-from dfkd_jax.errors import ConfigError, NonFiniteError
-from dfkd_jax.reporting import artifacts, metrics
-from dfkd_jax.reporting.progress import Progress
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.loops import session
+from dfkd_jax.reporting import metrics
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
-from dfkd_jax.storage.checkpoints import Checkpoints
 
 ROLES = ('teacher', 'student', 'kd')
 
@@ -58,13 +52,14 @@ def run(
     role: str = 'teacher',
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Trains for `config.teach.epochs` and leaves a model folder; returns its facts.
+    """Trains for `config.teach.epochs` and leaves a model folder; returns what ``model.json`` says.
 
     A finished folder is returned as it is; an unfinished one is continued, to the same weights as
-    if it had never stopped.  Returns ``{}`` when asked to stop, after saving.
-    Raises ConfigError and DataError as `build.build` does.
+    if it had never stopped.
+    Raises ConfigError and DataError as `build.build` does, and Stopped after saving.
     """
-    if processes.broadcast_from_first((Path(workdir) / model_folder.FACTS).exists()):
+    workdir = Path(workdir)
+    if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
         return model_folder.load_model(workdir)[0]
     name = config.teacher.model if role == 'teacher' else config.student.model
     build.check_numbers(config)
@@ -73,23 +68,26 @@ def run(
     if role == 'kd':
         if config.teacher.checkpoint is None:
             raise ConfigError('--role=kd needs --config.teacher.checkpoint.')
-        teacher = build.load_network(config.teacher.checkpoint, config.teacher.model, config)
+        teacher = build.load_network(config.teacher.checkpoint, config.teacher.model, config.data)
     train, test = (data.load(config.data, split) for split in ('train', 'test'))
     epoch_steps = train.size // config.teach.batch_size
     training = prepare(config, 'teach', name, epoch_steps, distil=role == 'kd')
-    return fit(training, config, workdir, train, test, role, interrupted, teacher)
+    return fit(training, workdir, train, test, role, config.seed, interrupted, teacher)
 
 
 class Training(NamedTuple):
     """What trains a network on images, compiled once for any number of trainings.
 
     recipe: a group of the config with the fields of `teach`.
+    data: the config's group, for the sizes of images.
     whole: the network without the name of an axis.
     step: what `make_step` returns, compiled.
     """
 
     plan: sharding.Plan
     recipe: Any
+    data: Any
+    eval_batch_size: int
     name: str
     whole: Any
     tx: optax.GradientTransformation
@@ -102,122 +100,143 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
 
     Raises ConfigError and DataError where config and network do not fit.
     """
-    plan, recipe, facts = build.make_plan(config), config[group], data.check(config.data)
-    module, whole = (build.make_classifier(config, name, axis) for axis in (plan.shards.axis, None))
-    teacher = build.make_classifier(config, config.teacher.model) if distil else None
+    plan, recipe = build.make_plan(config.parallel), config[group]
+    about = data.check(config.data)
+    module, whole = (
+        build.make_classifier(name, config.data, config.dtype, axis)
+        for axis in (plan.shards.axis, None)
+    )
+    teacher = None
+    if distil:
+        teacher = build.make_classifier(config.teacher.model, config.data, config.dtype)
+    _check_recipe(recipe, f'config.{group}', epoch_steps, distil)
     try:
         plan.shards.check(f'config.{group}.batch_size', recipe.batch_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    tx = optimiser(recipe, epoch_steps)
+    step = plan.compile_rows(make_step(module, teacher, tx, recipe, about, plan.shards))
+    return Training(
+        plan, recipe, config.data, config.eval_batch_size, name, whole, tx, step, epoch_steps
+    )
+
+
+def _check_recipe(recipe: Any, group: str, epoch_steps: int, distil: bool) -> None:
+    """Raises ConfigError for numbers that make no training."""
     if (recipe.shade or recipe.cutmix) and not (distil and recipe.kd_weight == 1):
         raise ConfigError(
-            f'config.{group}.shade and cutmix mix images of several classes, which only a teacher '
+            f'{group}.shade and cutmix mix images of several classes, which only a teacher '
             'can tell: set them to 0, or distil with kd_weight=1.'
         )
     for field in ('epochs', 'save_every_epochs', 'eval_every_epochs'):
         if recipe[field] < 1:
-            raise ConfigError(f'config.{group}.{field}={recipe[field]}: expected 1 or more.')
+            raise ConfigError(f'{group}.{field}={recipe[field]}: expected 1 or more.')
     if epoch_steps < 1:
         raise ConfigError(
-            f'config.{group}.batch_size={recipe.batch_size} is more than there are images, or '
-            f'config.{group}.steps is not positive.'
+            f'{group}.batch_size={recipe.batch_size} is more than there are images, or '
+            f'{group}.steps is not positive.'
         )
-    tx = optimiser(recipe, epoch_steps)
-    step = plan.compile_rows(make_step(module, teacher, tx, recipe, facts, plan.shards))
-    return Training(plan, recipe, name, whole, tx, step, epoch_steps)
 
 
 def fit(
     training: Training,
-    config: Any,
-    workdir: str | Path,
+    workdir: Path,
     train: data.Dataset,
     test: data.Dataset | None,
     role: str,
+    seed: int,
     interrupted: Callable[[], bool] = lambda: False,
     teacher: Any = None,
     start: Any = None,
-    seed: int | None = None,
 ) -> dict[str, Any]:
     """Trains on the images of `train` and leaves a model folder, as `run` does.
 
     test: what is measured after every `recipe.eval_every_epochs`; None: nothing is.
+    seed: of weights, batches and augmentation.
     teacher: its variables, on the host or the devices, where `training` distils.
     start: the variables to begin with; None: newly drawn ones.
-    seed: of weights, batches and augmentation; None: the config's.
     """
-    if processes.broadcast_from_first((Path(workdir) / model_folder.FACTS).exists()):
+    if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
         return model_folder.load_model(workdir)[0]
-    seed = config.seed if seed is None else seed
-    workdir, (plan, recipe, name, whole, tx, step, epoch_steps) = Path(workdir), training
+    plan, recipe, frozen = training.plan, training.recipe, training.plan.replicate(teacher)
     key_init, key_steps = jax.random.split(jax.random.key(seed))
-    size, channels = config.data.image_size, config.data.channels
+    classify = evaluate.classifier(plan, training.whole, test.facts) if test else None
+    read = _reader(training, train, seed)
 
-    def init(key: Array) -> State:
-        variables = whole.init(key, jnp.zeros((1, size, size, channels)))
-        net = contract.start(variables['params'], variables.get('batch_stats', {}), tx)
-        return State(jnp.zeros((), jnp.int32), net)
+    def advance(state: State, epoch: int) -> tuple[State, session.Row]:
+        rows = []
+        for batch in read(epoch):
+            state, row = training.step(frozen, state, ((batch.image, batch.label), key_steps))
+            rows.append(row)
+        return state, session.mean(jax.device_get(rows))
 
-    classify = evaluate.classifier(plan, whole, test.facts) if test else None
-    frozen, progress = plan.replicate(teacher), {'best': 0.0, 'last': 0.0, 'seconds': 0.0}
-    epoch, stop = 0, False
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(init, key_init))
-        if restored is not None:
-            epoch, state, progress = restored
-        elif start is None:
-            state = plan.call(init)(key_init)
-        else:
-            net = contract.start(start['params'], start.get('batch_stats', {}), tx)
-            state = State(jnp.zeros((), jnp.int32), net)
-        state = plan.replicate(state)
-        started = time.monotonic() - progress['seconds']
-        mine = plan.rows(recipe.batch_size)
-        batches = train.shuffled(recipe.batch_size, seed, epoch * epoch_steps, mine)
-        print(f'training {name} on {train.size} images of {train.facts.name} ({role})', flush=True)
-        if epoch:
-            print(f'continuing after epoch {epoch} of {recipe.epochs}', flush=True)
-        line = Progress(recipe.epochs, epoch, unit='epoch', subject=role)
-        with metrics.Writer(workdir, epoch) as writer, contextlib.closing(line):
-            while epoch < recipe.epochs and not stop:
-                rows = []
-                # The range first: zip must not draw the batch after the last.
-                for _, batch in zip(range(epoch_steps), batches, strict=False):
-                    inputs = ((batch.image, batch.label), key_steps)
-                    state, row = step(frozen, state, inputs)
-                    rows.append(row)
-                epoch += 1
-                stop = interrupted()
-                rows = jax.device_get(rows)
-                row = {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
-                advice = (
-                    f'({role}.) The last good checkpoint is kept in {workdir / "checkpoints"}. '
-                    'Lower its lr, in a new --workdir.'
-                )
-                if not np.isfinite(row['loss']):
-                    raise NonFiniteError(f'loss is {row["loss"]} in epoch {epoch}. {advice}')
-                due = epoch == recipe.epochs or epoch % recipe.eval_every_epochs == 0
-                if classify is not None and test is not None and due:
-                    predicted, label = classify(state.net.variables, test, config.eval_batch_size)
-                    progress['last'] = evaluate.accuracy(predicted, label)
-                    progress['best'] = max(progress['best'], progress['last'])
-                    row['test_accuracy'] = progress['last']
-                progress['seconds'] = time.monotonic() - started
-                writer.write(epoch, {'seconds': progress['seconds'], **row})
-                line.update(epoch, row, progress)
-                if stop or epoch == recipe.epochs or epoch % recipe.save_every_epochs == 0:
-                    artifacts.check_weights(state, epoch, advice, 'epoch')
-                    checkpoints.save(epoch, state, progress)
-    if epoch < recipe.epochs:
-        print(f'stopped and saved after epoch {epoch} of {recipe.epochs}', flush=True)
-        return {}
-    processes.by_first(lambda: build.save_network(
-        workdir, name, jax.device_get(state.net.variables), config,
-        role=role, accuracy=progress['last'], best_accuracy=progress['best'],
-        epochs=epoch, seed=seed, seconds=round(progress['seconds'], 2),
+    def measure(state: State) -> session.Row:
+        if classify is None or test is None:
+            return {}
+        predicted, label = classify(state.net.variables, test, training.eval_batch_size)
+        return {'test_accuracy': evaluate.accuracy(predicted, label)}
+
+    print(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
+    work = session.Work(
+        plan=plan,
+        total=recipe.epochs,
+        init=partial(_first_state, training),
+        inputs=(key_init, start),
+        advance=advance,
+        every=session.Every(1, recipe.eval_every_epochs, recipe.save_every_epochs),
+        measure=measure,
+        score='test_accuracy',
+        unit='epoch',
+        subject=role,
+        advice=f'({role}.) {session.kept(workdir)} Lower its lr, in a new --workdir.',
+    )
+    state, progress = session.run(work, workdir, interrupted)
+    processes.by_first(lambda: model_folder.save_classifier(
+        workdir, training.name, jax.device_get(state.net.variables), training.data,
+        role=role, accuracy=progress.last, best_accuracy=progress.best,
+        best_epoch=progress.best_at, epochs=recipe.epochs,
+        seed=seed, seconds=round(progress.seconds, 2),
         device=folder.device(), versions=folder.versions(), recipe=files.plain(recipe),
     ))  # fmt: skip
     return model_folder.load_model(workdir)[0]
+
+
+def _first_state(training: Training, key: Array, start: Any) -> State:
+    """The state before the first step: of newly drawn weights, or of those of `start`."""
+
+    size, channels = training.data.image_size, training.data.channels
+    if start is None:
+        start = training.whole.init(key, jnp.zeros((1, size, size, channels)))
+    net = contract.start(start['params'], start.get('batch_stats', {}), training.tx)
+    return State(jnp.zeros((), jnp.int32), net)
+
+
+def _reader(
+    training: Training, train: data.Dataset, seed: int
+) -> Callable[[int], Iterator[data.Batch]]:
+    """``epoch -> its batches``, from one stream that begins at the first epoch asked for."""
+    batch_size, steps = training.recipe.batch_size, training.epoch_steps
+    stream: Iterator[data.Batch] | None = None
+
+    def read(epoch: int) -> Iterator[data.Batch]:
+        nonlocal stream
+        if stream is None:
+            rows = training.plan.rows(batch_size)
+            stream = train.shuffled(batch_size, seed, epoch * steps, rows)
+        # Not zip, which would draw the batch after the last.
+        return itertools.islice(stream, steps)
+
+    return read
+
+
+def curves(workdir: Path) -> dict[str, Any]:
+    """What a page draws of a training: accuracies and the loss, by epoch."""
+    measured = metrics.read(workdir)
+    return {
+        'round': measured['round'],
+        'student_accuracy': measured['test_accuracy'],
+        's/kd': measured['loss'],
+    }
 
 
 def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
@@ -243,7 +262,7 @@ def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
 
 
 def make_step(
-    module: Any, teacher_module: Any, tx: Any, recipe: Any, facts: data.Facts, shards: Shards
+    module: Any, teacher_module: Any, tx: Any, recipe: Any, about: data.Facts, shards: Shards
 ) -> Callable:
     """One update on a batch of images, of any size if `random_resized_crop` cuts them.
 
@@ -251,7 +270,7 @@ def make_step(
     the rows of this shard (`Plan.compile_rows`).  The loss is cross entropy or, with a teacher,
     ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
     """
-    black = -jnp.asarray(facts.mean) / jnp.asarray(facts.std)
+    black = -jnp.asarray(about.mean) / jnp.asarray(about.std)
 
     def step(frozen: Any, state: State, inputs: Any) -> tuple[State, dict[str, Array]]:
         (images, label), key = inputs
@@ -265,10 +284,10 @@ def make_step(
             other = shards.before(images).astype(jnp.float32) / 255
             mixture = jax.tree.map(shards.share, whole)
             pixel = 255 * augment.mix(pixel.astype(jnp.float32) / 255, other, mixture)
-        x = data.normalise(pixel, facts.mean, facts.std)
+        x = data.normalise(pixel, about.mean, about.std)
         if recipe.random_resized_crop:
             areas = augment.draw_areas(key_crop, total)
-            x = augment.resized_crop(x, shards.share(areas), facts.image_shape[0])
+            x = augment.resized_crop(x, shards.share(areas), about.image_shape[0])
         elif recipe.crop_padding:
             offsets = augment.draw_crop(key_crop, total, recipe.crop_padding)
             x = augment.crop(x, shards.share(offsets), recipe.crop_padding, black)

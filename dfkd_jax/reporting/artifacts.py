@@ -1,18 +1,16 @@
-"""What a run leaves behind, and how it ends when a loss stops being finite."""
+"""What a run leaves behind: the student, pictures, the page and ``summary.json``."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from dfkd_jax import build, data, port
+from dfkd_jax import data, port
 from dfkd_jax.contract import Batch
-from dfkd_jax.errors import NonFiniteError
+from dfkd_jax.distributed import processes
 from dfkd_jax.reporting import page
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
@@ -35,56 +33,56 @@ def summary(config: Any, **measured: Any) -> dict[str, Any]:
     }
 
 
+def finish(
+    workdir: Path,
+    config: Any,
+    about: data.Facts,
+    student: Any,
+    samples: Batch | None,
+    history: Mapping[str, np.ndarray],
+    unit: str = 'rounds',
+    **measured: Any,
+) -> dict[str, Any]:
+    """Leaves what every run leaves, tells the student's accuracy, and returns the summary.
+
+    about: the data set.  student: its variables, on the host.
+    samples: synthetic images to show; None: there are none.
+    history: what `metrics.read` returns; a row is a `unit`.
+    measured: the numbers of the summary.
+    """
+    found = summary(config, **measured)
+    processes.by_first(
+        lambda: leave(workdir, config, about, student, samples, history, found, unit)
+    )
+    print(
+        f'student {config.student.model}: last {found["student_accuracy_last"]:.2f} %, best '
+        f'{found["student_accuracy_best"]:.2f} %, agreement with the teacher '
+        f'{found["agreement_with_teacher"]:.2f} %, {found["seconds"]:.0f} s; see '
+        f'{workdir / page.PAGE}',
+        flush=True,
+    )
+    return found
+
+
 def leave(
     workdir: Path,
     config: Any,
-    facts: data.Facts,
+    about: data.Facts,
     student: Any,
     samples: Batch | None,
     history: Mapping[str, np.ndarray],
     summary: dict[str, Any],
-    unit: str = 'rounds',
+    unit: str,
 ) -> None:
-    """Writes the student in three formats, pictures, the page and, last, ``summary.json``.
-
-    student: its variables, on the host.  samples: synthetic images to show; None: there are none.
-    history: what `metrics.read` returns; a row is a `unit`.
-    """
+    """Writes the student in three formats, pictures, the page and, last, ``summary.json``."""
     name, accuracy = config.student.model, summary['student_accuracy_last']
     files.save_arrays(workdir / 'student.safetensors', model_folder.flatten(student))
     files.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
-    build.save_network(workdir / 'student', name, student, config, accuracy=accuracy)
+    model_folder.save_classifier(workdir / 'student', name, student, config.data, accuracy=accuracy)
     if samples is not None:
-        pixels = np.asarray(data.denormalise(samples.image, facts.mean, facts.std))
+        pixels = np.asarray(data.denormalise(samples.image, about.mean, about.std))
         labels = np.asarray(samples.label)
-        page.image_grid(pixels, labels, facts.class_names, workdir / page.IMAGES)
-    references = {'teacher': summary['teacher_accuracy']}
-    page.curves(history, workdir / page.CURVES, references, unit)
+        page.image_grid(pixels, labels, about.class_names, workdir / page.IMAGES)
+    page.curves(history, workdir / page.CURVES, {'teacher': summary['teacher_accuracy']}, unit)
     page.page(workdir, summary)
     files.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
-
-
-def check_weights(state: Any, done: int, advice: str, unit: str = 'round') -> None:
-    """Raises NonFiniteError naming the first array of a state that is not finite.
-
-    A round's last update can spoil the weights after its losses were still finite.
-    """
-    for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
-        if not np.all(np.isfinite(x)):
-            name = jax.tree_util.keystr(path, simple=True, separator='/')
-            raise NonFiniteError(f'{name} is not finite after {unit} {done}. {advice}')
-
-
-def finite(rows: list[Any], done: int, advice: str) -> list[dict[str, float]]:
-    """Waits for the rounds up to `done`: their metrics, on the host.
-
-    advice: what to do if they diverged.
-
-    Raises NonFiniteError naming the first round and metric that are not finite.
-    """
-    rows = jax.device_get(rows)
-    for number, row in enumerate(rows, start=done - len(rows) + 1):
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f'{name} is {value} at round {number}. {advice}')
-    return [{name: float(value) for name, value in row.items()} for row in rows]

@@ -34,7 +34,7 @@ from dfkd_jax.storage.files import write_json
 
 T = TypeVar('T')
 FILES = 'files.json'  # in a checkpoint's folder
-FORMAT = 1  # of a checkpoint: what its record says, and how its files are laid out
+FORMAT = 2  # of a checkpoint: what its record says, and how its files are laid out
 
 
 class Restored(NamedTuple):

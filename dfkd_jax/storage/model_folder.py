@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from flax import traverse_util
 
 from dfkd_jax.errors import CheckpointError
@@ -82,3 +84,22 @@ def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         return facts, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}
     except (TypeError, ValueError) as error:  # 'a' and 'a/b': an array where others are to be
         raise CheckpointError(f'the names in {directory / VARIABLES} are no tree.') from error
+
+
+def save_classifier(
+    directory: str | os.PathLike[str], name: str, variables: Any, data: Any, **about: Any
+) -> None:
+    """Writes a model folder with what `build.load_network` checks.
+
+    data: the config's group, whose classes and images the network is for.
+    """
+    save_model(
+        directory,
+        name,
+        jax.tree.map(np.asarray, variables),
+        num_classes=data.num_classes,
+        channels=data.channels,
+        image_size=data.image_size,
+        dataset=data.name,
+        **about,
+    )

@@ -376,7 +376,7 @@ def module_of(network: Network, num_classes: int) -> Any:
     config = SimpleNamespace(
         dtype='float32', data=SimpleNamespace(num_classes=num_classes, **image)
     )
-    return build.make_classifier(config, facts['model'])
+    return build.make_classifier(facts['model'], config.data, config.dtype)
 
 
 def renew_head(

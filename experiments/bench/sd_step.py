@@ -88,7 +88,9 @@ def measure(batch: int, size: int, remat: bool, run: bool) -> dict[str, Any]:
     shape = (size, size, 4)
     model = diffusion.Prior({}, functions, table, shape, network.config.divisor, 8, None)
     nets = Models(
-        build.make_classifier(config, 'resnet34'), build.make_classifier(config, 'resnet18'), None,
+        build.make_classifier('resnet34', config.data),
+        build.make_classifier('resnet18', config.data),
+        None,
         10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), model,
     )  # fmt: skip
     method = diffdfkd.make(config, nets, sharding.Shards())

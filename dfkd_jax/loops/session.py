@@ -1,0 +1,187 @@
+"""The session under every loop: a run that is killed at any moment continues to the same numbers.
+
+A loop says what one unit of its work does (a round, an epoch, a trajectory, a step): a `Work`.
+`run` does the rest once for all of them: it restores the last checkpoint, repeats the unit, writes
+rows of metrics, measures, saves, keeps the best, stops when asked to, and never saves a number that
+is not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from dfkd_jax.distributed.sharding import Plan
+from dfkd_jax.errors import NonFiniteError
+from dfkd_jax.reporting import metrics, progress
+from dfkd_jax.storage.checkpoints import Checkpoints, Restored
+
+Row = dict[str, float]
+
+
+class Stopped(Exception):  # noqa: N818, it is no error
+    """The run was asked to stop, and has saved; the same command continues it."""
+
+
+class Every(NamedTuple):
+    """After how many units of work something is due; the last unit is always followed by all."""
+
+    log: int = 1  # a row of ``metrics.csv``, the mean of the units since the last one
+    measure: int = 1
+    save: int = 1
+
+
+class Store(Protocol):
+    """Where states are kept between processes: `Checkpoints`, or what the work itself leaves."""
+
+    def restore(self, like: Any) -> Restored | None: ...
+
+    def save(self, done: int, state: Any, progress: dict[str, Any]) -> None: ...
+
+
+class Work(NamedTuple):
+    """What a loop does, apart from being interrupted.
+
+    init, inputs: ``init(*inputs)`` is the first state; pure, since it is compiled.
+    advance: ``(state, done) -> (state, metrics)``, the unit after `done` of them.
+    measure: ``state -> numbers`` on the host, joined to the row.
+    score: the name of the measured number, in per cent, whose best is kept.
+    totals: ``done -> numbers`` that only grow, joined to the row.
+    images: ``done -> images synthesised``, for the progress line; None where there are none.
+    unit, subject: what a unit and the network in training are called.
+    advice: what a user can do when a number stops being finite.
+    store: None for checkpoints in ``workdir/checkpoints``, of which `keep` are kept.
+    """
+
+    plan: Plan
+    total: int
+    init: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    advance: Callable[[Any, int], tuple[Any, Any]]
+    every: Every = Every()
+    measure: Callable[[Any], Row] = lambda state: {}
+    score: str = ''
+    totals: Callable[[int], Row] = lambda done: {}
+    images: Callable[[int], int] | None = None
+    unit: str = 'round'
+    subject: str = 'student'
+    advice: str = ''
+    store: Store | None = None
+    keep: int = 2
+
+
+@dataclass
+class Progress:
+    """What a session knows beside the state, saved with it.
+
+    pending: the metrics of the units since the last row.  measured: the last measurement.
+    """
+
+    seconds: float = 0.0
+    last: float = 0.0
+    best: float = 0.0
+    best_at: int = 0
+    measured: Row = field(default_factory=dict)
+    pending: list[Any] = field(default_factory=list)
+
+
+def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any, Progress]:
+    """Works from wherever the last session in `workdir` stopped; returns the last state.
+
+    interrupted: asked after every unit.
+    Raises Stopped after saving where it said yes, and NonFiniteError before anything is saved where
+    a metric or an array of the state is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        store = work.store or stack.enter_context(Checkpoints(workdir / 'checkpoints', work.keep))
+        restored = store.restore(jax.eval_shape(work.init, *work.inputs))
+        done = restored.round if restored else 0
+        so_far = Progress(**restored.progress) if restored else Progress()
+        state = restored.state if restored else work.plan.call(work.init)(*work.inputs)
+        state = work.plan.replicate(state)
+        if done:
+            print(f'continuing after {work.unit} {done} of {work.total}', flush=True)
+        started, stop = time.monotonic() - so_far.seconds, False
+        writer = stack.enter_context(metrics.Writer(workdir, done))
+        line = progress.Progress(work.total, done, unit=work.unit, subject=work.subject)
+        stack.enter_context(contextlib.closing(line))
+        while done < work.total and not stop:
+            state, row = work.advance(state, done)
+            done += 1
+            so_far.pending.append(row)
+            stop = interrupted()
+            log, measure, save = (done == work.total or done % every == 0 for every in work.every)
+            if log or measure or save or stop:
+                so_far.pending = finite(so_far.pending, done, work)
+                so_far.seconds = time.monotonic() - started
+            if measure:
+                _measure(work, state, done, so_far)
+            if log or measure:
+                row = mean(so_far.pending) | (so_far.measured if measure else {})
+                totals = {'seconds': so_far.seconds} | work.totals(done)
+                writer.write(done, totals | row)
+                images = {'images_synthesised': work.images(done)} if work.images else {}
+                line.update(done, row, asdict(so_far) | images)
+                so_far.pending = []
+            if save or stop:
+                kept = jax.device_get(state)
+                check_state(kept, done, work)
+                store.save(done, kept, asdict(so_far))
+    if done < work.total:
+        print(
+            f'stopped and saved after {work.unit} {done} of {work.total}; continue with the same '
+            'command and the same --workdir',
+            flush=True,
+        )
+        raise Stopped
+    return state, so_far
+
+
+def _measure(work: Work, state: Any, done: int, so_far: Progress) -> None:
+    so_far.measured = work.measure(state)
+    if work.score in so_far.measured:
+        so_far.last = so_far.measured[work.score]
+        if so_far.last > so_far.best:
+            so_far.best, so_far.best_at = so_far.last, done
+
+
+def mean(rows: list[Row]) -> Row:
+    """The mean of each number over rows that have the same."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def finite(rows: list[Any], done: int, work: Work) -> list[Row]:
+    """Waits for the units up to `done`; returns their metrics, on the host.
+
+    Raises NonFiniteError naming the first unit and metric that are not finite.
+    """
+    rows = jax.device_get(rows)
+    for number, row in enumerate(rows, start=done - len(rows) + 1):
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f'{name} is {value} at {work.unit} {number}. {work.advice}')
+    return [{name: float(value) for name, value in row.items()} for row in rows]
+
+
+def check_state(state: Any, done: int, work: Work) -> None:
+    """Raises NonFiniteError naming the first array of a state, on the host, that is not finite.
+
+    The last update before a save can spoil the weights after its losses were still finite.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if not np.all(np.isfinite(x)):
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise NonFiniteError(f'{name} is not finite after {work.unit} {done}. {work.advice}')
+
+
+def kept(workdir: Path) -> str:
+    """Where the state before a mishap is, for a message."""
+    return f'The last good checkpoint is kept in {workdir / "checkpoints"}.'

@@ -1,0 +1,176 @@
+"""Every loop is continued to the same numbers, and never saves one that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from configs import common, common_prior, digits
+from dfkd_jax import build, contract, loops
+from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import NonFiniteError
+from dfkd_jax.loops import Stopped, alternating, diffusion_prior, offline, session, supervised
+from dfkd_jax.reporting import metrics
+from dfkd_jax.storage import model_folder
+from dfkd_jax.storage.checkpoints import Checkpoints
+
+pytestmark = pytest.mark.usefixtures('fast_runs')
+
+
+def counting(total: int = 7, **changes: Any) -> session.Work:
+    """Work whose state counts its units and adds up their numbers."""
+
+    def advance(state: Any, done: int) -> tuple[Any, dict[str, Any]]:
+        assert int(state[0]) == done
+        return state + jnp.array([1, done]), {'s/unit': jnp.float32(done)}
+
+    work = session.Work(
+        plan=sharding.make('jit'),
+        total=total,
+        init=lambda: jnp.zeros(2),
+        inputs=(),
+        advance=advance,
+        every=session.Every(log=2, measure=3, save=4),
+        measure=lambda state: {'accuracy': 50 - abs(float(state[0]) - 3)},
+        score='accuracy',
+        advice='Lower it.',
+    )
+    return work._replace(**changes)
+
+
+def rows(workdir: Path) -> dict[str, Any]:
+    columns = metrics.read(workdir)
+    return {name: list(column) for name, column in columns.items() if name != 'seconds'}
+
+
+def test_cadences_and_the_best(tmp_path: Path) -> None:
+    state, progress = session.run(counting(), tmp_path, lambda: False)
+    assert state.tolist() == [7, 21]
+    found = rows(tmp_path)
+    assert found['round'] == [2, 3, 4, 6, 7]
+    assert found['s/unit'] == [0.5, 2, 3, 4.5, 6]  # means over the units since the last row
+    np.testing.assert_array_equal(found['accuracy'], [np.nan, 50, np.nan, 47, 46])
+    assert (progress.last, progress.best, progress.best_at) == (46, 50, 3)
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['4', '7']
+
+
+@pytest.mark.parametrize('stop', range(1, 7))
+def test_stopped_after_any_unit_and_continued(tmp_path: Path, stop: int) -> None:
+    session.run(counting(), tmp_path / 'whole', lambda: False)
+    asked = iter([False] * (stop - 1) + [True])
+    with pytest.raises(Stopped):
+        session.run(counting(), tmp_path / 'run', lambda: next(asked))
+    state, progress = session.run(counting(), tmp_path / 'run', lambda: False)
+    assert state.tolist() == [7, 21] and progress.best_at == 3
+    assert str(rows(tmp_path / 'run')) == str(rows(tmp_path / 'whole'))
+
+
+def test_a_metric_that_is_not_finite_is_named_with_its_unit(tmp_path: Path) -> None:
+    def advance(state: Any, done: int) -> tuple[Any, dict[str, Any]]:
+        return state, {'g/loss': 1.0, 'g/bn': np.float32(np.nan if done == 5 else 1)}
+
+    work = counting(advance=advance)
+    with pytest.raises(NonFiniteError, match='g/bn is nan at round 6. Lower it.'):
+        session.run(work, tmp_path, lambda: False)
+    with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+        assert checkpoints.restore(jnp.zeros(2)).round == 4
+
+
+def test_an_array_that_is_not_finite_is_named() -> None:
+    good = contract.Net({'fc': {'kernel': np.ones(3)}}, {}, ())
+    bad = good.replace(params={'fc': {'kernel': np.array([1.0, np.inf, 1.0])}})
+    state = contract.State(round=np.int32(8), student=good, generator=())
+    session.check_state(state, 8, counting())
+    with pytest.raises(NonFiniteError, match='student/params/fc/kernel is not .* after round 8'):
+        session.check_state(state.replace(student=bad), 8, counting())
+
+
+# Every loop: its last update before a save spoils the weights, after all losses were finite.
+
+
+def spoiling(step: Callable) -> Callable:
+    """A compiled step whose returned state is not finite, and whose metrics are."""
+
+    def call(*args: Any) -> Any:
+        state, row = step(*args)
+        return jax.tree.map(
+            lambda x: x * jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+        ), row
+
+    return call
+
+
+def of_alternating(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
+    config = digits.get_config('noise,smoke')
+    config.data.image_size, config.teacher.model = 4, 'resnet8_half'
+    config.phases = (common.phase(rounds=1, g_steps=0, s_steps=1),)
+    make_round = alternating.make_round
+    patch.setattr(alternating, 'make_round', lambda *args: spoiling(make_round(*args)))
+    loops.run(config, workdir)
+    return workdir
+
+
+def of_supervised(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
+    config = digits.get_config('noise,smoke')
+    config.data.image_size, config.teacher.model = 4, 'resnet8_half'
+    config.teach.batch_size = 1436  # an epoch is a step
+    make_plan = build.make_plan
+
+    def planned(mode: str) -> Any:
+        plan = make_plan(mode)
+        return plan._replace(compile_rows=lambda step: spoiling(plan.compile_rows(step)))
+
+    patch.setattr(build, 'make_plan', planned)
+    supervised.run(config, workdir)
+    return workdir
+
+
+def of_diffusion_prior(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
+    config = common_prior.prior(image_size=8, channels=1, widths=(8, 8), attention=())
+    config = common_prior.finish(config, 'smoke')
+    config.train.update(steps=1, warmup_steps=0)
+    config.parallel, config.data.folder = 'jit', 'images'
+    images = np.random.default_rng(0).integers(0, 255, (24, 8, 8, 1)).astype(np.uint8)
+    patch.setattr(diffusion_prior, 'load_images', lambda _: (images[:16], images[16:]))
+    make_plan = build.make_plan
+
+    def planned(mode: str) -> Any:
+        plan = make_plan(mode)
+        return plan._replace(compile=lambda step: spoiling(plan.compile(step)))
+
+    patch.setattr(build, 'make_plan', planned)
+    diffusion_prior.run(config, workdir)
+    return workdir
+
+
+def of_offline(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
+    config = digits.get_config('diffdfkd,smoke')
+    config.data.image_size = config.synthesis.stored_size = 4
+    config.teacher.model = config.student.model = 'resnet8_half'
+    config.prior.path = str(tiny.saved_prior(workdir / 'prior'))
+    config.loss.bn = 0.0
+    module = build.make_classifier('resnet8_half', config.data)
+    teacher = module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    make_round = offline.make_round
+    patch.setattr(offline, 'make_round', lambda *args: spoiling(make_round(*args)))
+    offline.synthesise(config, workdir / 'run', build.build(config), teacher, lambda: False)
+    return workdir / 'run'
+
+
+@pytest.mark.parametrize('spoilt', [of_alternating, of_supervised, of_diffusion_prior, of_offline])
+def test_spoilt_weights_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: Callable
+) -> None:
+    with pytest.raises(NonFiniteError, match='is not finite after (round|epoch|step|trajectory)'):
+        spoilt(tmp_path, monkeypatch)
+    saved = [path for path in tmp_path.rglob('checkpoints/*') if path.is_dir()]
+    assert not [path for path in saved if 'teacher' not in path.parts]
+    assert not list(tmp_path.rglob(f'student/{model_folder.VARIABLES}'))
+    assert not list(tmp_path.rglob('batch-*'))
