@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from dfkd_jax import build, data, evaluate
+from dfkd_jax.config import PhaseConfig
 from dfkd_jax.contract import Frozen, State
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
@@ -25,6 +26,10 @@ from dfkd_jax.reporting import artifacts, metrics
 from dfkd_jax.storage import files
 
 TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
+ADVICE = (
+    'Lower config.student.lr or config.generator.lr (config.pixels.lr), or the weight of the term, '
+    'in a new --workdir.'
+)
 
 
 def distil(
@@ -35,15 +40,14 @@ def distil(
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Alternates until all phases are done, and leaves what every run leaves; the summary.
+    """Alternates until all phases are done, and leaves what every run leaves.
 
-    Raises Stopped after saving, ConfigError for other embeddings than the run began with, and
-    NonFiniteError.
+    Returns the summary.  Raises Stopped, NonFiniteError, and ConfigError for other embeddings than
+    the run began with.
     """
     plan, models = run.plan, run.models
     frozen = plan.replicate(Frozen(teacher=teacher, extra=_kept(workdir, run.extra)))
     of_teacher = evaluate.teacher(config, plan, models.teacher, frozen.teacher, test)
-    classify = evaluate.classifier(plan, models.student, run.facts)
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one for each round
     queries = _queries(config, run, frozen)
@@ -53,34 +57,24 @@ def distil(
         round_fn = round_of(config.phases.index(phases[done]))
         return round_fn(frozen, state, jax.random.fold_in(key_rounds, done))
 
-    def measure(state: State) -> session.Row:
-        predicted, label = classify(state.student.variables, test, config.eval_batch_size)
-        return {
-            'student_accuracy': evaluate.accuracy(predicted, label),
-            'agreement_with_teacher': evaluate.accuracy(predicted, of_teacher.predicted),
-        }
-
     work = session.Work(
         plan=plan,
         total=len(phases),
         init=run.whole.init,
         inputs=(frozen, key_init),
         advance=advance,
-        every=session.Every(
-            config.log_every_rounds, config.eval_every_rounds, config.save_every_rounds
-        ),
-        measure=measure,
+        every=_cadences(config),
+        measure=_measure(config, run, test, of_teacher.predicted),
         score='student_accuracy',
         totals=lambda done: {'teacher_queries': queries[done - 1]},
-        images=lambda done: _images(config, phases[:done])[0],
-        advice=f'{session.kept(workdir)} Lower config.student.lr or config.generator.lr '
-        '(config.pixels.lr), or the weight of the term, in a new --workdir.',
+        images=lambda done: _images(config.synthesis, phases[:done])[0],
+        advice=f'{session.kept(workdir)} {ADVICE}',
         keep=config.keep_checkpoints,
     )
     state, progress = session.run(work, workdir, interrupted)
     samples = plan.call(run.whole.sample)(frozen, state, key_images)
-    synthesised, distilled = _images(config, phases)
     student, samples = jax.device_get((state.student.variables, samples))
+    synthesised, distilled = _images(config.synthesis, phases)
     return artifacts.finish(
         workdir, config, run.facts, student, samples, metrics.read(workdir),
         teacher_accuracy=of_teacher.accuracy,
@@ -96,6 +90,28 @@ def distil(
     )  # fmt: skip
 
 
+def _cadences(config: Any) -> session.Every:
+    return session.Every(
+        config.log_every_rounds, config.eval_every_rounds, config.save_every_rounds
+    )
+
+
+def _measure(
+    config: Any, run: build.Run, test: data.Dataset, by_teacher: np.ndarray
+) -> Callable[[State], session.Row]:
+    """What is measured of a state: the student on test images, whose classes only measure."""
+    classify = evaluate.classifier(run.plan, run.models.student, run.facts)
+
+    def measure(state: State) -> session.Row:
+        predicted, label = classify(state.student.variables, test, config.eval_batch_size)
+        return {
+            'student_accuracy': evaluate.accuracy(predicted, label),
+            'agreement_with_teacher': evaluate.accuracy(predicted, by_teacher),
+        }
+
+    return measure
+
+
 def _queries(config: Any, run: build.Run, frozen: Frozen) -> list[int]:
     """Images through the teacher after each round, from the first."""
     each = build.queries(config, run.models, frozen, config.phases)
@@ -103,9 +119,8 @@ def _queries(config: Any, run: build.Run, frozen: Frozen) -> list[int]:
     return list(itertools.accumulate(rounds))
 
 
-def _images(config: Any, rounds: list[Any]) -> tuple[int, int]:
+def _images(synthesis: Any, rounds: list[PhaseConfig]) -> tuple[int, int]:
     """How many images passed through synthesis updates, and how many the student trained on."""
-    synthesis = config.synthesis
     return (
         sum(phase.loops * phase.g_steps for phase in rounds) * synthesis.batch_size,
         sum(phase.s_steps for phase in rounds) * synthesis.student_batch_size,

@@ -8,6 +8,7 @@ weights.  A prior for data-free distillation must not see what the teacher was t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,7 @@ def run(
     measure = make_measure(module, schedule, plan, held_out, recipe.batch_size)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
 
-    def init(key: Array) -> State:
-        params = module.init(key, jnp.zeros((1, *images.shape[1:])), jnp.zeros((1,)))['params']
-        # A copy: a step takes over the memory of its state, and must not get the same twice.
-        ema = jax.tree.map(jnp.copy, params)
-        return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
-
+    init = partial(first_state, module, tx, images.shape[1:])
     weights = sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, key_init).params))
     print(f'training a prior of {weights:,} weights on {len(images):,} images', flush=True)
     work = session.Work(
@@ -99,14 +95,14 @@ def run(
         advice=f'{session.kept(workdir)} Lower config.train.lr, in a new --workdir.',
     )
     state, progress = session.run(work, workdir, interrupted)
-    samples = sample(module, schedule, plan, state.ema, images.shape[1:], config.seed)
-    loss = float(metrics.read(workdir)['loss'][-1])
     receipt = {
         'images': len(images), 'held_out': len(held_out), 'source': source(config.data),
         'weights': weights, 'steps': recipe.steps, 'seconds': round(progress.seconds, 1),
-        'loss': loss, **progress.measured, 'command': command, 'device': folders.device(),
-        'versions': folders.versions(), 'config': files.plain(config),
+        'loss': float(metrics.read(workdir)['loss'][-1]), **progress.measured,
+        'command': command, 'device': folders.device(), 'versions': folders.versions(),
+        'config': files.plain(config),
     }  # fmt: skip
+    samples = sample(module, schedule, plan, state.ema, images.shape[1:], config.seed)
     write(workdir / PRIOR, config, jax.device_get(state.ema), samples, receipt)
     return receipt
 
@@ -168,6 +164,14 @@ def source(config: Any) -> Any:
 
 
 # What is computed
+
+
+def first_state(module: UNet, tx: Any, shape: tuple[int, ...], key: Array) -> State:
+    """The state before the first step, for images of [H, W, C]."""
+    params = module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)))['params']
+    # A copy: a step takes over the memory of its state, and must not get the same twice.
+    ema = jax.tree.map(jnp.copy, params)
+    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
 
 
 def optimiser(recipe: Any) -> optax.GradientTransformation:

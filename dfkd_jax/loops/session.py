@@ -47,6 +47,12 @@ class Store(Protocol):
     def save(self, done: int, state: Any, progress: dict[str, Any]) -> None: ...
 
 
+def nothing(at: Any) -> Row:
+    """What a loop measures that measures nothing."""
+    del at
+    return {}
+
+
 class Work(NamedTuple):
     """What a loop does, apart from being interrupted.
 
@@ -67,9 +73,9 @@ class Work(NamedTuple):
     inputs: tuple[Any, ...]
     advance: Callable[[Any, int], tuple[Any, Any]]
     every: Every = Every()
-    measure: Callable[[Any], Row] = lambda state: {}
+    measure: Callable[[Any], Row] = nothing
     score: str = ''
-    totals: Callable[[int], Row] = lambda done: {}
+    totals: Callable[[int], Row] = nothing
     images: Callable[[int], int] | None = None
     unit: str = 'round'
     subject: str = 'student'

@@ -160,8 +160,9 @@ def fit(
         return model_folder.load_model(workdir)[0]
     plan, recipe, frozen = training.plan, training.recipe, training.plan.replicate(teacher)
     key_init, key_steps = jax.random.split(jax.random.key(seed))
-    classify = evaluate.classifier(plan, training.whole, test.facts) if test else None
+    classify = evaluate.classifier(plan, training.whole, train.facts)
     read = _reader(training, train, seed)
+    print(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
 
     def advance(state: State, epoch: int) -> tuple[State, session.Row]:
         rows = []
@@ -171,12 +172,10 @@ def fit(
         return state, session.mean(jax.device_get(rows))
 
     def measure(state: State) -> session.Row:
-        if classify is None or test is None:
-            return {}
-        predicted, label = classify(state.net.variables, test, training.eval_batch_size)
-        return {'test_accuracy': evaluate.accuracy(predicted, label)}
+        assert test is not None
+        found = classify(state.net.variables, test, training.eval_batch_size)
+        return {'test_accuracy': evaluate.accuracy(*found)}
 
-    print(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
     work = session.Work(
         plan=plan,
         total=recipe.epochs,
@@ -184,7 +183,7 @@ def fit(
         inputs=(key_init, start),
         advance=advance,
         every=session.Every(1, recipe.eval_every_epochs, recipe.save_every_epochs),
-        measure=measure,
+        measure=measure if test else session.nothing,
         score='test_accuracy',
         unit='epoch',
         subject=role,
@@ -194,8 +193,8 @@ def fit(
     processes.by_first(lambda: model_folder.save_classifier(
         workdir, training.name, jax.device_get(state.net.variables), training.data,
         role=role, accuracy=progress.last, best_accuracy=progress.best,
-        best_epoch=progress.best_at, epochs=recipe.epochs,
-        seed=seed, seconds=round(progress.seconds, 2),
+        best_epoch=progress.best_at, epochs=recipe.epochs, seed=seed,
+        seconds=round(progress.seconds, 2),
         device=folder.device(), versions=folder.versions(), recipe=files.plain(recipe),
     ))  # fmt: skip
     return model_folder.load_model(workdir)[0]
@@ -203,7 +202,6 @@ def fit(
 
 def _first_state(training: Training, key: Array, start: Any) -> State:
     """The state before the first step: of newly drawn weights, or of those of `start`."""
-
     size, channels = training.data.image_size, training.data.channels
     if start is None:
         start = training.whole.init(key, jnp.zeros((1, size, size, channels)))
