@@ -1,15 +1,21 @@
-"""What a teacher says of banks of synthetic images, and what students learn from them.
+"""Measures banks of synthetic images with the teacher, and what students learn from them.
 
     python experiments/banks.py --output=DIR NAME=RUN[,RUN...] [NAME=RUN[,RUN...] ...]
 
-RUNs are finished runs of DiffDFKD (`configs/...:diffdfkd`): the first made the bank, the others
-took it (`--config.synthesis.bank`) for students of other seeds; NAME is what their row is called.
-As many images of each class are taken of every bank as the smallest has.  Measured with the teacher
-of the run: the probability of the class asked for, the share of images taken for it, the classes of
-which most images are (coverage), the distance of batch statistics of mixed batches of 256 (so that
-many images are needed, of the teacher's size), and the distance between features of two images of a
-class, in units of that between any two real test images (diversity).  The output folder gets
-``rows.csv`` (a line a student, with its bank's measures), ``table.md`` and a picture of each bank.
+RUNs are finished runs of DiffDFKD (`configs/...:diffdfkd`).  The first made the bank; the others
+took it (`--config.synthesis.bank`) for students of other seeds.  NAME labels their row.  Every bank
+contributes as many images of each class as the smallest has.  The run's teacher measures
+
+    confidence  the probability of the class asked for
+    hit         the share of images taken for that class
+    coverage    the share of classes of which most images are hits
+    statistics  the distance of batch statistics, for mixed batches of 256 (so many images are
+                needed, of the teacher's size)
+    diversity   the distance between features of two images of a class, in units of that between any
+                two real test images
+
+The output folder gets ``rows.csv`` (a line for each student, with its bank's measures),
+``table.md`` and a picture of each bank.
 """
 
 from __future__ import annotations
@@ -66,7 +72,7 @@ def main() -> None:
 
 
 def student(run: Path) -> dict[str, Any]:
-    """What came of a finished run, and where."""
+    """The results of a finished run, and where it ran."""
     summary = json.loads((run / 'summary.json').read_text())
     versions = ' '.join(f'{package} {version}' for package, version in summary['versions'].items())
     return {
@@ -94,7 +100,7 @@ def images_of(run: Path) -> tuple[Any, np.ndarray, np.ndarray]:
 
 
 def judge(config: Any, image: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """What the teacher of a config measures of images [N, S, S, channels] uint8 and labels [N]."""
+    """The teacher's measures of images [N, S, S, channels] uint8 made for labels [N]."""
     facts = data.check(config.data)
     module = build.make_classifier(config.teacher.model, config.data, config.dtype)
     variables = build.load_network(config.teacher.checkpoint, config.teacher.model, config.data)

@@ -8,25 +8,25 @@
         [--smoke] [--finished]
 
 A pair is a file of configs/, with TEACHER/STUDENT for networks other than its own; cifar10:five and
-cifar100:five are the five pairs of the field.  A method is an argument of the config, or one of
-`table.VARIANTS`.  A pair has one teacher: --teacher, or trained once on the real data.  --set
-changes a field of all methods' runs, or of those that it names.
+cifar100:five are the field's five pairs.  A method is an argument of the config, or one of
+`table.VARIANTS`.  A pair has one teacher: --teacher, or one trained once on the real data.  --set
+changes a field for all methods' runs, or for those that it names.
 
 A method's first process is a short run that measures its speed (``calibration.json``: seconds of
-the start, of an evaluation with its save, and of a unit of each phase).  All phases are then scaled
-by one factor so that a run takes --seconds, evaluations included: lengths and schedules are fixed
-before the first round, so a killed run continues to the same end, and a busier hour makes it longer
-but not worse.  What is scaled: rounds and warm-up steps; images of a class for DiffDFKD; epochs for
-KD.  Measure and run on a machine that does nothing else.
+the start, of an evaluation with its save, and of a unit of each phase).  One factor then scales all
+phases so that a run takes --seconds, evaluations included.  Lengths and schedules are fixed before
+the first round, so a killed run continues to the same end, and a busier machine makes a run longer
+but not worse.  Scaled are rounds and warm-up steps; for DiffDFKD, images of a class; for KD,
+epochs.  Measure and run on a machine that does nothing else.
 
-Every run is a process of its own in its own folder under --runs; finished ones are skipped and
-interrupted ones continue.  Ctrl-C or SIGTERM ends the study with its present run; --finished runs
-nothing.  A method that a pair cannot have ends with an error, which the table tells; one that only
-its batch statistics keep from a teacher without batch norms runs without that term, and the table
-tells that too.
+Every run is a process with its own folder under --runs; finished ones are skipped and interrupted
+ones continue.  Ctrl-C or SIGTERM ends the study with its present run; --finished runs nothing.  A
+method that does not fit a pair ends with an error, which the table shows.  If the only obstacle is
+its loss on batch statistics, because the teacher has no batch norms, the method runs without that
+loss, and the table says so.
 
-The output folder gets ``rows.csv`` (a line a run), ``table.md`` and a picture for each pair:
-accuracy by seconds and by images through the teacher.  `published.py` sets the rows beside
+The output folder gets ``rows.csv`` (a line for each run), ``table.md`` and a picture for each pair:
+accuracy by seconds and by images through the teacher.  `published.py` puts the rows beside
 published numbers.
 """
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument('--smoke', action='store_true', help="every config's smoke version")
     parser.add_argument('--finished', action='store_true')
     args = parser.parse_args()
-    # Ends the run that is under way too: subprocess.run kills its child when it is left.
+    # Also ends the present run: subprocess.run kills its child when it exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped; the same command continues'))
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -140,12 +140,12 @@ def load(name: str, argument: str = '') -> Any:
 
 
 def find_teacher(pair: Pair, args: argparse.Namespace) -> Path | None:
-    """The checkpoint of a pair's teacher, trained if need be; None: not there, and --finished."""
+    """The checkpoint of a pair's teacher, trained if need be; None: missing, and --finished."""
     for given in args.teacher:
         model, _, path = given.rpartition('=')
         if model in ('', pair.teacher, f'{pair.config}:{pair.teacher}'):
             return Path(path)
-    # Pairs of a data set share it.
+    # The pairs of a data set share it.
     workdir = args.runs / 'teachers' / f'{pair.config}-{pair.teacher}'
     if not (workdir / model_folder.FACTS).exists():
         if args.finished:
@@ -164,15 +164,15 @@ def data_dir(args: argparse.Namespace) -> list[str]:
 
 
 def sha256(path: Path) -> str:
-    """Of a checkpoint, or of the weights in a model folder."""
+    """The SHA-256 of a checkpoint, or of the weights in a model folder."""
     file = path / model_folder.VARIABLES if path.is_dir() else path
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def run(command: list[str], result: Path) -> str:
-    """Runs a command that leaves `result`; returns '', or the error that it told the user.
+    """Runs a command that leaves `result`; returns '', or the error that it reported to the user.
 
-    Ends the study where the command was stopped, or ended with a mistake of the library's.
+    Ends the study if the command was stopped, or ended by a bug in the library.
     """
     print(shlex.join(command), flush=True)
     done = subprocess.run([sys.executable, *command[1:]], stderr=subprocess.PIPE, text=True)
@@ -185,7 +185,7 @@ def run(command: list[str], result: Path) -> str:
     return ''
 
 
-# A run: calibrated, scaled, read.
+# One run: calibrate, scale, read
 
 
 class Run(NamedTuple):
@@ -211,12 +211,12 @@ class Run(NamedTuple):
         return method + (',smoke' if self.args.smoke else '')
 
     def config(self) -> Any:
-        """As the run has it, but for what it is scaled by."""
+        """The run's config, before scaling."""
         config = load(self.pair.config, self.argument)
         for change in changes(self.args.set, self.method):
             name, _, value = change.partition('=')
             if '[' not in name:  # the rest are lengths of phases
-                with contextlib.suppress(ValueError, SyntaxError):  # of a text, that scales nothing
+                with contextlib.suppress(ValueError, SyntaxError):  # a text, which scales nothing
                     config.update_from_flattened_dict({name: ast.literal_eval(value)})
         return config
 
@@ -234,7 +234,7 @@ class Run(NamedTuple):
                 *data_dir(self.args)]  # fmt: skip
 
     def row(self) -> dict | None:
-        """The run's line of ``rows.csv``; None: not there, and --finished."""
+        """The run's line of ``rows.csv``; None: missing, and --finished."""
         receipt = self.calibrated()
         if receipt is None:
             return None
@@ -251,7 +251,7 @@ class Run(NamedTuple):
         row['command'] = shlex.join(command)
         finished, failed = self.workdir / 'summary.json', self.workdir.with_suffix('.error')
         if not finished.exists() and not self.args.finished:
-            if error := run(command, finished):  # it diverged, say
+            if error := run(command, finished):  # for example, it diverged
                 failed.parent.mkdir(parents=True, exist_ok=True)
                 failed.write_text(error)
         if not finished.exists():
@@ -267,11 +267,11 @@ class Run(NamedTuple):
         }
 
     def calibrated(self) -> dict | None:
-        """The method's receipt on this pair, measured if need be: its speed, or its `error`."""
+        """The method's receipt on this pair, measured if need be: its speeds, or its `error`."""
         path, workdir = self.root / 'calibration.json', self.root / 'calibration'
         receipt = json.loads(path.read_text()) if path.exists() else None
         if self.args.finished or (receipt and 'error' not in receipt):
-            return receipt  # what went wrong is tried again
+            return receipt  # one with an error is measured again
         config = self.config()
         receipt = {'fields': {}, 'note': '', 'load_average': os.getloadavg()}
         while True:
@@ -300,7 +300,7 @@ def changes(given: Sequence[str], method: str) -> list[str]:
 
 
 def kind(config: Any) -> str:
-    """What makes a run long: 'rounds', 'images' of a diffusion model, 'epochs' on real data."""
+    """What sets a run's length: 'rounds', 'images' of a diffusion model, 'epochs' on real data."""
     return 'images' if 'prior' in config else 'rounds' if 'phases' in config else 'epochs'
 
 
@@ -315,7 +315,7 @@ def probe(config: Any) -> dict[str, Any]:
 
 
 def speeds(config: Any, workdir: Path) -> dict[str, Any]:
-    """Of a finished probe, in seconds: `start`, `evaluation`, and `each` unit of what is scaled.
+    """Seconds of a finished probe: `start`, `evaluation`, and `each` unit of what is scaled.
 
     A save follows every evaluation and belongs to it.
     """
@@ -323,8 +323,9 @@ def speeds(config: Any, workdir: Path) -> dict[str, Any]:
     if kind(config) == 'rounds':
         columns = metrics.read(workdir)
         took = np.diff(columns['seconds'], prepend=0.0).reshape(-1, PROBE_ROUNDS)
-        # A phase's first round compiles it and its third, maybe, the evaluation; the second and the
-        # fifth are alone, the fourth has the save of the third, the sixth an evaluation.
+        # A phase's first round compiles the phase, and its third may compile the evaluation.  The
+        # second and the fifth stand alone, the fourth includes the third's save, and the sixth an
+        # evaluation.
         each = took[:, [1, 4]].mean(axis=1)
         evaluation = max(float(np.median(took[:, 3] + took[:, 5] - 2 * each)), 0.0)
         known = PROBE_ROUNDS * each.sum() + 2 * len(each) * evaluation
@@ -350,7 +351,7 @@ def least_images(config: Any) -> int:
 def lengths(config: Any, receipt: dict, seconds: float, points: int) -> dict[str, Any]:
     """The fields that make a run of a method take `seconds`, by its receipt.
 
-    Raises ValueError where not even the start fits.
+    Raises ValueError if there is no time beyond the start and the evaluations.
     """
     left = seconds - receipt['start'] - points * receipt['evaluation']
     if left <= 0:
@@ -373,7 +374,7 @@ def lengths(config: Any, receipt: dict, seconds: float, points: int) -> dict[str
     )
 
 
-# What is left
+# Output
 
 
 def report(rows: Sequence[dict]) -> list[str]:

@@ -1,11 +1,11 @@
-"""What it takes two methods to reach the same student: rounds, synthesis steps and seconds.
+"""What two methods need to reach the same accuracy: rounds, synthesis steps and seconds.
 
     python experiments/efficiency.py --config=FILE --output=FILE.md [--runs=DIR]
         [--rows=nayer,cae] [--levels=70,75,80,82.5,85]
 
-Reads the `metrics.csv` of runs that `table.py` left under --runs: the first measured round at which
-the student's test accuracy is a level or more, averaged over the seeds that reach it.  Students are
-measured on their way, their rate not yet annealed.
+Reads the `metrics.csv` of runs that `table.py` left under --runs.  For each level it finds the
+first measured round at which the student's test accuracy is at least that, and averages over the
+seeds that reach it.  Students are measured on the way, before their learning rate is annealed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def first(run: Path, level: float) -> tuple[float, float, float] | None:
-    """Rounds, steps of the generator and seconds until a run's student is `level` % accurate."""
+    """Rounds, generator steps and seconds until a run's student is `level` % accurate."""
     columns = metrics.read(run)
     above = columns['student_accuracy'] >= level  # False where not measured
     if not above.any():

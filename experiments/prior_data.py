@@ -1,16 +1,16 @@
-"""Images to train small diffusion priors on, which share no class with the teachers' data.
+"""Images to train small diffusion priors on; they share no class with the teachers' data.
 
     apt-get download openclipart-png && dpkg-deb -x openclipart-png_*.deb CLIPART
     python experiments/prior_data.py clipart --source=CLIPART --output=FOLDER
     python experiments/prior_data.py strokes --output=FOLDER
 
 clipart: 32x32 grey on black, the object 28 pixels high or wide (Debian's openclipart-png, public
-    domain).  Without people, clothing, shoes and bags, by folder and by name, so that no class of
-    Fashion-MNIST is among them; each picture once, and at most 150 of one folder.
-strokes: 16x16 grey on black, 4,000 random curves of one to three strokes, drawn by this file.
-    Nothing in it knows of digits (though now and then a curve looks like a 1 or a 0).
+    domain).  People, clothing, shoes and bags are left out, by folder and by name, so no class of
+    Fashion-MNIST is among them.  Each picture once, and at most 150 of one folder.
+strokes: 16x16 grey on black, 4,000 random curves of one to three strokes, drawn by this file.  It
+    knows nothing of digits (though now and then a curve looks like a 1 or a 0).
 
-FOLDER gets *.png and images.json, which says what they are.
+FOLDER gets *.png and images.json, which describes them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LARGEST = 1200  # pixels a side: the few larger ones are not decoded
 MOST = 150  # pictures of one folder
 STROKES, STROKE_SIZE = 4000, 16
 
-# Folders of all but equal pictures or without objects, and those that show people.
+# Folders of near-duplicates, folders without objects, and folders that show people.
 FOLDERS = (
     'people',
     'unsorted',
@@ -43,14 +43,14 @@ FOLDERS = (
     'signs_and_symbols/flags',
     'signs_and_symbols/led',
 )
-# A word of the path that begins or ends with one of these (in English and Italian) ...
+# Left out: paths with a word that begins or ends with one of these (English and Italian) ...
 CLOTHING = (
     'shirt pullover sweater jersey blouse dress skirt trouser coat jacket sandal sneaker shoe boot '
     'slipper bag backpack purse pocket luggage suitcase handbag briefcase wallet stocking clothes '
     'clothing glove helmet vestit scarp borsa borsett camicia pantalon giacca cappell stival zaino '
     'valigi guant'
 ).split()
-# ... or is one of these, or its plural.
+# ... or that is one of these, or its plural.
 WORDS = (
     'hat cap top tophat pants jeans sock suit vest bra uniform tie scarf belt heel sole calza '
     'man men woman women boy girl person people human user lady king queen prince princess santa '
@@ -61,13 +61,13 @@ WORDS = (
 
 
 def clipart(source: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The pictures of the unpacked package, [32, 32] uint8, by a name that tells their folder."""
+    """Names and pictures [32, 32] uint8 of the unpacked package; a name tells the folder."""
     root = source / 'usr' / 'share' / 'openclipart' / 'png'
     if not root.is_dir():
         raise ValueError(f'there is no {root}: unpack the package with dpkg-deb -x')
     files = sorted(path for path in root.rglob('*.png') if path.is_file())
     files = [path for path in files if not path.is_symlink() and kept(path.relative_to(root))]
-    order = np.random.default_rng(SEED).permutation(len(files))  # which of a large folder
+    order = np.random.default_rng(SEED).permutation(len(files))  # picks from large folders
     seen, of_folder, chosen = set(), Counter(), {}
     for path in (files[i] for i in order):
         folder = path.parent
@@ -82,7 +82,7 @@ def clipart(source: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def kept(path: Path) -> bool:
-    """Whether a picture is of something else than people, clothing, shoes and bags."""
+    """Whether a picture shows none of people, clothing, shoes and bags."""
     if path.as_posix().startswith(tuple(f'{folder}/' for folder in FOLDERS)):
         return False
     for word in re.findall('[a-z]+', path.as_posix().lower()):
@@ -94,7 +94,7 @@ def kept(path: Path) -> bool:
 
 
 def placed(path: Path) -> np.ndarray | None:
-    """A picture in grey on black, cut to the object; None where that leaves (almost) nothing."""
+    """A picture in grey on black, cut to the object; None if that leaves almost nothing."""
     try:
         with Image.open(path) as image:
             if max(image.size) > LARGEST:
@@ -104,8 +104,8 @@ def placed(path: Path) -> np.ndarray | None:
         return None
     alpha = pixels[..., 3]
     grey = pixels[..., :3] @ np.float32([0.299, 0.587, 0.114])
-    # As it is or as a negative: with the darker frame, and if both are dark the brighter one, as
-    # black lines on nothing are to be white on black.
+    # The picture or its negative: the one with the darker frame.  If both frames are dark, the
+    # brighter one, so that black lines on a transparent ground become white on black.
     both = (alpha * grey, alpha * (1 - grey))
     frames = [np.mean(np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])) for x in both]
     if abs(frames[0] - frames[1]) > 0.2:

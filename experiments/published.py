@@ -2,11 +2,15 @@
 
     python experiments/published.py [ROWS ...]
 
-ROWS are ``rows.csv`` files that `compare.py` left.  A line of ``published.csv`` is a number as its
-source prints it: method (its name here, where there is one), pair, accuracy in per cent, hours of
-synthesis, source, tag, and what is soft about it.  Tags: repo, read in the authors' repositories;
-issue, said by a user in a public thread; secondary, told by somebody else; inferred, our reading;
-unknown, not to be had.
+ROWS are ``rows.csv`` files that `compare.py` left.  A line of ``published.csv`` is one number as
+its source prints it: method (its name here, if any), pair, accuracy in per cent, hours of
+synthesis, source, tag and caveat.  Tags:
+
+    repo        read in the authors' repositories
+    issue       reported by a user in a public thread
+    secondary   reported by somebody else
+    inferred    our reading
+    unknown     not available
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from table import spread
 HERE = Path(__file__).resolve().parent
 HEAD = """# Published numbers, and ours
 
-Rendered by `python experiments/published.py` from [published.csv](published.csv), whose tags
-[published.py](published.py) explains. Accuracies are as the sources print them (their code keeps
-the best epoch by test accuracy); hours are of synthesis, on GPUs not told. None was reproduced
-here. A cell is empty where a number could not be had, or where we have not run."""
+`python experiments/published.py` renders this page from [published.csv](published.csv);
+[published.py](published.py) explains the tags. Accuracies are as the sources print them (their code
+keeps the best epoch by test accuracy). Hours are of synthesis, on GPUs that the sources do not
+name. We reproduced none of these numbers. A cell is empty where a number is not available, or where
+we have not run."""
 
 
 def main() -> None:
@@ -41,12 +46,12 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def render(published: list[dict[str, str]], ours: list[dict[str, str]]) -> str:
-    """A table for each pair; our runs of a method stand in its first row."""
+    """A table for each pair; our runs of a method go into its first row."""
     lines = [HEAD]
     told = set()
     for pair in dict.fromkeys(row['pair'] for row in published):
         lines += ['', f'## {pair}', '', '| | published, % | hours | ours, best, % | ours, seconds '
-                  '| source | tag | what is soft |', '|---' * 8 + '|']  # fmt: skip
+                  '| source | tag | caveat |', '|---' * 8 + '|']  # fmt: skip
         for row in (row for row in published if row['pair'] == pair):
             key = (pair, row['method'])
             runs = [run for run in ours if (run['pair'], run['method']) == key and key not in told]

@@ -2,9 +2,9 @@
 
     python experiments/rank.py --references RUN [RUN ...] --candidates RUN [RUN ...]
 
-The references' generators make the images, the same for every candidate; a candidate's score is
-the share of them on which its student's class is the teacher's.  All runs must share one teacher
-and be whole (their last checkpoint is read).
+The references' generators make the images, the same for every candidate.  A candidate's score is
+the share of images on which its student predicts the teacher's class.  All runs must share one
+teacher and have a checkpoint; the last one is read.
 """
 
 from __future__ import annotations

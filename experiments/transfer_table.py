@@ -1,15 +1,17 @@
-"""What the features of finished runs are worth elsewhere: the rows of the transfer table.
+"""The rows of the transfer table: what the features of finished runs are worth elsewhere.
 
     python experiments/transfer_table.py --config=FILE --output=DIR --data_dir=DIR [--runs=DIR]
         [--seeds=0,1,2] [--rows=teacher,student,kd,cpsc,nayer,cae,new] [--scenes=FOLDER]
         [--tasks=animals/probe,animals/pooled,animals/finetune,...,scenes/dense]
 
-The networks are those that `table.py` left under --runs: for a seed, the student of that seed; the
-row teacher measures one network with each seed; the row new has the student's architecture with new
-weights.  A task is DATASET/PROTOCOL: probe (penultimate features), pooled (all stages' as well),
-finetune, and for scenes dense (see transfer_data.py).  Every measurement is a process of its own
-and one file beside the network's run; what is there is not measured again.  The output folder gets
-``rows.csv`` and ``table.md`` (mean and standard deviation over seeds).
+The networks are those that `table.py` left under --runs: for each seed, the student of that seed.
+The row teacher measures one network with each seed.  The row new has the student's architecture
+with new weights.  A task is DATASET/PROTOCOL: probe (penultimate features), pooled (also those of
+all stages), finetune, and for scenes dense (see transfer_data.py).
+
+Every measurement is a process of its own and leaves one file beside the network's run; one whose
+file exists is not repeated.  The output folder gets ``rows.csv`` and ``table.md`` (mean and
+standard deviation over seeds).
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def main() -> None:
     for task in args.tasks.split(','):
         for row in args.rows.split(','):
             for seed in seeds:
-                source = 'cpsc' if row == 'new' else row  # of which only the architecture is read
+                source = 'cpsc' if row == 'new' else row  # for new, only its architecture is read
                 network = root / source / f'seed{seed}'
                 if row in ('teacher', 'new'):  # a single network serves all seeds
                     network = min((root / source).glob('seed*'))
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def measure(row: str, task: str, seed: int, network: Path, args: argparse.Namespace) -> dict:
-    """One line of ``rows.csv``, measured unless its file is there."""
+    """One line of ``rows.csv``, measured unless its file exists."""
     dataset, protocol = task.split('/')
     output = network / 'transfer' / f'{row}-{dataset}-{protocol}-seed{seed}.json'
     where = f'--scenes={args.scenes}' if protocol == 'dense' else f'--dataset={dataset}'

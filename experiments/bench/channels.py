@@ -1,9 +1,9 @@
-"""`layers.convolve_channels` against XLA's convolution in groups, in whole networks, in turns.
+"""Compares `layers.convolve_channels` with XLA's grouped convolution, in whole networks.
 
     python experiments/bench/channels.py > experiments/bench/channels.csv
 
-Milliseconds, best of four turns, of a forward pass, the gradient of its images and a training pass;
-seconds of compilation.
+Milliseconds, best of four alternating turns, of a forward pass, its image gradient and a training
+pass; seconds of compilation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""dfkd_jax's side of a benchmark: a method's compiled steps and rounds, and how they are timed."""
+"""dfkd_jax's side of a benchmark: a method's compiled steps and rounds, and their timing."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from dfkd_jax.methods.shared import image_bank
 
 
 class Program(NamedTuple):
-    """A compiled function, what its compilation took, and what XLA counts in it."""
+    """A compiled function, the time of its compilation, and XLA's counts."""
 
     call: Callable
     seconds: float  # tracing and compiling
     gflop: float
-    gbyte: float  # read and written, were nothing kept in cache from one operation to the next
-    megabytes: float  # arguments, results and temporaries; what is donated counts once
+    gbyte: float  # read and written, if no cache kept anything between operations
+    megabytes: float  # arguments, results and temporaries; donated memory counts once
 
 
 def compile_program(jitted: Any, *args: Any) -> Program:
@@ -54,10 +54,10 @@ def compile_program(jitted: Any, *args: Any) -> Program:
 
 
 class Steps:
-    """dfkd_jax's method on so many devices, compiled as `dfkd_jax.rounds.make_round` does.
+    """dfkd_jax's method on `devices` devices, compiled as `dfkd_jax.loops.round.make_round` does.
 
-    stepwise: one compiled step per call (what a round is on the CPU); else scans of steps (what it
-    is elsewhere).
+    `stepwise` calls one compiled step at a time, as a round does on the CPU; `fused` scans over
+    steps, as a round does elsewhere.
     """
 
     key = jax.random.key(3)
@@ -69,7 +69,7 @@ class Steps:
             mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels,
             class_names=tuple(map(str, range(config.data.num_classes))),
         )  # fmt: skip
-        # What an embedding says does not matter here: random ones have the size of a text's.
+        # An embedding's content does not matter here: random ones have the size of a text's.
         self.table = None
         if 'labels' in config:
             shape = (config.data.num_classes, 384)
@@ -111,9 +111,9 @@ class Steps:
         return self.plan.replicate(state)
 
     def _teacher(self, key: Any) -> dict[str, Any]:
-        """Random weights whose batch norms remember the moments of noise.
+        """Random weights, with the moments of noise as batch statistics.
 
-        So activations keep the size that a trained teacher's have, however deep it is.
+        So activations have the size of a trained teacher's, at any depth.
         """
 
         @jax.jit
@@ -129,7 +129,7 @@ class Steps:
 
     @functools.cached_property
     def weights(self) -> dict[str, dict[str, np.ndarray]]:
-        """PyTorch's names and layouts of the present weights; to be asked for before any step."""
+        """The present weights with PyTorch's names and layouts; ask for them before any step."""
         config, state = self.config, jax.device_get(self.state)
         weights = {
             'teacher': port.to_torch(config.teacher.model, jax.device_get(self.teacher)),
@@ -148,7 +148,7 @@ class Steps:
         return weights
 
     def draws(self, kind: str, index: int) -> tuple[np.ndarray | None, ...]:
-        """The random draws of step `index` as the method's own file makes them."""
+        """The random draws of step `index`, as the method's own file makes them."""
         key = jax.random.fold_in(self.key, index)
         batch, classes = self.config.synthesis.batch_size, self.config.data.num_classes
         if self.config.method == 'cpsc':  # latents and classes
@@ -169,7 +169,7 @@ class Steps:
         return jax.device_get(draws)
 
     def step(self, kind: str, index: int) -> dict[str, float]:
-        """One step, for its metrics."""
+        """Takes one step; returns its metrics."""
         self.state, metrics = self.programs[kind].call(
             self.frozen, self.state, (self.key, np.int32(index))
         )
@@ -185,7 +185,7 @@ class Steps:
         return block
 
     def fused(self, kind: str, times: int) -> tuple[Callable[[], None], float]:
-        """The same as one program, and what its compilation took."""
+        """The same as one program, and the seconds of its compilation."""
         step = functools.partial(sharding.repeat, self.steps[kind], times=times, fused=True)
         program = compile_program(self.plan.compile(step), self.frozen, self.state, self.key)
 
@@ -200,7 +200,7 @@ class Steps:
         return round.make_round(self.method, self.config.phases[0], self.plan)
 
     def round(self, times: int) -> Callable[[], None]:
-        """So many rounds, as a run makes them."""
+        """`times` rounds, as a run makes them."""
         call = self.whole_round
 
         def block() -> None:
@@ -220,9 +220,9 @@ def time_block(block: Callable[[], None]) -> float:
 def interleave(
     blocks: dict[str, Callable[[], None]], seconds: float, least: int = 5
 ) -> dict[str, list[float]]:
-    """Seconds of each block, turn by turn, until each had `seconds` and at least `least` turns.
+    """Seconds of each block, turn by turn, until each has had `seconds` and `least` turns.
 
-    Who comes first changes from turn to turn.  Every block has run before.
+    The order reverses with every turn.  Every block has run before.
     """
     taken: dict[str, list[float]] = {name: [] for name in blocks}
     names = list(blocks)
@@ -234,18 +234,18 @@ def interleave(
 
 
 def median_and_spread(values: list[float]) -> dict[str, float]:
-    """Median, and the quartiles around it."""
+    """The median and the quartiles."""
     low, _, high = statistics.quantiles(values, n=4, method='inclusive')
     return {'median': statistics.median(values), 'low': low, 'high': high, 'count': len(values)}
 
 
 # A 3x3 convolution large enough to run at full speed: batch, pixels on a side, channels in and out.
 CEILING_CONV = (64, 32, 64)
-SQUARE, LINE = 2048, 2**26  # a side of the matrix product; numbers in the copy
+SQUARE, LINE = 2048, 2**26  # side of the matrix product; numbers in the copy
 
 
 def ceilings() -> dict[str, tuple[float, Callable[[], Any]]]:
-    """What the machine does at best under XLA: name -> GFLOP (for the copy: GB), a call."""
+    """The machine's best under XLA, by name: GFLOP of the work (for the copy: GB), and a call."""
     batch, side, channels = CEILING_CONV
     random = np.random.default_rng(0).standard_normal
     square = random((SQUARE, SQUARE), np.float32)
@@ -263,7 +263,7 @@ def ceilings() -> dict[str, tuple[float, Callable[[], Any]]]:
         compiled = jax.jit(fn).lower(*arrays).compile()
         return lambda: compiled(*arrays)
 
-    # A sum against fixed numbers, so that gradients are full convolutions.
+    # Fixed weights in the sum make the gradients full convolutions.
     def conv_sum(x: Any, w: Any, y: Any) -> Any:
         return jnp.vdot(conv(x, w), y)
 
@@ -282,7 +282,7 @@ def ceilings() -> dict[str, tuple[float, Callable[[], Any]]]:
 
 
 def facts(args: Any) -> dict[str, Any]:
-    """What was run, where, with what."""
+    """What ran, where, and with which versions."""
     device = jax.devices()[0]
     processor = platform.processor() or platform.machine()
     if Path('/proc/cpuinfo').exists():

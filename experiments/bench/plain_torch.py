@@ -1,11 +1,12 @@
 """CPSC-DFKD's and NAYER's steps in plain PyTorch, written to be timed beside dfkd_jax's.
 
-Eager or compiled, float32 or autocast to bfloat16, contiguous (NCHW) tensors, one device; modules,
-losses and optimisers as a PyTorch user would write them from the methods' equations
-(`dfkd_jax/methods/cpsc.py` and `nayer.py` state them), taking no gradient that the step does not
+Eager or compiled, float32 or autocast to bfloat16, contiguous (NCHW) tensors, one device.  Modules,
+losses and optimisers are as a PyTorch user would write them from the methods' equations
+(`dfkd_jax/methods/cpsc.py` and `nayer.py` state them).  A step takes no gradient that it does not
 need: none of the teacher's weights, and in the generator step none of the student's.  (In CPSC's
-the student's running statistics move there, as PyTorch's train mode has it; no loss reads them.)
-Parameters have the names of the common PyTorch files, so that `dfkd_jax.port.to_torch` fills them.
+generator step the student's running statistics move, as in PyTorch's train mode; no loss reads
+them.)  Parameters have the names of the common PyTorch files, so `dfkd_jax.port.to_torch` fills
+them.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class WideResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; `shortcut` is what the file calls the projection."""
+    """Two 3x3 convolutions; `shortcut` is the projection's name in the file."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
@@ -129,7 +130,7 @@ class ResNet(nn.Module):
 
 
 def classifier(name: str, num_classes: int, channels: int) -> nn.Module:
-    """The architecture called `name` in dfkd_jax.models.  ValueError for one not written here."""
+    """The architecture called `name` in dfkd_jax.models.  Raises ValueError if it is not here."""
     sizes = (num_classes, channels)
     if name.startswith('wrn'):
         depth, widen = name.removeprefix('wrn').split('_')
@@ -184,7 +185,7 @@ class Generator(nn.Module):
 
 
 class NoisyGenerator(nn.Module):
-    """NAYER's generator: the class list's embeddings again and again, [B, E], to pixels."""
+    """NAYER's generator: repeated embeddings of the class list, [B, E], to pixels."""
 
     def __init__(self, sizes: dict[str, int]):
         super().__init__()
@@ -216,7 +217,7 @@ class NoisyGenerator(nn.Module):
 
 
 class Statistics:
-    """The moments of what the batch norms of a network see, and the BN term made of them."""
+    """The moments of the inputs to a network's batch norms, and the BN loss made of them."""
 
     def __init__(self, network: nn.Module):
         self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -226,7 +227,7 @@ class Statistics:
 
     def tap(self, norm: nn.Module, inputs: Any, output: Any) -> None:
         del norm, output
-        if torch.is_grad_enabled():  # not where the teacher only labels
+        if torch.is_grad_enabled():  # not when the teacher only labels
             self.seen.append(torch.var_mean(inputs[0].float(), (0, 2, 3), unbiased=False))
 
     def pop(self) -> list[tuple[Tensor, Tensor]]:
@@ -244,7 +245,7 @@ class Statistics:
 def crop_and_flip(
     x: Tensor, offsets: Tensor, mask: Tensor | None, padding: int
 ) -> Tensor:  # fmt: skip
-    """Each image cut at its own offset [B, 2] from its padded self, then mirrored where `mask`."""
+    """Each padded image cut at its own offset [B, 2], then mirrored where `mask` says so."""
     batch, channels, height, width = x.shape
     padded = F.pad(x, [padding] * 4)
     rows = offsets[:, 0, None] + torch.arange(height, device=x.device)
@@ -257,7 +258,7 @@ def crop_and_flip(
 
 
 def supervised_contrast(views: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Khosla et al. 2020, eq. 2, mean over all anchors; views [V * B, F] of unit length."""
+    """Khosla et al. 2020, eq. 2, the mean over all anchors; views [V * B, F] of unit length."""
     label = label.repeat(len(views) // len(label))
     own = torch.eye(len(views), dtype=torch.bool, device=views.device)
     positive = (label[:, None] == label) & ~own
@@ -280,8 +281,8 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
 class Steps:
     """A teacher, a student and a generator with their optimisers; `config` is dfkd_jax's.
 
-    weights: PyTorch-named arrays of 'teacher', 'student', 'generator' and, where features are of
-    different widths, 'adapter'.  Steps take their random draws as an argument, or make them.
+    weights: PyTorch-named arrays of 'teacher', 'student', 'generator' and, if the widths of the
+    features differ, 'adapter'.  Steps take their random draws as an argument, or make them.
     """
 
     def __init__(
@@ -326,10 +327,10 @@ class Steps:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.config.dtype == 'bfloat16')
 
     def begin(self) -> None:
-        """What comes before a batch of synthesis."""
+        """Starts a batch of synthesis."""
 
     def finish(self) -> None:
-        """What comes after it."""
+        """Ends it."""
 
     def update(
         self, optimiser: torch.optim.Optimizer, total: Tensor, parameters: list[Tensor]
@@ -359,7 +360,7 @@ class Cpsc(Steps):
             data.num_classes, data.image_size, data.channels, settings.latent, settings.width
         )
         super().__init__(config, weights, generator, device, compiled)
-        # The timed steps are inside the warm-up, the first part of the schedule.
+        # The timed steps are within the warm-up, the first part of the schedule.
         warmup = max(config.student.warmup_steps, 1)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.student_optimiser, lambda step: min(step / warmup, 1.0)
@@ -429,9 +430,9 @@ class Cpsc(Steps):
 
 
 class Nayer(Steps):
-    """NAYER: batches for a bank, a student that draws from it, after the warm-up.
+    """NAYER after its warm-up: batches for a bank, and a student that draws from it.
 
-    Draws are crops [B, 2] and flips [B], and before them rows of the bank in the student's step.
+    Draws are crops [B, 2] and flips [B]; in the student's step, rows of the bank come first.
 
     table: the label embeddings [C, E].  bank: images as bytes [N, channels, H, W].
     """
@@ -478,7 +479,7 @@ class Nayer(Steps):
         self.lowest = torch.inf
 
     def finish(self) -> None:
-        """The best images to the bank; the last step's statistics to their average."""
+        """Adds the best images to the bank and the last step's statistics to their average."""
         at = self.written % len(self.bank)
         self.bank[at : at + self.batch] = (255 * self.best).round().byte()
         self.written += self.batch
@@ -495,7 +496,7 @@ class Nayer(Steps):
         ]
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor | None]:
-        """Crops [B, 2] and, if there are any, flips [B]."""
+        """Crops [B, 2], and flips [B] or None."""
         most = 2 * self.config.synthesis.crop_padding + 1
         offsets = torch.randint(most, (batch, 2), device=self.device)
         if not self.config.synthesis.flip:

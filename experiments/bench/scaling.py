@@ -1,12 +1,13 @@
-"""What a round costs a device, and what crosses, on 1, 2, 4 and 8 devices: compiled, never run.
+"""What a round costs a device, and what crosses between 1, 2, 4 and 8: compiled, never run.
 
     python experiments/bench/scaling.py [--sizes=digits,cifar10,imagenet] [--methods=cpsc,nayer]
         [--devices=1,2,4,8] [--output=experiments/bench/scaling.csv]
 
-Every step of a method is compiled for virtual devices of the CPU, by shapes alone; XLA counts its
-FLOPs, and the all-reduces of its program are read and summed.  A round is its steps times their
-numbers in the config's last phase.  No step runs, so nothing here is a speed.  Rows that the file
-has of the same size, method and devices are replaced; `experiments/scaling.md` is made of it.
+Every step of a method is compiled for virtual devices of the CPU, from shapes alone.  XLA counts
+its FLOPs; the all-reduces are read from its program and summed.  A round is each step times its
+number in the config's last phase.  No step runs, so nothing here is a speed.  New rows replace
+those of the same size, method and devices, and the file fills the table of
+`experiments/scaling.md`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', 8)
     jax.config.update('jax_disable_most_optimizations', True)
-    layers.PART = 2**62  # XLA counts the body of a loop once, and parts are a loop
+    layers.PART = 2**62  # one part: XLA counts the body of the loop over parts only once
     for size in arguments.sizes.split(','):
         for method in arguments.methods.split(','):
             for devices in map(int, arguments.devices.split(',')):
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def measure(size: str, name: str, devices: int) -> Any:
-    """A row for every step of a round."""
+    """Yields a row for every step of a round."""
     config = importlib.import_module(f'configs.{size}').get_config(name)
     plan = sharding.make('shard_map', jax.devices()[:devices], fused=False)
     facts = _Facts(config.data)
@@ -100,14 +101,14 @@ def whole_of(module: Any) -> Any:
 
 
 class _Facts:
-    """What networks need of a data set, which need not be there."""
+    """What networks need to know of a data set, without its files."""
 
     def __init__(self, data: Any):
         self.mean = self.std = (0.5,) * data.channels
 
 
 def reduced(text: str) -> tuple[int, int]:
-    """The all-reduces of a program, and the bytes that they sum."""
+    """The number of all-reduces in a program, and the bytes that they sum."""
     count = total = 0
     for line in text.splitlines():
         match = re.search(r'= (.*?) all-reduce(?:-start)?\(', line)
@@ -118,18 +119,18 @@ def reduced(text: str) -> tuple[int, int]:
     return count, total
 
 
-# Vendors' figures a chip: peak bf16 FLOP/s, and bytes/s between chips that are far apart.
+# Vendors' figures per chip: peak bf16 FLOP/s, and bytes/s between chips that are far apart.
 CHIPS = {
     'v5e': (197e12, 200e9),
     'H200 in a host': (989e12, 450e9),
     'H200 over hosts': (989e12, 50e9),
 }
 SHARE = 0.3  # of the peak that steps reach: assumed
-LATENCY = 10e-6  # seconds of a sum however small: assumed
+LATENCY = 10e-6  # seconds of a sum, however small: assumed
 
 
 def page(path: Path, text: Path) -> None:
-    """Fills the page's table from the measured rows, between its marks."""
+    """Fills the page's table from the rows, between its marks."""
     runs: dict[tuple[str, str], dict[int, list[dict[str, str]]]] = {}
     for row in csv.DictReader(path.open()):
         by_devices = runs.setdefault((row['size'], row['method']), {})
@@ -167,7 +168,7 @@ def page(path: Path, text: Path) -> None:
 
 
 def keep(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Puts rows into the table, in place of those of the same run."""
+    """Writes rows into the table, replacing those of the same run."""
     new = {(row['size'], row['method'], str(row['devices'])) for row in rows}
     old = list(csv.DictReader(path.open())) if path.exists() else []
     rows = [r for r in old if (r['size'], r['method'], r['devices']) not in new] + rows

@@ -2,11 +2,11 @@
 
     python experiments/bench/sd_step.py [--batch=1,4,8] [--size=64] [--run] [--output=DIR]
 
-A step is what `generator_step` is: the U-Net with and without text, the decoder, a CIFAR ResNet-34,
-the gradient with respect to the latents through all of them, and the U-Net at the new latents.
-The compiler is asked for its FLOPs and its peak memory, in bfloat16, with blocks recomputed for the
-gradient and without.  --run, on a GPU, also runs it with random weights: seconds for a trajectory
-of 50 steps, and for an image.  On a CPU a compiler says less of memory: it fuses less.
+A step is what `generator_step` does: the U-Net with and without text, the decoder, a CIFAR
+ResNet-34, the gradient with respect to the latents through all of them, and the U-Net at the new
+latents.  The compiler reports its FLOPs and peak memory in bfloat16, with and without blocks
+recomputed for the gradient.  --run, on a GPU, also runs the step with random weights: seconds for a
+step, and for an image of 50 steps.  On a CPU the reported memory says less, since less is fused.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def measure(batch: int, size: int, remat: bool, run: bool) -> dict[str, Any]:
-    """One row: what the compiler says of a step, and how long it takes where it is run."""
+    """One row: what the compiler reports of a step, and with `run` how long the step takes."""
     config = cifar10.get_config('diffdfkd')
     config.synthesis.update(batch_size=batch, cutmix=batch > 1)
     network = unet.UNet(unet.from_config(UNET), jnp.bfloat16, remat)
@@ -99,7 +99,7 @@ def measure(batch: int, size: int, remat: bool, run: bool) -> dict[str, Any]:
     images = np.zeros((1, 8 * size, 8 * size, 3), np.float32)
 
     def init(key: jax.Array) -> Frozen:
-        """Random weights, which no eye will see the images of."""
+        """Random weights: only speed and memory are measured."""
         params = {
             'unet': network.init(key, x, t, cond)['params'],
             'vae': decoder.init(key, images)['params'],

@@ -1,10 +1,11 @@
-"""Whether seeds pay side by side: a method's steps for n seeds in one program, and one by one.
+"""A method's steps for n seeds: side by side in one program against one by one.
 
     python experiments/bench/seeds.py [--config=digits] [--method=cpsc] [--seeds=3] [--output=DIR]
 
-Both do the same updates from the same states: `jax.vmap` over states and keys, the teacher shared,
-against n calls of the step compiled for one.  They take turns, so that what else a machine does
-meets both; the least of --turns counts.  Weights of the teacher are random: they cost the same.
+Both do the same updates from the same states: `jax.vmap` over states and keys with a shared
+teacher, against n calls of the step compiled for one.  They take turns, so that other load on the
+machine affects both; the fastest of --turns counts.  The teacher's weights are random: they cost
+the same.
 """
 
 from __future__ import annotations

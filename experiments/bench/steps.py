@@ -1,13 +1,13 @@
-"""Images/s of CPSC-DFKD's or NAYER's steps and rounds, beside plain PyTorch's, in one run.
+"""Images/s of CPSC-DFKD's or NAYER's steps and rounds beside plain PyTorch's, in one run.
 
     python experiments/bench/steps.py [--method=cpsc] [--pair=wrn40_2/wrn16_1] [--batch=128]
         [--seconds=20] [--round=6+5] [--dtype=float32] [--devices=1] [--compile]
 
-Both sides start from the same weights; before anything is timed, both take a step of each kind
-with the same random draws, and every term of both losses must agree.  Then they take turns, a
-block of steps each, so that both see the same machine; images/s are medians over blocks, the ratio
-is the median over turns.  A round is what `dfkd_jax.train` runs: a batch of synthesis of so many
-generator steps, then so many of the student.  Nothing compiles in a timed block.  See README.md.
+Both sides start from the same weights.  Before anything is timed, both take a step of each kind
+with the same random draws, and every term of both losses must agree.  Then they take turns, a block
+of steps each, so that both see the same machine.  Images/s are medians over blocks; the ratio is
+the median over turns.  A round is what `dfkd_jax.loops.alternating` runs: a batch of synthesis of
+some generator steps, then some student steps.  Nothing compiles in a timed block.  See README.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch wants memory too
 
 if any(arg.startswith(('--threads', '--devices')) for arg in sys.argv):
-    # XLA counts its threads and devices when it starts.
+    # XLA reads the numbers of threads and devices when it starts.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--threads', type=int)
     early.add_argument('--devices', type=int, default=1)
@@ -48,8 +48,8 @@ from configs import cifar10, common, digits, fashion_mnist
 from dfkd_jax import build
 
 CONFIGS = {'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'digits': digits}
-# Of every term of both losses at equal weights and draws: relative, to at least a hundredth of the
-# loss.
+# The largest relative difference of any loss term at equal weights and draws; relative to at least
+# a hundredth of the loss.
 TOLERANCE = 1e-3
 # Generator and student steps of a round, in the proportion of the published settings.
 ROUNDS = {'cpsc': '6+5', 'nayer': '3+20'}
@@ -87,9 +87,9 @@ def arguments() -> argparse.Namespace:
 
 
 def make_config(args: argparse.Namespace) -> Any:
-    """The data set's configuration of the method with the sizes asked for.
+    """The method's config for the data set, at the sizes asked for.
 
-    CPSC-DFKD's images are fresh, as its authors have it; NAYER's bank holds eight batches.
+    CPSC-DFKD's images are fresh, as in its authors' code; NAYER's bank holds eight batches.
     """
     config = CONFIGS[args.config].get_config(args.method)
     config.parallel, config.dtype = args.parallel, args.dtype
@@ -125,7 +125,7 @@ def torch_side(library: ours.Steps, device: str, compiled: bool = False) -> plai
 
 
 def torch_round(steps: plain_torch.Steps, phase: Any, times: int) -> Callable[[], None]:
-    """So many rounds of the plain steps."""
+    """`times` rounds of the plain steps."""
 
     def block() -> None:
         for _ in range(times):
@@ -154,7 +154,7 @@ def torch_block(steps: plain_torch.Steps, kind: str, times: int) -> Callable[[],
 
 
 def to_torch(x: np.ndarray | None, device: str) -> torch.Tensor | None:
-    """A draw as PyTorch takes it, whose indices are wide ones."""
+    """A draw as PyTorch takes it, with int64 indices."""
     if x is None:
         return None
     return torch.tensor(x.astype(np.int64) if x.dtype == np.int32 else x, device=device)
@@ -163,10 +163,10 @@ def to_torch(x: np.ndarray | None, device: str) -> torch.Tensor | None:
 def check(library: ours.Steps, theirs: plain_torch.Steps) -> dict[str, float]:
     """Takes two steps of each kind on both sides with equal draws; returns the largest deviations.
 
-    At the first step of a kind weights are equal, and RuntimeError says which term differs by more
-    than `TOLERANCE`.  The second starts from weights that each side updated itself.  The student
-    comes first, since its images are the generator's, whose first step of Adam has the size of its
-    rate whatever the gradient's: rounding decides where that is zero.
+    The first step of a kind starts from equal weights; a RuntimeError names the term that differs
+    by more than `TOLERANCE`.  The second starts from weights that each side updated itself.  The
+    student comes first because it sees the generator's images.  Adam's first step has the size of
+    its rate whatever the gradient's, so where that is zero rounding decides.
     """
     worst = {}
     for index in range(2):
@@ -202,7 +202,7 @@ def time_steps(
     sides: dict[str, plain_torch.Steps],
     kind: str,
 ) -> dict[str, Any]:
-    """Steps of a kind, or rounds, on every side: images/s, and ratios to eager PyTorch."""
+    """Times steps of a kind, or rounds, on every side: images/s, and ratios to eager PyTorch."""
     phase, rounds_too = libraries[0].config.phases[0], kind == 'round'
     make_torch = torch_round if rounds_too else torch_block
     what = phase if rounds_too else kind
@@ -224,7 +224,7 @@ def time_steps(
         first, second = (ours.time_block(make_torch(steps, what, 1)) for _ in range(2))
         compiling[name] = max(first - second, 0.0) if name != 'PyTorch, eager' else 0.0
     for block in blocks.values():
-        block()  # the means over a block of metrics compile here
+        block()  # compiles the means of the metrics over a block
     taken = ours.interleave(blocks, args.seconds)
     images = args.batch * times * (phase.g_steps + phase.s_steps if rounds_too else 1)
     base = taken['PyTorch, eager']
@@ -240,11 +240,11 @@ def time_steps(
     }
 
 
-# 3. Where the time goes: the parts of a step, and what the machine can do.
+# 3. Where the time goes: the parts of a step, and the machine's ceilings.
 
 
 def jax_parts(library: ours.Steps) -> dict[str, tuple[ours.Program, tuple]]:
-    """Program and arguments of each part of CPSC-DFKD's steps."""
+    """The program and the arguments of each part of CPSC-DFKD's steps."""
     models, state, config = library.models, library.state, library.config
     image = jax.random.normal(library.key, (config.synthesis.batch_size, *models.image_shape))
     z, label = map(jnp.asarray, library.draws('generator', 0))
@@ -351,7 +351,7 @@ def torch_ceilings(device: str) -> dict[str, Callable[[], Any]]:
 
 def time_pair(call: Callable, theirs: Callable, device: str, seconds: float) -> dict[str, Any]:
     """Median milliseconds of one call on each side."""
-    # A GPU works through its queue in order; XLA on the CPU would run calls side by side.
+    # A GPU runs its queue in order; XLA on the CPU would run calls side by side.
     calls = 20 if device == 'cuda' else 1
 
     def jax_block() -> None:
@@ -393,7 +393,7 @@ def time_parts(
 
 
 def report(result: dict[str, Any]) -> str:
-    """The Markdown of a result."""
+    """A result as Markdown."""
     args, where = result['arguments'], result
     versions = ', '.join(f'{name} {version}' for name, version in where['versions'].items())
     load = ' -> '.join(f'{where[f"load_{when}"][0]:.1f}' for when in ('before', 'after'))
@@ -449,7 +449,7 @@ def main() -> None:
     if device == 'cuda' and not torch.cuda.is_available():
         sys.exit('jax sees a GPU and PyTorch does not: install a CUDA build of PyTorch, or set '
                  'JAX_PLATFORMS=cpu.')  # fmt: skip
-    # On a GPU XLA multiplies in TF32 unless told not to, and searches for the fastest convolution.
+    # As XLA on a GPU does by default: TF32 products, and a search for the fastest convolution.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 

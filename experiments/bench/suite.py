@@ -1,22 +1,23 @@
-"""Speed of every method at the sizes users have: steps, rounds, evaluation, memory; in one table.
+"""Speed of every method at the sizes users have, in one table.
 
     python experiments/bench/suite.py --output=experiments/bench [--methods=cpsc,nayer,...]
         [--sizes=digits,cifar10:wrn40_2/wrn16_2,cifar10:resnet34/resnet18,imagenet]
         [--batch=128] [--seconds=2] [--dtype=float32]
 
 A size is a file of configs/ and, after a colon, TEACHER/STUDENT.  Each method runs at its published
-setting there, with random weights, batches of --batch (at 224 px: --large-batch) and a round that
-keeps the published proportion of generator and student steps with at most --most steps of a kind.
+setting there, with random weights and batches of --batch (at 64 px and more: --large-batch).  A
+round keeps the published proportion of generator and student steps, with at most --most steps of a
+kind.
 
     compilation     seconds, of one generator and one student step
     step, round     milliseconds, medians
-    host            milliseconds of a round until Python may go on, while the device still works
+    host            milliseconds until a round's call returns, while the device still works
     evaluation      images/s of the student
     memory          MB of the larger step's program: arguments, results and temporaries
     of the ceiling  FLOP/s of a step, as XLA counts its FLOPs, over those of a matrix product of
                     2048 in the same run and dtype
 
-DiffDFKD's trajectories have `sd_step.py`; `steps.py` sets CPSC-DFKD and NAYER beside PyTorch.
+`sd_step.py` times DiffDFKD's trajectories; `steps.py` compares CPSC-DFKD and NAYER with PyTorch.
 """
 
 from __future__ import annotations
@@ -79,14 +80,14 @@ def measure_ceilings(seconds: float) -> dict[str, float]:
 
 
 def median(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds of a call, the median of those that fit into so many seconds, three at least."""
+    """The median seconds of a call, over as many as fit into `seconds`, at least three."""
     jax.block_until_ready(call())
     taken = ours.interleave({'': lambda: jax.block_until_ready(call())}, seconds, least=3)['']
     return statistics.median(taken)
 
 
 def make_config(args: argparse.Namespace, size: str, method: str) -> Any:
-    """The published setting of a method at a size, for rounds that a CPU ends in seconds."""
+    """The published setting of a method at a size, with rounds that take a CPU seconds."""
     name, _, networks = size.partition(':')
     config = importlib.import_module(f'configs.{name}').get_config(method)
     if networks:
@@ -145,7 +146,7 @@ def time_step(block: Callable[[], None], seconds: float) -> float:
 
 
 def host(steps: ours.Steps) -> float:
-    """Seconds until a round's call returns, the median of three, each begun on an idle device."""
+    """Seconds until a round's call returns: the median of three, each on an idle device."""
     taken = []
     for i in range(3):
         started = time.perf_counter()
@@ -168,7 +169,7 @@ def evaluation(steps: ours.Steps, batch: int, seconds: float) -> float:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The Markdown of a result."""
+    """A result as Markdown."""
     versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items())
     load = ' -> '.join(f'{result[f"load_{when}"][0]:.1f}' for when in ('before', 'after'))
     limits = ', '.join(f'{name} {value:.0f}' for name, value in result['ceilings'].items())
