@@ -1,7 +1,7 @@
-"""From a config to what it names, checked: modules, method, weights.  Nothing here compiles.
+"""Builds what a config names, checked: networks, method, weights.  Nothing here compiles.
 
-Every mistake a user can make in a config is raised from here (or from `data.check`) as a
-ConfigError before the first compilation.
+A mistake in a config raises a ConfigError from here or from `data.check`, before anything is
+compiled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dfkd_jax.errors import (
 from dfkd_jax.methods import METHODS
 from dfkd_jax.storage import model_folder
 
-# What a user can put right: shown as one line, without a traceback.
+# Errors that a user can correct: printed as one line, without a traceback.
 EXPECTED_ERRORS = (
     ConfigError,
     NonFiniteError,
@@ -47,10 +47,11 @@ DTYPES = ('float32', 'bfloat16')
 
 
 class Run(NamedTuple):
-    """What a distillation runs.
+    """The parts of a distillation.
 
-    method sees a share of the batch; whole is the same method seeing all of it, for what runs once
-    (its `init`, its `sample`).  Modules of `models` have no axis name: they are for evaluation.
+    method: works on one shard of a batch.
+    whole: the same method for the whole batch, for what runs once (`init`, `sample`).
+    models: modules without an axis name, for evaluation.
     """
 
     plan: sharding.Plan
@@ -58,12 +59,12 @@ class Run(NamedTuple):
     whole: Method
     models: Models
     facts: Any  # of the data set: mean, std, class_names
-    # The table of label embeddings [C, E] or the diffusion model, where a method has one.
+    # The table of label embeddings [C, E] or the diffusion model, if the method has one.
     extra: Any = ()
 
 
 def build(config: Any) -> Run:
-    """Checks the config and makes what it names.  Raises ConfigError or DataError."""
+    """Checks the config and builds what it names.  Raises ConfigError or DataError."""
     if config.method not in METHODS:
         raise ConfigError(
             f'unknown method {config.method!r}; expected one of {", ".join(METHODS)}.'
@@ -89,7 +90,7 @@ def build(config: Any) -> Run:
 
 
 def check_numbers(config: Any) -> None:
-    """Raises ConfigError for a count that is too small to run with: cadences, batches, phases."""
+    """Raises ConfigError for a cadence, batch size, phase or seed that is too small."""
 
     def check(name: str, value: int, least: int) -> None:
         if value < least:
@@ -109,7 +110,7 @@ def check_numbers(config: Any) -> None:
 
 
 class _Counting:
-    """A teacher that notes how many images it is shown."""
+    """A teacher that counts the images it is given."""
 
     def __init__(self, module: Any):
         self.module, self.images = module, 0
@@ -123,10 +124,10 @@ class _Counting:
 
 
 def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]:
-    """Images through the teacher, forward, in one round of each of the phases.
+    """Images through the teacher, forward, in one round of each phase.
 
-    Read off the method's steps by tracing them for shapes, whole batches at once: what a method
-    asks its teacher is its own business.  Test images are not counted.
+    Counted by tracing the method's steps for shapes, on whole batches, since only the method knows
+    what it asks the teacher.  Test images do not count.
     """
     teacher = _Counting(nets.teacher)
     method = METHODS[config.method](config, nets._replace(teacher=teacher), sharding.Shards())
@@ -139,7 +140,7 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
         return teacher.images - before
 
     once = asked(method.begin) + asked(method.finish)
-    # A phase of a method without the one or the other step has none of it.
+    # A method without generator steps or without student steps has no such step to trace.
     each, learning = (
         asked(step) if any(phase[steps] for phase in phases) else 0
         for step, steps in ((method.generator_step, 'g_steps'), (method.student_step, 's_steps'))
@@ -148,7 +149,7 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
 
 
 def _check_statistics(loss: Any, name: str, nets: Models) -> None:
-    """Raises ConfigError where a loss compares batch statistics that the teacher has none of."""
+    """Raises ConfigError if a loss compares batch statistics and the teacher has none."""
     weight = loss.get('bn')
     if not weight:
         return
@@ -173,7 +174,7 @@ def load_table(settings: LabelsConfig, images: DataConfig, about: data.Facts) ->
 
 
 def load_prior(settings: PriorConfig, synthesis: Any) -> diffusion.Prior | None:
-    """The diffusion model that `config.prior` names; None where none is sampled from."""
+    """The diffusion model that `config.prior` names; None if the run samples from none."""
     if synthesis.bank or synthesis.source == 'noise':
         return None
     if settings.path is None:
@@ -191,9 +192,9 @@ def load_prior(settings: PriorConfig, synthesis: Any) -> diffusion.Prior | None:
 def make_models(
     config: Any, about: data.Facts, axis_name: str | None = None, table: np.ndarray | None = None
 ) -> Models:
-    """The networks of a config, checked against its images; the generator where it has one.
+    """The networks of a config, checked against its images; with a generator if it has one.
 
-    table: label embeddings, whose width the generator takes.
+    table: label embeddings, whose width sets the generator's input.
     """
     images = config.data
     teacher, student = (
@@ -224,9 +225,9 @@ def make_generator(
     axis_name: str | None = None,
     table: np.ndarray | None = None,
 ) -> Any:
-    """The generator of `config.generator`: the module's fields among the group's.
+    """The generator of `config.generator`.
 
-    The group's other fields are its optimiser's.
+    The group has the module's fields and its optimiser's; only the former are used here.
     """
     try:
         fields = models.fields(settings.model)
@@ -244,12 +245,12 @@ def make_generator(
 def make_classifier(
     name: str, images: DataConfig, dtype: str = 'float32', axis_name: str | None = None
 ) -> Any:
-    """A classifier of the images' classes, which takes them."""
+    """A classifier for the images' classes.  Raises ConfigError if it cannot take the images."""
     module = make_model(name, images.num_classes, dtype, axis_name)
     shape = (images.image_size, images.image_size, images.channels)
     try:
         _shapes(module.clone(axis_name=None), shape)
-    except Exception as error:  # whatever the layers make of an impossible shape
+    except Exception as error:  # layers raise anything at an impossible shape
         raise ConfigError(
             f'{name} cannot take images of shape {shape}: {error}. Change '
             'config.data.image_size or the model.'
@@ -259,9 +260,9 @@ def make_classifier(
 
 @functools.lru_cache(maxsize=16)
 def _shapes(module: Any, image_shape: tuple[int, int, int]) -> Any:
-    """The shapes of a classifier's variables, kept: several checks of a build ask for them."""
+    """The shapes of a classifier's variables; cached, since several checks need them."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    # The key within: made outside, it would be a first program to compile.
+    # The key is made inside: outside, it would compile a program.
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
 
 
@@ -271,7 +272,7 @@ def make_model(name: str, num_classes: int, dtype: str, axis_name: str | None, *
         raise ConfigError(f'config.dtype={dtype!r}; expected one of {", ".join(DTYPES)}.')
     sizes |= {'axis_name': axis_name, 'dtype': jnp.dtype(dtype)}
     try:
-        if 'num_classes' in models.fields(name):  # a generator may know none
+        if 'num_classes' in models.fields(name):  # some generators have no classes
             sizes['num_classes'] = num_classes
         return models.make(name, **sizes)
     except (TypeError, ValueError) as error:
@@ -281,7 +282,7 @@ def make_model(name: str, num_classes: int, dtype: str, axis_name: str | None, *
 def load_network(path: str | Path, name: str, images: DataConfig) -> dict[str, Any]:
     """A classifier's variables from a model folder or a PyTorch file, checked against `images`.
 
-    One without batch norms has empty `batch_stats`.  Raises PortError, CheckpointError or
+    `batch_stats` is empty for a network without batch norms.  Raises PortError, CheckpointError or
     ConfigError.
     """
     classes, channels = images.num_classes, images.channels
@@ -304,7 +305,7 @@ def load_network(path: str | Path, name: str, images: DataConfig) -> dict[str, A
 
 
 def _check_variables(path: str | Path, name: str, images: DataConfig, variables: Any) -> None:
-    """Raises CheckpointError unless a network has just these arrays, of finite numbers."""
+    """Raises CheckpointError unless `variables` are exactly the network's arrays and finite."""
     module = make_model(name, images.num_classes, 'float32', None)
     shape = (images.image_size, images.image_size, images.channels)
     expected = model_folder.flatten(_shapes(module, shape))

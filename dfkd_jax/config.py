@@ -1,8 +1,7 @@
-"""The groups of a config, as the code reads them.
+"""The groups of a config that several modules read.
 
-A config is an `ml_collections.ConfigDict` that a file of ``configs/`` makes; these protocols name
-the fields of the groups that several modules take.  What a method reads is in its config file,
-``configs/methods/NAME.py``.
+A config is an `ml_collections.ConfigDict` made by a file of ``configs/``.  These protocols name the
+fields of its shared groups.  The fields that a method reads are in ``configs/methods/NAME.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 
 class DataConfig(Protocol):
-    """`config.data`: which images, and how networks see them."""
+    """`config.data`: the images, and how the networks see them."""
 
     name: str
     data_dir: str | None  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
@@ -19,28 +18,28 @@ class DataConfig(Protocol):
     image_size: int  # pixels a side
     channels: int
     resize: str  # pad / resize / crop
-    mean: tuple[float, ...] | None  # of images in [0, 1]; None: the published ones
+    mean: tuple[float, ...] | None  # of images in [0, 1]; None: the published values
     std: tuple[float, ...] | None
 
 
 class PhaseConfig(Protocol):
-    """One of `config.phases`: `rounds` times `loops` batches of synthesis, then the student."""
+    """One of `config.phases`: rounds of `loops` batches of synthesis, then student steps."""
 
     rounds: int
-    loops: int  # batches of synthesis a round
-    g_steps: int  # synthesis updates a batch
-    s_steps: int  # updates of the student a round
+    loops: int  # batches of synthesis in a round
+    g_steps: int  # generator steps in a batch of synthesis
+    s_steps: int  # student steps in a round
 
 
 class TrainingConfig(Protocol):
-    """`config.teach`, and the groups of a student that learns from stored images."""
+    """`config.teach`, and the same group for a student that learns from stored images."""
 
     epochs: int
     batch_size: int
     lr: float
     final_lr: float
     warmup_epochs: float
-    milestones: tuple[int, ...]  # epochs after which the rate is a tenth, in place of the cosine
+    milestones: tuple[int, ...]  # epochs that divide the rate by ten, instead of the cosine
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -50,7 +49,7 @@ class TrainingConfig(Protocol):
     shade: float
     cutmix: float
     kd_temperature: float
-    kd_weight: float  # w of w KD + (1 - w) CE
+    kd_weight: float  # w in w KD + (1 - w) CE
     save_every_epochs: int
     eval_every_epochs: int
 
@@ -58,7 +57,7 @@ class TrainingConfig(Protocol):
 
 
 class LabelsConfig(Protocol):
-    """`config.labels`: the embeddings of the classes' names."""
+    """`config.labels`: the embeddings of the class names."""
 
     source: str  # table / minilm / clip / onehot
     path: str | None
@@ -70,7 +69,7 @@ class LabelsConfig(Protocol):
 class PriorConfig(Protocol):
     """`config.prior`: a pretrained diffusion model, and how it is sampled."""
 
-    path: str | None  # a folder of diffusers' format, or the name of one that ships
+    path: str | None  # a folder in diffusers' format, or the name of a prior that ships
     dtype: str  # float32 / bfloat16
     remat: bool
     steps: int

@@ -1,11 +1,11 @@
 """The contract between a data-free distillation method and the loop that runs it.
 
-A method file exposes one function, ``make(config, models, shards) -> Method``.  Everything a method
-does is a pure function of ``(frozen, state, key)``, so that fusing steps into one program, sharding
-the batch, killing a run and resuming it need nothing from the method.
+A method's file has one public function, ``make(config, models, shards) -> Method``.  All that a
+method does is a pure function of ``(frozen, state, key)``.  So the library can fuse steps into one
+program, shard the batch, and kill and resume a run without the method's help.
 
-Shapes: ``B`` is the number of images an instance works on (``Shards.local``), ``C`` the number of
-classes.  Arrays are channels-last; images are in the range the teacher expects (normalised).
+Shapes: ``B`` is the number of images on one shard (``Shards.local``), ``C`` the number of classes.
+Arrays are channels-last.  Images are normalised, as the teacher expects them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from flax import struct
 Array = jax.Array
 Key = jax.Array  # a typed PRNG key, `jax.random.key`; a function that takes one consumes it
 Params = Any  # a nested dict of arrays
-Metrics = dict[
-    str, Array
-]  # flat, scalars, averaged over shards; `g/...` synthesis, `s/...` student
+# Scalars by name, averaged over shards: `g/...` of synthesis, `s/...` of the student.
+Metrics = dict[str, Array]
 
 
 class Net(struct.PyTreeNode):
-    """A network in training: what its optimiser and its batch norms need."""
+    """A network in training: its weights, batch statistics and optimiser state."""
 
     params: Params
     batch_stats: Params
@@ -34,15 +33,15 @@ class Net(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Params]:
-        """What `module.apply` takes."""
+        """The variables that `module.apply` takes."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 class State(struct.PyTreeNode):
-    """All that changes in a run, and all that a checkpoint holds.
+    """Everything that changes during a run, which is what a checkpoint holds.
 
-    generator: a `Net`, or ``()`` for a method that trains none.
-    extra: the method's own pytree, a dataclass defined in the method's file; ``()`` if none.
+    generator: a `Net`, or ``()`` if the method trains none.
+    extra: the method's own pytree, a dataclass from the method's file; ``()`` if none.
     """
 
     round: Array  # [] int32
@@ -55,7 +54,7 @@ class Frozen(struct.PyTreeNode):
     """What a run reads and never changes: an argument of every step, neither donated nor saved.
 
     teacher: the teacher's variables, ``{'params': ..., 'batch_stats': ...}``.
-    extra: whatever else a method wants frozen (label embeddings, a diffusion prior).
+    extra: what else the method reads (label embeddings, a diffusion prior).
     """
 
     teacher: dict[str, Params]
@@ -70,28 +69,28 @@ class Batch(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The networks' shapes (linen modules, no weights) and the task they share."""
+    """The networks (linen modules without weights) and the task that they share."""
 
     teacher: Any
     student: Any
-    generator: Any  # None for a method that trains none
+    generator: Any  # None if the method trains none
     num_classes: int
     image_shape: tuple[int, int, int]  # (H, W, channels)
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
-    prior: Any = None  # a diffusion model's pure functions, for a method that samples from one
+    prior: Any = None  # a diffusion model's pure functions, if the method samples from one
 
     def normalise(self, pixel: Array) -> Array:
-        """Pixels in [0, 1], [B, H, W, channels], as the networks see them."""
+        """Normalises pixels in [0, 1], [B, H, W, channels], for the networks."""
         return (pixel - per_channel(self.mean)) / per_channel(self.std)
 
     def pixels(self, image: Array) -> Array:
-        """The pixels of normalised images [B, H, W, channels]; not clipped."""
+        """The pixels of normalised images [B, H, W, channels], not clipped."""
         return per_channel(self.mean) + per_channel(self.std) * image
 
 
 def per_channel(values: tuple[float, ...]) -> Array:
-    """One value for each channel, as [1, 1, 1, channels]."""
+    """One value per channel, as [1, 1, 1, channels]."""
     return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
 
 
@@ -102,7 +101,7 @@ class InitFn(Protocol):
 
 
 class StepFn(Protocol):
-    """Advances the state once: the body of a scan, once `frozen` is bound.  The key is consumed.
+    """Takes one step; with `frozen` bound, the body of a scan.  The key is consumed.
 
     Returns a state of the same structure, shapes and dtypes, and scalar metrics.
     """
@@ -111,13 +110,13 @@ class StepFn(Protocol):
 
 
 class SampleFn(Protocol):
-    """Draws the synthetic images that the student would train on now.  The key is consumed."""
+    """Draws images that the student would train on at this state.  The key is consumed."""
 
     def __call__(self, frozen: Frozen, state: State, key: Key) -> Batch: ...
 
 
 def unchanged(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-    """The step of a method that has nothing to do there."""
+    """The step of a method that does nothing there."""
     del frozen, key
     return state, {}
 
@@ -125,16 +124,16 @@ def unchanged(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
 class Method(NamedTuple):
     """A data-free distillation method: six pure functions over one `State`.
 
-    One batch of synthesis is `begin`, then n `generator_step`s, then `finish`; the student then
-    takes m `student_step`s.  How many of each is the phase's business, not the method's.
+    A batch of synthesis is `begin`, then n `generator_step`s, then `finish`.  Then the student
+    takes m `student_step`s.  The phase sets n and m, not the method.
     """
 
     init: InitFn
     generator_step: StepFn  # one synthesis update
     student_step: StepFn  # one distillation update
     sample: SampleFn
-    begin: StepFn = unchanged  # start a batch: new latents, a new noisy layer, a new generator
-    finish: StepFn = unchanged  # end a batch: the best images to the bank, a meta-update
+    begin: StepFn = unchanged  # start of a batch: new latents, noisy layer or generator
+    finish: StepFn = unchanged  # end of a batch: images to the bank, a meta-update
 
 
 def start(params: Params, batch_stats: Params, tx: optax.GradientTransformation) -> Net:
@@ -145,7 +144,7 @@ def start(params: Params, batch_stats: Params, tx: optax.GradientTransformation)
 def update(
     net: Net, grads: Params, tx: optax.GradientTransformation, batch_stats: Params = None
 ) -> Net:
-    """One optimiser update; `batch_stats` replaces the running statistics if given."""
+    """One optimiser update; `batch_stats`, if given, replaces the batch statistics."""
     updates, opt_state = tx.update(grads, net.opt_state, net.params)
     return net.replace(
         params=optax.apply_updates(net.params, updates),
@@ -155,7 +154,7 @@ def update(
 
 
 def warmup_rounds(phases: Any) -> int:
-    """Rounds of a run before the student's first step."""
+    """The number of rounds before the student's first step."""
     rounds = 0
     for phase in phases:
         if phase.s_steps:
@@ -167,8 +166,8 @@ def warmup_rounds(phases: Any) -> int:
 def sgd_by_round(student: Any, phases: Any) -> optax.GradientTransformation:
     """SGD with momentum; a cosine from `lr` to `final_lr`, constant within a round.
 
-    student, phases: the config's.  Raises ValueError unless all phases after the warm-up, one at
-    least, have the same number of student steps.
+    student, phases: the config's.  Raises ValueError unless there are phases after the warm-up and
+    all of them have the same number of student steps.
     """
     steps = [phase.s_steps for phase in phases if phase.s_steps]
     if len(set(steps)) != 1:
@@ -187,5 +186,5 @@ def sgd_by_round(student: Any, phases: Any) -> optax.GradientTransformation:
 
 
 def first_round() -> Array:
-    """The round counter of a new state."""
+    """The round counter of a new state: 0."""
     return jnp.zeros((), jnp.int32)

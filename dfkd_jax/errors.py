@@ -1,43 +1,43 @@
-"""What can go wrong: every error that a user can mend, told in one line without a traceback."""
+"""Every error that a user can correct.  The command line prints it as one line, no traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """The base of all others: its message says what was found, what was expected and what to do."""
+    """The base class.  Its message says what was found, what was expected and what to do."""
 
 
 class ConfigError(UserError, ValueError):
-    """A config that does not fit: what was wrong, what was expected, what to do."""
+    """A config that is wrong or does not fit."""
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """A loss that stopped being finite."""
+    """A loss, metric or weight that is no longer finite."""
 
 
 class DataError(UserError, ValueError):
-    """Data that is missing, broken or does not fit; the message says what to do."""
+    """Data that is missing, damaged or does not fit."""
 
 
 class DiffusionError(UserError, ValueError):
-    """A model folder, prompt, scheduler or image size that does not fit; it says what to do."""
+    """A diffusion model's folder, prompt, scheduler or image size that does not fit."""
 
 
 class LabelError(UserError, ValueError):
-    """Class names or embeddings that are missing or do not fit; the message says what to do."""
+    """Class names or embeddings that are missing or do not fit."""
 
 
 class PortError(UserError, ValueError):
-    """Weights that cannot be read, or that are not those of the named architecture."""
+    """Weights that cannot be read or do not fit the named architecture."""
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint or a model folder that is missing, damaged or made for something else."""
+    """A checkpoint or model folder that is missing, damaged or does not fit."""
 
 
 class BankError(UserError, ValueError):
-    """A bank that is damaged, incomplete or made for something else."""
+    """A bank that is damaged, incomplete or made by another config."""
 
 
 class HostError(UserError, RuntimeError):
-    """What ended a run on another process, or keeps several from running as one."""
+    """Another process ended the run, or several cannot run as one."""

@@ -1,4 +1,4 @@
-"""Accuracy on real test images, and agreement with the teacher.  Measures; never trains."""
+"""Accuracy on real test images and agreement with the teacher.  Nothing here trains."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dfkd_jax.distributed.sharding import Plan
 def over(
     plan: Plan, fn: Callable[[Any, jax.Array], jax.Array], facts: data.Facts
 ) -> Callable[[Any, data.Dataset, int], tuple[np.ndarray, np.ndarray]]:
-    """What `fn`, ``(variables, normalised images [B, H, W, C]) -> [B, ...]``, says of a data set.
+    """Compiles `fn`, ``(variables, normalised images [B, H, W, C]) -> [B, ...]``, for data sets.
 
-    Returns a function ``(variables, dataset, batch_size) -> (said [N, ...], label [N] int32)``, in
-    stored order, compiled once.
+    Returns a function ``(variables, dataset, batch_size) -> (outputs [N, ...], label [N] int32)``,
+    in stored order.
     """
 
     def normalised(variables: Any, batch: Any) -> Any:
         images, label = batch
-        # The labels too, since a process reads only those of its own images.
+        # The labels pass through too: a process reads only those of its own images.
         return fn(variables, data.normalise(images, facts.mean, facts.std)), label
 
     compiled = plan.predict(normalised)
@@ -32,13 +32,13 @@ def over(
     def call(
         variables: Any, dataset: data.Dataset, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        batch_size += -batch_size % plan.shards.size  # rows divide over the devices
-        # Every batch is under way before the first answer is waited for.
+        batch_size += -batch_size % plan.shards.size  # rows must divide over the devices
+        # Dispatches every batch before waiting for the first result.
         pending = [
             compiled(variables, (batch.image, batch.label))
             for batch in dataset.batches(batch_size, plan.rows(batch_size))
         ]
-        # The last batch is filled up at its end.
+        # The last batch is padded at its end.
         said, label = (
             np.concatenate([np.asarray(found[i]) for found in pending])[: dataset.size]
             for i in range(2)
@@ -51,7 +51,7 @@ def over(
 def classifier(
     plan: Plan, module: Any, facts: data.Facts
 ) -> Callable[[Any, data.Dataset, int], tuple[np.ndarray, np.ndarray]]:
-    """`over` for the class that a network predicts: ``(predicted, label)``, both [N] int32."""
+    """`over`, for the class that a network predicts: ``(predicted, label)``, both [N] int32."""
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
         return jnp.argmax(module.apply(variables, images).logits, axis=-1).astype(jnp.int32)
@@ -60,16 +60,16 @@ def classifier(
 
 
 class OfTeacher(NamedTuple):
-    """What a teacher says of test images."""
+    """A teacher's predictions on test images."""
 
     predicted: np.ndarray  # [N] int32
     accuracy: float  # per cent
 
 
 def teacher(config: Any, plan: Plan, module: Any, variables: Any, test: data.Dataset) -> OfTeacher:
-    """What the teacher says of the test images; its accuracy is told at once.
+    """Evaluates the teacher on the test images and prints its accuracy.
 
-    The first thing a run does, so that a wrong port or normalisation shows within seconds.
+    A run does this first, so a wrong port or normalisation shows within seconds.
     """
     predicted, label = classifier(plan, module, test.facts)(variables, test, config.eval_batch_size)
     share = accuracy(predicted, label)
@@ -82,5 +82,5 @@ def teacher(config: Any, plan: Plan, module: Any, variables: Any, test: data.Dat
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
-    """Per cent of equal entries, 0 to 100."""
+    """The share of equal entries, in per cent."""
     return 100.0 * float(np.mean(predicted == label))

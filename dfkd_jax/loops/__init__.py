@@ -1,4 +1,4 @@
-"""The loops: what each kind of run does, over one session that lets it be killed and continued.
+"""The loops: what each kind of run does.  One session lets them all be killed and continued.
 
 A config names its loop (`config.loop`).  A new kind of run is a module here and a row in `LOOPS`.
 """
@@ -22,10 +22,10 @@ from dfkd_jax.storage import workdir as folder
 class Loop(NamedTuple):
     """A kind of run that distils a student.
 
-    prepare: ``config -> prepared``: checks the config and makes what it names, before anything is
+    prepare: ``config -> prepared``: checks the config and builds what it names, before anything is
       compiled.
     distil: ``(config, workdir, prepared, test images, teacher's variables, interrupted) ->
-      summary``: the run, from wherever the last one in `workdir` stopped.
+      summary``: the run, continued from where the last one in `workdir` stopped.
     """
 
     prepare: Callable[[Any], Any]
@@ -40,11 +40,11 @@ LOOPS = {
 
 
 def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
-    """Distils as `config` says, in `workdir`, from wherever the last run there stopped.
+    """Distils as `config` says, in `workdir`, from where the last run there stopped.
 
-    Returns the summary, also written to ``summary.json``; ``{}`` for a run that was asked to stop
-    (SIGTERM, Ctrl-C) and saved.  Raises a `UserError`: before anything is compiled where config,
-    data or teacher do not fit, and when a number stops being finite.
+    Returns the summary, which is also in ``summary.json``, or ``{}`` if the run was asked to stop
+    (SIGTERM, Ctrl-C) and saved.  Raises a `UserError`: before anything is compiled if config, data
+    or teacher do not fit, and later if a number is no longer finite.
     """
     if config.loop not in LOOPS:
         raise ConfigError(f'config.loop={config.loop!r}; expected one of {", ".join(LOOPS)}.')
@@ -66,9 +66,9 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
 
 
 def find_teacher(config: Any, workdir: Path, interrupted: Callable[[], bool]) -> dict[str, Any]:
-    """The teacher's variables: given, or trained from the config's recipe into ``workdir/teacher``.
+    """The teacher's variables: given, or trained by the config's recipe into ``workdir/teacher``.
 
-    Raises ConfigError where there is neither, and Stopped where its training was asked to stop.
+    Raises ConfigError if there is neither, and Stopped if its training was asked to stop.
     """
     path = config.teacher.checkpoint
     if path is None:

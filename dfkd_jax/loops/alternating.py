@@ -1,6 +1,6 @@
-"""The alternating loop: batches of synthesis, then updates of the student, round by round.
+"""The alternating loop: batches of synthesis, then student steps, round by round.
 
-It knows no method: a round is what `loops.round` makes of one.
+It knows no method: `loops.round` makes a round of any.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dfkd_jax.loops.round import make_round
 from dfkd_jax.reporting import artifacts, metrics
 from dfkd_jax.storage import files
 
-TABLE = 'labels.npy'  # the embeddings that a run began with, for the methods that have them
+TABLE = 'labels.npy'  # the label embeddings that a run began with, if its method has any
 ADVICE = (
     'Lower config.student.lr or config.generator.lr (config.pixels.lr), or the weight of the term, '
     'in a new --workdir.'
@@ -40,16 +40,16 @@ def distil(
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Alternates until all phases are done, and leaves what every run leaves.
+    """Runs all phases and leaves the results of every run.
 
-    Returns the summary.  Raises Stopped, NonFiniteError, and ConfigError for other embeddings than
-    the run began with.
+    Returns the summary.  Raises Stopped, NonFiniteError, and ConfigError if the embeddings are not
+    those that the run began with.
     """
     plan, models = run.plan, run.models
     frozen = plan.replicate(Frozen(teacher=teacher, extra=_kept(workdir, run.extra)))
     of_teacher = evaluate.teacher(config, plan, models.teacher, frozen.teacher, test)
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
-    phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one for each round
+    phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one per round
     queries = _queries(config, run, frozen)
     round_of = cache(lambda index: make_round(run.method, config.phases[index], plan))
 
@@ -99,7 +99,7 @@ def _cadences(config: Any) -> session.Every:
 def _measure(
     config: Any, run: build.Run, test: data.Dataset, by_teacher: np.ndarray
 ) -> Callable[[State], session.Row]:
-    """What is measured of a state: the student on test images, whose classes only measure."""
+    """Measures a state: the student on test images, whose classes serve nothing else."""
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
 
     def measure(state: State) -> session.Row:
@@ -113,14 +113,14 @@ def _measure(
 
 
 def _queries(config: Any, run: build.Run, frozen: Frozen) -> list[int]:
-    """Images through the teacher after each round, from the first."""
+    """Images through the teacher so far, after each round."""
     each = build.queries(config, run.models, frozen, config.phases)
     rounds = [n for n, phase in zip(each, config.phases) for _ in range(phase.rounds)]
     return list(itertools.accumulate(rounds))
 
 
 def _images(synthesis: Any, rounds: list[PhaseConfig]) -> tuple[int, int]:
-    """How many images passed through synthesis updates, and how many the student trained on."""
+    """How many images generator steps worked on, and how many the student trained on."""
     return (
         sum(phase.loops * phase.g_steps for phase in rounds) * synthesis.batch_size,
         sum(phase.s_steps for phase in rounds) * synthesis.student_batch_size,
@@ -128,19 +128,19 @@ def _images(synthesis: Any, rounds: list[PhaseConfig]) -> tuple[int, int]:
 
 
 def _kept(workdir: Path, table: Any) -> Any:
-    """The table of embeddings that the run in `workdir` began with; a new run keeps `table` there.
+    """The table of embeddings that the run in `workdir` began with; a new run stores `table`.
 
-    An encoder on another machine may differ in its last bits, and a continued run must not.
-    Raises ConfigError where the two are different tables.
+    An encoder may differ in its last bits on another machine, but a continued run must not.
+    Raises ConfigError if the two tables differ by more.
     """
     path = workdir / TABLE
-    if not np.size(table):  # a method without
+    if not np.size(table):  # the method has none
         return table
     if not processes.broadcast_from_first(path.exists()):
         content = io.BytesIO()
         np.save(content, table)
         processes.by_first(lambda: files.write_bytes(path, content.getvalue()))
-        # Several processes all read it: an encoder elsewhere may differ in its last bits.
+        # Several processes all read the file, since their own encoders may differ.
         if not processes.several():
             return table
     try:

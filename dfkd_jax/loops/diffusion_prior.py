@@ -1,8 +1,8 @@
 """The loop that trains a small diffusion model of pixels (``python -m dfkd_jax.diffusion.train``).
 
-The loss is that of Ho et al. 2020 (the noise's mean squared error, every timestep alike) or, with
-`v_prediction`, of Salimans & Ho 2022; what is kept is an exponential moving average of the
-weights.  A prior for data-free distillation must not see what the teacher was trained on.
+The loss is that of Ho et al. 2020 (the mean squared error of the noise, the same at every timestep)
+or, with `v_prediction`, of Salimans & Ho 2022.  The result is an exponential moving average of the
+weights.  A prior for data-free distillation must not see the teacher's training data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dfkd_jax.storage import workdir as folders
 
 PRIOR, RECEIPT, SAMPLES = 'prior', 'receipt.json', 'samples.png'
 SAMPLER_STEPS = 50
-MEASURED = 8  # timesteps of each image that is held out
+MEASURED = 8  # timesteps of each held-out image
 
 
 class State(struct.PyTreeNode):
@@ -44,7 +44,7 @@ class State(struct.PyTreeNode):
 
     step: Array  # [] int32
     params: Params
-    ema: Params  # the average of `params`, which is what is kept
+    ema: Params  # the average of `params`, which the prior keeps
     opt_state: Any
 
 
@@ -56,15 +56,15 @@ def run(
 ) -> dict[str, Any]:
     """Trains for `config.train.steps` and leaves WORKDIR/prior; returns its receipt.
 
-    A finished folder is returned as it is; an unfinished one is continued, to the same weights as
+    A finished folder is returned as it is.  An unfinished one is continued, to the same weights as
     if it had never stopped.
 
     command: for the receipt.
 
     Raises:
       ConfigError: for fields that make no sense.
-      DataError: where there are no images, or too few.
-      NonFiniteError: for a number that is not finite; nothing of it is saved.
+      DataError: for missing or too few images.
+      NonFiniteError: for a number that is not finite, which is not saved.
       Stopped: after saving.
     """
     workdir, recipe = Path(workdir), config.train
@@ -108,7 +108,7 @@ def run(
 
 
 def check(config: Any) -> tuple[UNet, Schedule, Plan]:
-    """The network, the noise schedule and how to compile.
+    """The network, the noise schedule and the plan.
 
     Raises ConfigError for fields that make no sense or do not fit each other.
     """
@@ -125,10 +125,10 @@ def check(config: Any) -> tuple[UNet, Schedule, Plan]:
 
 
 def load_images(config: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The images of `config.data`: for training, and held out, both [N, S, S, C] uint8.
+    """The images of `config.data` for training and held out, both [N, S, S, C] uint8.
 
-    Raises ConfigError unless one of `folder` and `name` is given, and DataError for images that are
-    missing or cannot be read.
+    Raises ConfigError unless exactly one of `folder` and `name` is given, and DataError for images
+    that are missing or cannot be read.
     """
     if (config.folder is None) == (config.name is None):
         raise ConfigError(
@@ -156,20 +156,20 @@ def load_images(config: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def source(config: Any) -> Any:
-    """Where the images come from, for the receipt: images.json of their folder, or a name."""
+    """The source of the images, for the receipt: images.json of their folder, or a name."""
     about = Path(config.folder or '') / 'images.json'
     if config.folder is not None and about.is_file():
         return formats.read_json(about)
     return config.name or Path(config.folder).name
 
 
-# What is computed
+# Computation
 
 
 def first_state(module: UNet, tx: Any, shape: tuple[int, ...], key: Array) -> State:
     """The state before the first step, for images of [H, W, C]."""
     params = module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)))['params']
-    # A copy: a step takes over the memory of its state, and must not get the same twice.
+    # A copy, since a step donates the memory of its state and no array may be there twice.
     ema = jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
 
@@ -185,7 +185,7 @@ def optimiser(recipe: Any) -> optax.GradientTransformation:
 def losses(
     module: UNet, schedule: Schedule, params: Params, x0: Array, t: Array, noise: Array
 ) -> Array:
-    """The mean squared error of what the network predicts for every image: [B].
+    """The mean squared error of the network's prediction for each image, [B].
 
     x0: images [B, H, W, C] in [-1, 1]; t: timesteps [B]; noise: standard normal, of x0's shape.
     """
@@ -197,7 +197,7 @@ def losses(
 
 
 def predict(module: UNet, params: Params, x: Array, t: Array) -> Array:
-    """What the network says of x [B, H, W, C] at timesteps t [B]."""
+    """The network's prediction for x [B, H, W, C] at timesteps t [B]."""
     output: Any = module.apply({'params': params}, x, t)
     return output
 
@@ -207,7 +207,8 @@ def make_step(
 ) -> Callable[[Any, State, Array], tuple[State, dict[str, Array]]]:
     """One update: ``(images [N, H, W, C] uint8, state, key) -> (state, metrics)``.
 
-    The batch is drawn from the images, with replacement, by the key and the state's step alone.
+    The batch is drawn from the images with replacement; it depends only on the key and the state's
+    step.
     """
     size, number = recipe.batch_size, len(schedule.alphas_cumprod)
 
@@ -227,7 +228,7 @@ def make_step(
         (loss, _), grads = shards.value_and_grad(loss_fn)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Over few steps in the beginning, so that the random start is soon forgotten.
+        # A short average at first, so that the random start is soon forgotten.
         decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
         return State(state.step + 1, params, ema, opt_state), {'loss': loss}
@@ -238,12 +239,13 @@ def make_step(
 def make_measure(
     module: UNet, schedule: Schedule, plan: Plan, images: np.ndarray, batch_size: int
 ) -> Callable[[Params], dict[str, float]]:
-    """The losses of images that are not trained on, at timesteps and with noise that stay.
+    """The losses of held-out images, at fixed timesteps and with fixed noise.
 
-    `held_out_loss` is the training's; `held_out_eps` is of the noise, whatever is predicted.
+    `held_out_loss` is the training loss; `held_out_eps` is the error of the noise in either
+    parameterisation.
     """
     rng, number = np.random.default_rng(0), len(schedule.alphas_cumprod)
-    # Each image at several timesteps, evenly over all of them.
+    # Each image at several timesteps, which cover all evenly.
     count = len(images) * MEASURED // batch_size * batch_size
     chosen = np.resize(images, (count, *images.shape[1:]))
     t = rng.permutation(np.arange(count) * number // max(count, 1)).astype(np.int32)
@@ -279,7 +281,7 @@ def sample(
     shape: tuple[int, ...],
     seed: int,
 ) -> np.ndarray:
-    """About 80 images [B, H, W, C] in [0, 1] that the weights draw, by 50 steps of DDIM."""
+    """About 80 images [B, H, W, C] in [0, 1], sampled by 50 steps of DDIM."""
     count = max(80 // plan.shards.size, 1) * plan.shards.size
 
     def denoise(params: Params, batch: Any) -> Array:
@@ -301,13 +303,13 @@ def to_signed(images: Array) -> Array:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-# What is left
+# Output
 
 
 def write(
     folder: Path, config: Any, params: Params, samples: np.ndarray, receipt: dict[str, Any]
 ) -> None:
-    """The folder of a trained prior; the receipt last, so that a folder with one is whole."""
+    """Writes the folder of a prior; the receipt comes last and marks it as complete."""
     kept = jax.tree.map(lambda x: np.asarray(x, config.weights), params)
     formats.save_unet(folder, recipes.network(config), kept, recipes.scheduler(config))
     rows = np.arange(len(samples)) // page.MAX_COLUMNS

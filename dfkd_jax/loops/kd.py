@@ -1,8 +1,8 @@
-"""Ordinary distillation on real data as a run: what data-free distillation is measured against.
+"""Ordinary distillation on real data: the reference for data-free distillation.
 
-`--config=FILE:kd` trains as `python -m dfkd_jax.teach --role=kd` does, to the same weights, and
-leaves what every run leaves.  It is no `Method`: methods are functions of a teacher, a state and a
-key, and images have no way into them.
+`--config=NAME:kd` trains as `python -m dfkd_jax.teach --role=kd` does, to the same weights, and
+leaves the results of every run.  It is no `Method`, since a method takes a teacher, a state and a
+key, but no images.
 
     workdir/distillation/  the training (`supervised.fit`): a model folder with its checkpoints
 """
@@ -18,7 +18,7 @@ from dfkd_jax.loops import supervised
 from dfkd_jax.reporting import artifacts
 from dfkd_jax.storage import model_folder
 
-METHOD = 'kd'  # as a method of the command line, and as a role of `teach`
+METHOD = 'kd'  # a method of the command line, and a role of `teach`
 
 
 def prepare(config: Any) -> supervised.Training:

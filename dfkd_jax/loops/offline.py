@@ -1,13 +1,13 @@
-"""The loop of a method that samples from a diffusion model: all synthesis first, then distillation.
+"""The loop for methods that sample from a diffusion model: all synthesis, then distillation.
 
     workdir/bank/          synthetic images (`data.synthetic`), a file for each trajectory
-    workdir/synthesis/     what was measured of them
-    workdir/in_loop/       students trained on the images so far, if the method asks for one
+    workdir/synthesis/     the metrics of synthesis
+    workdir/in_loop/       students trained on the images so far, if the method needs one
     workdir/distillation/  the student (`supervised.fit`): a model folder with its checkpoints
 
-Killed at any moment it continues to the same images and the same student: image files are whole or
-absent, a trajectory depends on the run's seed, its number and the student of its time alone, and
-trainings have checkpoints of their own.
+Killed at any moment, it continues to the same images and the same student.  Image files are whole
+or absent.  A trajectory depends only on the run's seed, its number and the student of that time.
+Trainings have their own checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dfkd_jax.reporting import artifacts, page
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage.checkpoints import Restored
 
-SHOWN = 10  # images of a class in the picture that a run leaves
+SHOWN = 10  # images of each class in the picture that a run leaves
 
 
 def distil(
@@ -44,15 +44,15 @@ def distil(
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Synthesises into ``workdir/bank``, distils from it and leaves what every run leaves.
+    """Synthesises into ``workdir/bank``, distils from it and leaves the results of every run.
 
-    Returns the summary.  Raises BankError for a damaged bank or another's that is not full or not
-    of this config, Stopped after saving, ConfigError and NonFiniteError.
+    Returns the summary.  Raises BankError for a damaged bank, or for another run's bank that is not
+    full or not of this config; Stopped after saving; ConfigError and NonFiniteError.
     """
     on_devices = run.plan.replicate(teacher)
     of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
     total, bank = diffdfkd.trajectories(config), Path(config.synthesis.bank or workdir / 'bank')
-    # Now, since a mistake in it would be told hours later.
+    # Checked now: otherwise a mistake in it would show hours later.
     size = config.data.num_classes * config.synthesis.per_class
     name, at = config.student.model, workdir / 'distillation'
     epoch_steps = size // config.distil.batch_size
@@ -94,7 +94,7 @@ def synthesise(
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> float:
-    """Fills ``workdir/bank``; returns the seconds it took in all.  Raises Stopped."""
+    """Fills ``workdir/bank``; returns the seconds that all of it took.  Raises Stopped."""
     place, total = workdir / 'synthesis', diffdfkd.trajectories(config)
     plan = run.plan
     measured: dict[int, Any] = {}
@@ -133,9 +133,9 @@ def synthesise(
 
 
 class _Bank(NamedTuple):
-    """The bank as what a synthesis continues from: a file for each trajectory, and no state.
+    """The bank as the store of a synthesis: a file for each trajectory, and no state.
 
-    measured: by trajectory, what was measured of those that are not saved yet.
+    measured: the metrics of the trajectories that are not saved yet, by number.
     """
 
     config: Any
@@ -145,15 +145,15 @@ class _Bank(NamedTuple):
     init: Callable[[], State] | None = None
 
     def seconds(self) -> float:
-        """What the trajectories so far took."""
+        """The seconds that the trajectories so far took."""
         if not processes.broadcast_from_first(self.timer.exists()):
             return 0.0
         cure = 'Remove it: the seconds until now are then not counted.'
         return float(files.read_json(self.timer, cure).get('seconds', 0.0))
 
     def restore(self, like: Any) -> Restored | None:
-        """The state before the first trajectory that has no file; None before any has."""
-        del like  # a trajectory depends on its number and on the student of its time alone
+        """The state before the first trajectory without a file; None if none has one."""
+        del like  # a trajectory depends only on its number and the student of that time
         done = processes.broadcast_from_first(synthetic.count(self.folder))
         if not done or self.init is None:
             return None
@@ -163,7 +163,7 @@ class _Bank(NamedTuple):
         return Restored(done, state, {'seconds': self.seconds(), 'pending': rows})
 
     def save(self, done: int, state: Any, progress: dict[str, Any]) -> None:
-        """Writes the images of the last trajectory, and what was measured of them."""
+        """Writes the images and the metrics of the last trajectory."""
         number = done - 1
         image = _kept_images(state.extra, diffdfkd.kept(self.config, number))
         label = np.full(len(image), number % self.config.data.num_classes)
@@ -173,19 +173,19 @@ class _Bank(NamedTuple):
             synthetic.write(self.folder, number, image, label, self.config.seed, row)
             files.write_json(self.timer, {'trajectories': done, 'seconds': progress['seconds']})
 
-        # All go on once it is there: the training that follows reads it.
+        # All processes wait for the file, since the next training reads it.
         processes.by_first(write)
 
 
 def guided_steps(config: Any) -> int:
-    """Steps of denoising on a trajectory; images of noise have none."""
+    """Denoising steps of a trajectory; 0 for images of noise."""
     return 0 if config.synthesis.source == 'noise' else config.prior.steps - 1
 
 
 def synthesis_queries(config: Any, run: build.Run, teacher: Any) -> int:
-    """Images through the teacher, forward, before the distillation; none of a bank that was there.
+    """Images through the teacher, forward, before the distillation; 0 for an existing bank.
 
-    A trajectory's, in all trajectories, and the batches of the students in the loop.
+    These are the images of all trajectories and the batches of the in-loop students.
     """
     if config.synthesis.bank:
         return 0
@@ -198,7 +198,7 @@ def synthesis_queries(config: Any, run: build.Run, teacher: Any) -> int:
 
 
 def description(config: Any) -> dict[str, Any]:
-    """What a bank is of: what another run must agree to that takes it."""
+    """What a bank holds.  A run that takes an existing bank must agree with it."""
     synthesis = config.synthesis
     names = ('source', 'per_class', 'batch_size', 'stored_size', 'intermediate')
     facts = {'dataset': config.data.name, 'classes': config.data.num_classes}
@@ -209,12 +209,12 @@ def description(config: Any) -> dict[str, Any]:
 def learner(
     config: Any, workdir: Path, run: build.Run, teacher: Any, interrupted: Callable[[], bool]
 ) -> Callable[[int], dict[str, Any]]:
-    """What trains the student that the adversarial term is held against.
+    """Trains the in-loop student, which the adversarial loss needs.
 
-    ``learn(done)`` returns the variables of the student of this moment where they are new, else
-    ``{}``.  A session begins with the student of the one before, and trains `in_loop.steps` batches
-    (the repository: 20 epochs of what is there; with a fixed number one compiled program serves all
-    sessions).  It raises Stopped as any training does.
+    ``learn(done)`` returns the student's variables after `done` trajectories if they are new, else
+    ``{}``.  A session starts from the student of the previous one and trains `in_loop.steps`
+    batches.  (The authors' repository trains 20 epochs of the images so far; with a fixed number
+    one compiled program serves all sessions.)  It raises Stopped as any training does.
     """
     place, size = workdir / 'in_loop', config.synthesis.stored_size
     planned, learnt = diffdfkd.sessions(config), 0
@@ -224,7 +224,7 @@ def learner(
     training = supervised.prepare(config, 'in_loop', name, steps, distil=True)
 
     def trained(number: int) -> dict[str, Any]:
-        """The student after a session; the one before is trained again if it is gone."""
+        """The student after a session; the previous one is trained again if it is gone."""
         at, start = place / f'{planned[number]:06d}', None
         if not processes.broadcast_from_first((at / model_folder.FACTS).exists()):
             if number:
@@ -243,7 +243,7 @@ def learner(
             return {}
         student = trained(len(past) - 1)
         learnt = past[-1]
-        # A whole student is there: what it took to train it, and those long before, are not needed.
+        # The student is complete: its checkpoints and much older students are not needed.
         if processes.first():
             shutil.rmtree(place / f'{learnt:06d}' / 'checkpoints', ignore_errors=True)
             for number in past[:-2]:
@@ -256,7 +256,7 @@ def learner(
 def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
     """The diffusion model's parameters, and the text states of the config's prompts."""
     prior, prompt = run.extra, config.prior.prompt
-    if not prior:  # for images of noise
+    if not prior:  # images of noise
         return diffdfkd.Prior({}, ())
     text: Any = ()
     if prior.tokenize is not None:
@@ -276,7 +276,7 @@ def _kept_images(extra: Any, number: int) -> np.ndarray:
 
 
 def _shown(bank: Path, total: int, run: build.Run) -> Batch:
-    """Some images of every class, as networks see them."""
+    """Some images of every class, normalised."""
     classes = run.models.num_classes
     chosen: list[tuple[Any, Any]] = []
     for label in np.unique(np.linspace(0, classes - 1, page.MAX_CLASSES).round().astype(int)):

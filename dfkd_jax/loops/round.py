@@ -1,4 +1,4 @@
-"""One alternation of a method, compiled as the plan says."""
+"""A round of a method, compiled as the plan says."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from dfkd_jax.distributed import sharding
 
 
 def make_round(method: Method, phase: Any, plan: sharding.Plan) -> Callable:
-    """One alternation, ``(frozen, state, key) -> (state, metrics)``.
+    """A round, ``(frozen, state, key) -> (state, metrics)``.
 
-    `phase.loops` batches of synthesis, then `phase.s_steps` updates of the student: one compiled
-    program where the plan fuses, else compiled steps called one by one, with the same keys.
+    It is `phase.loops` batches of synthesis, then `phase.s_steps` student steps.  If the plan
+    fuses, it is one compiled program; else compiled steps are called one by one, with the same
+    keys.
     """
 
     begin, generator_step, finish, student_step = _steps(method, plan)
@@ -41,9 +42,9 @@ def make_round(method: Method, phase: Any, plan: sharding.Plan) -> Callable:
     return plan.compile(round_fn) if plan.fused else round_fn
 
 
-@lru_cache(maxsize=1)  # the phases of a run share their steps: compiled once for all of them
+@lru_cache(maxsize=1)  # the phases of a run share their compiled steps
 def _steps(method: Method, plan: sharding.Plan) -> tuple[Callable, ...]:
-    """The steps of a batch in their order, numbered; compiled where a round is no program."""
+    """The steps of a round in order, numbered; compiled unless the whole round is."""
 
     def prepare(step: Callable) -> Callable:
         numbered = sharding.numbered(step)

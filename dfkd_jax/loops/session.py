@@ -1,9 +1,9 @@
 """The session under every loop: a run that is killed at any moment continues to the same numbers.
 
-A loop says what one unit of its work does (a round, an epoch, a trajectory, a step): a `Work`.
-`run` does the rest once for all of them: it restores the last checkpoint, repeats the unit, writes
-rows of metrics, measures, saves, keeps the best, stops when asked to, and never saves a number that
-is not finite.
+A loop describes one unit of its work (a round, an epoch, a trajectory, a step) in a `Work`.  `run`
+does the rest for all loops: it restores the last checkpoint, repeats the unit, writes rows of
+metrics, measures, saves, remembers the best score and stops when asked to.  It never saves a number
+that is not finite.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dfkd_jax.storage.checkpoints import Checkpoints, Restored
 Row = dict[str, float]
 
 
-class Stopped(Exception):  # noqa: N818, it is no error
-    """The run was asked to stop, and has saved; the same command continues it."""
+class Stopped(Exception):  # noqa: N818, not an error
+    """The run was asked to stop and has saved; the same command continues it."""
 
 
 class Every(NamedTuple):
-    """After how many units of work something is due; the last unit is always followed by all."""
+    """How many units of work lie between two of each.  All three follow the last unit."""
 
     log: int = 1  # a row of ``metrics.csv``, the mean of the units since the last one
     measure: int = 1
@@ -40,7 +40,7 @@ class Every(NamedTuple):
 
 
 class Store(Protocol):
-    """Where states are kept between processes: `Checkpoints`, or what the work itself leaves."""
+    """Where states are stored: `Checkpoints`, or files that the work itself leaves."""
 
     def restore(self, like: Any) -> Restored | None: ...
 
@@ -48,7 +48,7 @@ class Store(Protocol):
 
 
 def nothing(at: Any) -> Row:
-    """What a loop measures that measures nothing."""
+    """The `measure` of a loop that measures nothing."""
     del at
     return {}
 
@@ -57,14 +57,14 @@ class Work(NamedTuple):
     """What a loop does, apart from being interrupted.
 
     init, inputs: ``init(*inputs)`` is the first state; pure, since it is compiled.
-    advance: ``(state, done) -> (state, metrics)``, the unit after `done` of them.
-    measure: ``state -> numbers`` on the host, joined to the row.
-    score: the name of the measured number, in per cent, whose best is kept.
-    totals: ``done -> numbers`` that only grow, joined to the row.
-    images: ``done -> images synthesised``, for the progress line; None where there are none.
-    unit, subject: what a unit and the network in training are called.
-    advice: what a user can do when a number stops being finite.
-    store: None for checkpoints in ``workdir/checkpoints``, of which `keep` are kept.
+    advance: ``(state, done) -> (state, metrics)``: the next unit, after `done` units.
+    measure: ``state -> numbers`` on the host, added to the row.
+    score: the name of the measured number, in per cent, whose best value is remembered.
+    totals: ``done -> numbers`` that only grow, added to the row.
+    images: ``done -> images synthesised``, for the progress line; None if there are none.
+    unit, subject: the names of a unit and of the network in training.
+    advice: what a user can do when a number is no longer finite.
+    store: None for checkpoints in ``workdir/checkpoints``, of which the last `keep` remain.
     """
 
     plan: Plan
@@ -86,7 +86,7 @@ class Work(NamedTuple):
 
 @dataclass
 class Progress:
-    """What a session knows beside the state, saved with it.
+    """What a session saves beside the state.
 
     pending: the metrics of the units since the last row.  measured: the last measurement.
     """
@@ -100,11 +100,11 @@ class Progress:
 
 
 def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any, Progress]:
-    """Works from wherever the last session in `workdir` stopped; returns the last state.
+    """Does the work from where the last session in `workdir` stopped; returns the last state.
 
     interrupted: asked after every unit.
-    Raises Stopped after saving where it said yes, and NonFiniteError before anything is saved where
-    a metric or an array of the state is not finite.
+    Raises Stopped if it returned True, after saving; and NonFiniteError if a metric or an array of
+    the state is not finite, before that is saved.
     """
     with contextlib.ExitStack() as stack:
         store = work.store or stack.enter_context(Checkpoints(workdir / 'checkpoints', work.keep))
@@ -160,12 +160,12 @@ def _measure(work: Work, state: Any, done: int, so_far: Progress) -> None:
 
 
 def mean(rows: list[Row]) -> Row:
-    """The mean of each number over rows that have the same."""
+    """The mean of each number over rows of the same names."""
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def finite(rows: list[Any], done: int, work: Work) -> list[Row]:
-    """Waits for the units up to `done`; returns their metrics, on the host.
+    """Waits for the units up to `done`; returns their metrics on the host.
 
     Raises NonFiniteError naming the first unit and metric that are not finite.
     """
@@ -180,7 +180,7 @@ def finite(rows: list[Any], done: int, work: Work) -> list[Row]:
 def check_state(state: Any, done: int, work: Work) -> None:
     """Raises NonFiniteError naming the first array of a state, on the host, that is not finite.
 
-    The last update before a save can spoil the weights after its losses were still finite.
+    The last update before a save can spoil the weights although its losses are finite.
     """
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         if not np.all(np.isfinite(x)):
@@ -189,5 +189,5 @@ def check_state(state: Any, done: int, work: Work) -> None:
 
 
 def kept(workdir: Path) -> str:
-    """Where the state before a mishap is, for a message."""
+    """A sentence for a message: where the last good state is."""
     return f'The last good checkpoint is kept in {workdir / "checkpoints"}.'

@@ -1,7 +1,7 @@
-"""The loop of ordinary training: a classifier on images and labels, or towards a teacher.
+"""Ordinary training: a classifier learns from images and labels, or from a teacher.
 
-It trains teachers and the upper bounds of every table on real images (`python -m dfkd_jax.teach`),
-and the students of methods that keep their synthetic images on disk.
+It trains teachers and upper bounds on real images (`python -m dfkd_jax.teach`), and the students of
+methods that store their synthetic images on disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class State(struct.PyTreeNode):
 
 
 def settings(config: Any, role: str) -> ConfigDict:
-    """What a training on real data depends on: its folder is the same for every method."""
+    """The settings that training on real data depends on; the method is not one of them."""
     names = ('data', 'teach', 'dtype', 'parallel', 'seed', 'eval_batch_size')
     model = config.teacher.model if role == 'teacher' else config.student.model
     chosen = {name: config[name] for name in names} | {'role': role, 'model': model}
@@ -52,9 +52,9 @@ def run(
     role: str = 'teacher',
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Trains for `config.teach.epochs` and leaves a model folder; returns what ``model.json`` says.
+    """Trains for `config.teach.epochs` and leaves a model folder; returns its ``model.json``.
 
-    A finished folder is returned as it is; an unfinished one is continued, to the same weights as
+    A finished folder is returned as it is.  An unfinished one is continued, to the same weights as
     if it had never stopped.
     Raises ConfigError and DataError as `build.build` does, and Stopped after saving.
     """
@@ -76,12 +76,12 @@ def run(
 
 
 class Training(NamedTuple):
-    """What trains a network on images, compiled once for any number of trainings.
+    """The parts that train a network on images, compiled once for any number of trainings.
 
     recipe: a group of the config with the fields of `teach`.
-    data: the config's group, for the sizes of images.
-    whole: the network without the name of an axis.
-    step: what `make_step` returns, compiled.
+    data: the group `config.data`, for the sizes of images.
+    whole: the network without an axis name.
+    step: the result of `make_step`, compiled.
     """
 
     plan: sharding.Plan
@@ -96,9 +96,9 @@ class Training(NamedTuple):
 
 
 def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool = False) -> Training:
-    """The training of a network by ``config[group]``; `distil`: towards the config's teacher.
+    """The training of a network by ``config[group]``; with `distil`, from the config's teacher.
 
-    Raises ConfigError and DataError where config and network do not fit.
+    Raises ConfigError and DataError if config and network do not fit.
     """
     plan, recipe = build.make_plan(config.parallel), config[group]
     about = data.check(config.data)
@@ -122,7 +122,7 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
 
 
 def _check_recipe(recipe: Any, group: str, epoch_steps: int, distil: bool) -> None:
-    """Raises ConfigError for numbers that make no training."""
+    """Raises ConfigError for numbers with which no training is possible."""
     if (recipe.shade or recipe.cutmix) and not (distil and recipe.kd_weight == 1):
         raise ConfigError(
             f'{group}.shade and cutmix mix images of several classes, which only a teacher '
@@ -151,10 +151,10 @@ def fit(
 ) -> dict[str, Any]:
     """Trains on the images of `train` and leaves a model folder, as `run` does.
 
-    test: what is measured after every `recipe.eval_every_epochs`; None: nothing is.
+    test: images to measure on after every `recipe.eval_every_epochs`; None: no measurement.
     seed: of weights, batches and augmentation.
-    teacher: its variables, on the host or the devices, where `training` distils.
-    start: the variables to begin with; None: newly drawn ones.
+    teacher: its variables, on the host or the devices, if `training` distils.
+    start: the variables to begin with; None: random ones.
     """
     if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
         return model_folder.load_model(workdir)[0]
@@ -201,7 +201,7 @@ def fit(
 
 
 def _first_state(training: Training, key: Array, start: Any) -> State:
-    """The state before the first step: of newly drawn weights, or of those of `start`."""
+    """The state before the first step, with random weights or those of `start`."""
     size, channels = training.data.image_size, training.data.channels
     if start is None:
         start = training.whole.init(key, jnp.zeros((1, size, size, channels)))
@@ -212,7 +212,7 @@ def _first_state(training: Training, key: Array, start: Any) -> State:
 def _reader(
     training: Training, train: data.Dataset, seed: int
 ) -> Callable[[int], Iterator[data.Batch]]:
-    """``epoch -> its batches``, from one stream that begins at the first epoch asked for."""
+    """``epoch -> its batches``, from one stream that begins at the first epoch read."""
     batch_size, steps = training.recipe.batch_size, training.epoch_steps
     stream: Iterator[data.Batch] | None = None
 
@@ -221,14 +221,14 @@ def _reader(
         if stream is None:
             rows = training.plan.rows(batch_size)
             stream = train.shuffled(batch_size, seed, epoch * steps, rows)
-        # Not zip, which would draw the batch after the last.
+        # Not zip, which would draw one batch too many.
         return itertools.islice(stream, steps)
 
     return read
 
 
 def curves(workdir: Path) -> dict[str, Any]:
-    """What a page draws of a training: accuracies and the loss, by epoch."""
+    """The curves of a training for the report page: accuracy and loss by epoch."""
     measured = metrics.read(workdir)
     return {
         'round': measured['round'],
@@ -240,7 +240,7 @@ def curves(workdir: Path) -> dict[str, Any]:
 def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
     """SGD with momentum and weight decay; a linear warm-up, then a cosine to `final_lr`.
 
-    With `milestones`, in epochs, the rate is a tenth after each of them instead.
+    With `milestones`, in epochs, each of them divides the rate by ten instead.
     """
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         0.0 if recipe.warmup_epochs else recipe.lr,
@@ -262,11 +262,11 @@ def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
 def make_step(
     module: Any, teacher_module: Any, tx: Any, recipe: Any, about: data.Facts, shards: Shards
 ) -> Callable:
-    """One update on a batch of images, of any size if `random_resized_crop` cuts them.
+    """One update on a batch of images, which may have any size if `random_resized_crop` is set.
 
-    The step is ``(teacher variables, state, ((images [B, H, W, C] uint8, labels [B]), key))``, of
-    the rows of this shard (`Plan.compile_rows`).  The loss is cross entropy or, with a teacher,
-    ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
+    The step takes ``(teacher variables, state, ((images [B, H, W, C] uint8, labels [B]), key))``,
+    with the rows of this shard (`Plan.compile_rows`).  The loss is cross entropy or, with a
+    teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
     """
     black = -jnp.asarray(about.mean) / jnp.asarray(about.std)
 
