@@ -1,7 +1,7 @@
 """Random flips, crops and mixtures of images on the device, one draw per image.
 
-Drawing and applying are separate functions: whoever draws for the whole batch and applies its own
-share gets the same images on one device as on many.  Images are [B, H, W, C], uint8 or float,
+Drawing and applying are separate functions.  A shard draws for the whole batch and applies its own
+rows, so the images are the same on one device as on many.  Images are [B, H, W, C], uint8 or float,
 normalised or not; floats are differentiable (in reverse mode).  All functions are pure and jit.
 """
 
@@ -41,7 +41,7 @@ def crop(
 ) -> Array:
     """Pads every side by `padding` pixels of `fill`, then cuts each image at its own offset.
 
-    offsets: [B, 2] int32 as `draw_crop` gives; (padding, padding) leaves an image as it was.
+    offsets: [B, 2] int32 from `draw_crop`; (padding, padding) leaves an image unchanged.
     fill: a number, or one for each channel [C] (black is ``-mean / std`` after normalisation).
     """
     if padding == 0:
@@ -59,8 +59,8 @@ def crop(
 def draw_areas(key: Key, batch: int, least: float = 0.08) -> Array:
     """An area of each image, [B, 4] float32 in [0, 1]: its top, left, height and width.
 
-    A part of `least` to 1 of the image, of an aspect ratio of 3/4 to 4/3, anywhere (Szegedy et al.
-    2015); what would not fit is cut to the image's sides.  The key is consumed.
+    It covers `least` to 1 of the image, with an aspect ratio of 3/4 to 4/3, at a uniform position
+    (Szegedy et al. 2015).  Sides that would not fit are cut to the image's.  The key is consumed.
     """
     key_part, key_ratio, key_place = jax.random.split(key, 3)
     part = jax.random.uniform(key_part, (batch,), minval=least)
@@ -73,9 +73,9 @@ LOG_RATIO = math.log(4 / 3)
 
 
 def resized_crop(x: Array, areas: Array, size: int) -> Array:
-    """An area [B, 4] of each image, as `draw_areas` gives, at `size` pixels a side.
+    """An area of each image, [B, 4] from `draw_areas`, resized to `size` pixels a side.
 
-    Bilinear, antialiased where it shrinks.  [B, H, W, C] float -> [B, size, size, C].
+    Bilinear, antialiased when it shrinks.  [B, H, W, C] float -> [B, size, size, C].
     """
     sides = jnp.asarray(x.shape[1:3], jnp.float32)
 
@@ -92,8 +92,8 @@ def resized_crop(x: Array, areas: Array, size: int) -> Array:
 def draw_boxes(key: Key, batch: int, height: int, width: int, p: float = 0.5) -> Array:
     """A box for each image, [B, 4] float32: its centre's row and column and half its sides.
 
-    Centres anywhere, half sides uniform in a tenth to four tenths of the image's; with probability
-    1 - p the box is empty.  The key is consumed.
+    Centres are uniform, half sides uniform in 0.1 to 0.4 of the image's.  With probability 1 - p
+    the box is empty.  The key is consumed.
     """
     key_centre, key_half, key_some = jax.random.split(key, 3)
     sides = jnp.asarray([[height, width]], jnp.float32)
@@ -122,9 +122,9 @@ def draw_shade(key: Key, batch: int, most: float) -> Array:
 
 
 def shade(pixel: Array, other: Array, depth: Array) -> Array:
-    """Pixels in [0, 1] shaded by another image's: times 1 - depth [B] where that one is black.
+    """Pixels in [0, 1] shaded by another image: multiplied by 1 - depth [B] where it is black.
 
-    Gives flat surfaces the folds and patterns of another image.
+    This gives flat surfaces the folds and patterns of another image.
     """
     depth = depth[:, None, None, None]
     return pixel * (1 - depth + depth * other)
@@ -134,9 +134,9 @@ Mixture = tuple[Array, Array]  # of a batch: depths [B] of shades, and boxes [B,
 
 
 def draw_mixture(key: Key, shape: Sequence[int], shade: float, cutmix: float) -> Mixture:
-    """Shades of depth up to `shade`, and a box with probability `cutmix`, for images of a shape.
+    """Shades of depth up to `shade`, and boxes with probability `cutmix`, for a batch of images.
 
-    shape: (B, H, W), whatever follows.  The key is consumed.
+    shape: (B, H, W, ...).  The key is consumed.
     """
     batch, height, width = shape[:3]
     key_shade, key_boxes = jax.random.split(key)

@@ -1,7 +1,7 @@
 """Losses of data-free distillation.
 
-Functions of arrays that return one value per example, [B], for the caller to reduce, except where
-a loss is a property of the whole batch; those say so and return a scalar.
+A loss returns one value per example, [B], for the caller to reduce.  A loss of the whole batch says
+so and returns a scalar.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def cross_entropy_of_probabilities(logits: Array, label: Array) -> Array:
 
 
 def one_hot(logits: Array) -> Array:
-    """The cross entropy of logits [B, C] with their own favourite class, [B] (DAFL).
+    """Cross entropy of logits [B, C] with their own argmax, [B] (DAFL).
 
-    Zero where a network is sure; the favourite has no gradient.
+    Near zero where the network is sure; no gradient passes through the argmax.
     """
     return cross_entropy(logits, jnp.argmax(logits, axis=-1))
 
@@ -50,8 +50,8 @@ def one_hot(logits: Array) -> Array:
 def class_balance(probability: Array) -> Array:
     """sum_c p_c log p_c, minus the entropy of a distribution [C] over classes, in nats; a scalar.
 
-    Lowest, -log C, where all classes are equally likely: DAFL's information entropy, of the mean of
-    a network's probabilities over the whole batch.
+    Lowest, -log C, when all classes are equally likely.  As DAFL's information entropy it takes the
+    mean of a network's probabilities over the whole batch.
     """
     safe = jnp.maximum(probability, jnp.finfo(probability.dtype).tiny)
     return jnp.sum(probability * jnp.log(safe), axis=-1)
@@ -63,13 +63,13 @@ def squared_error(student_logits: Array, teacher_logits: Array) -> Array:
 
 
 def agreement(student_logits: Array, teacher_logits: Array) -> Array:
-    """1 where both say the same class and 0 elsewhere, [B]; no gradient."""
+    """1 where both predict the same class, else 0, [B]; no gradient."""
     same = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
     return same.astype(jnp.float32)
 
 
 def adversarial(student_logits: Array, teacher_logits: Array) -> Array:
-    """-KL(softmax(teacher) || softmax(student)) where both say the same class, else 0, [B].
+    """-KL(softmax(teacher) || softmax(student)) where both predict the same class, else 0, [B].
 
     A generator that minimises it seeks images on which the student is unsure, not wrong
     (DeepInversion's competition as Fast-DFKD's and NAYER's code has it); gradients reach both.
@@ -78,7 +78,7 @@ def adversarial(student_logits: Array, teacher_logits: Array) -> Array:
 
 
 def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
-    """Distance of a batch to what a network's batch norms remember; one scalar for the batch.
+    """Distance of a batch's statistics to a network's running ones; a scalar for the batch.
 
     The sum over layers of ||var - running var||_2 + ||mean - running mean||_2, not squared
     (DeepInversion, Yin et al. 2020, as CMI's and CPSC-DFKD's code computes it).
@@ -104,13 +104,13 @@ def averaged(average: Any, statistics: Any, momentum: float, batches: Array) -> 
 
 
 def contrastive(features: Array, positive: Array, temperature: float) -> Array:
-    """Minus the mean over an entry's positives of their log probability among all others, [B].
+    """Minus the mean log probability of an entry's positives among all other entries, [B].
 
     The probabilities are a softmax over the similarities to all other entries (Khosla et al. 2020,
-    eq. 2); an entry without positives has none to lose: 0.
+    eq. 2).  An entry without positives gives 0.
 
     features: [B, F], L2-normalised by the caller.
-    positive: [B, B] bool, which entries should be near which; nothing is its own.
+    positive: [B, B] bool, the pairs to draw together; the diagonal is ignored.
     """
     others = ~jnp.eye(len(features), dtype=bool)
     positive = positive & others
