@@ -52,7 +52,7 @@ def distil(
     on_devices = run.plan.replicate(teacher)
     of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
     total, bank = diffdfkd.trajectories(config), Path(config.synthesis.bank or workdir / 'bank')
-    # Checked now: otherwise a mistake in it would show hours later.
+    # Now, since a mistake in it would be told hours later.
     size = config.data.num_classes * config.synthesis.per_class
     name, at = config.student.model, workdir / 'distillation'
     epoch_steps = size // config.distil.batch_size
@@ -94,7 +94,7 @@ def synthesise(
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> float:
-    """Fills ``workdir/bank``; returns the seconds that all of it took.  Raises Stopped."""
+    """Fills ``workdir/bank``; returns the seconds it took in all.  Raises Stopped."""
     place, total = workdir / 'synthesis', diffdfkd.trajectories(config)
     plan = run.plan
     measured: dict[int, Any] = {}
@@ -256,7 +256,7 @@ def learner(
 def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
     """The diffusion model's parameters, and the text states of the config's prompts."""
     prior, prompt = run.extra, config.prior.prompt
-    if not prior:  # images of noise
+    if not prior:  # for images of noise
         return diffdfkd.Prior({}, ())
     text: Any = ()
     if prior.tokenize is not None:

@@ -227,7 +227,7 @@ class Statistics:
 
     def tap(self, norm: nn.Module, inputs: Any, output: Any) -> None:
         del norm, output
-        if torch.is_grad_enabled():  # not when the teacher only labels
+        if torch.is_grad_enabled():  # not where the teacher only labels
             self.seen.append(torch.var_mean(inputs[0].float(), (0, 2, 3), unbiased=False))
 
     def pop(self) -> list[tuple[Tensor, Tensor]]:
