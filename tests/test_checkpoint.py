@@ -73,8 +73,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rounds 2 and 3 of a run, whose states are those of seeds 2 and 3."""
     path = tmp_path_factory.mktemp('checkpoints')
     with Checkpoints(path) as checkpoints:
-        for round in (1, 2, 3):
-            checkpoints.save(round, make_state(round), {'best': round / 7})
+        for done in (1, 2, 3):
+            checkpoints.save(done, make_state(done), {'best': done / 7})
     return path
 
 
@@ -88,7 +88,7 @@ def test_restores_bits_structure_and_progress(folder: Path) -> None:
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
     assert restored is not None
-    assert restored.round == 3
+    assert restored.done == 3
     assert restored.progress == {'best': 3 / 7}
     assert_same(restored.state, make_state(3))
     assert isinstance(restored.state.student, Net)
@@ -119,8 +119,8 @@ def test_a_method_without_generator(tmp_path: Path) -> None:
 def test_keeps_the_last_ones(folder: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == ['2', '3']
     with Checkpoints(tmp_path / 'three', keep=3) as checkpoints:
-        for round in range(5):
-            checkpoints.save(round, make_state(round), {})
+        for done in range(5):
+            checkpoints.save(done, make_state(done), {})
     assert sorted(os.listdir(tmp_path / 'three')) == ['2', '3', '4']
 
 
@@ -200,7 +200,7 @@ def test_damaged_newest_is_set_aside(
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
         assert restored is not None
-        assert restored.round == 2
+        assert restored.done == 2
         assert restored.progress == {'best': 2 / 7}
         assert_same(restored.state, make_state(2))
         assert 'the checkpoint of round 3 cannot be read' in caplog.text
@@ -213,13 +213,13 @@ def test_a_round_that_was_set_aside_is_saved_anew(folder: Path) -> None:
         checkpoints.restore(abstract())
         checkpoints.save(3, make_state(3), {})
         restored = checkpoints.restore(abstract())
-    assert restored is not None and restored.round == 3
+    assert restored is not None and restored.done == 3
     assert sorted(os.listdir(folder)) == ['2', '3', '3.broken']  # which does not count as kept
 
 
 def test_every_checkpoint_damaged(folder: Path) -> None:
-    for round in (2, 3):
-        _damage(folder / str(round) / 'state' / 'manifest.ocdbt', 'truncate')
+    for done in (2, 3):
+        _damage(folder / str(done) / 'state' / 'manifest.ocdbt', 'truncate')
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(CheckpointError, match='kept there as 3.broken, 2.broken'):
             checkpoints.restore(abstract())
@@ -231,14 +231,14 @@ def test_an_empty_folder_and_a_folder_without_sums(folder: Path) -> None:
     (folder / '3' / FILES).unlink()  # as if killed just after the rename
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
-    assert restored is not None and restored.round == 3
+    assert restored is not None and restored.done == 3
 
 
 def test_what_a_killed_save_left_is_removed(folder: Path) -> None:
     os.rename(folder / '3', folder / '3.orbax-checkpoint-tmp')
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
-    assert restored is not None and restored.round == 2
+    assert restored is not None and restored.done == 2
     deadline = time.monotonic() + 20  # orbax removes it in the background
     while sorted(os.listdir(folder)) != ['2'] and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -281,7 +281,7 @@ def test_a_checkpoint_without_a_format_is_of_the_first(folder: Path) -> None:
     (folder / '3' / FILES).unlink()
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract())
-    assert restored is not None and restored.round == 3
+    assert restored is not None and restored.done == 3
 
 
 def test_a_full_disk_is_told_and_takes_nothing(
@@ -320,12 +320,12 @@ from dfkd_jax.storage.checkpoints import Checkpoints
 with Checkpoints(sys.argv[1]) as checkpoints:
     like = {'x': jax.ShapeDtypeStruct((300, 300), jnp.float32)}
     restored = checkpoints.restore(like)
-    round = restored.round if restored else 0
-    print('start', round, flush=True)
+    done = restored.done if restored else 0
+    print('start', done, flush=True)
     while True:
-        round += 1
-        checkpoints.save(round, {'x': jnp.full((300, 300), round, jnp.float32)}, {'round': round})
-        print('saved', round, flush=True)
+        done += 1
+        checkpoints.save(done, {'x': jnp.full((300, 300), done, jnp.float32)}, {'done': done})
+        print('saved', done, flush=True)
 """
 
 
@@ -348,9 +348,9 @@ def test_sigkill_while_saving_loses_at_most_the_save_under_way(tmp_path: Path) -
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore({'x': jax.ShapeDtypeStruct((300, 300), jnp.float32)})
     assert restored is not None
-    assert restored.round in (saved, saved + 1)
-    assert restored.progress == {'round': restored.round}
-    np.testing.assert_array_equal(restored.state['x'], np.full((300, 300), restored.round))
+    assert restored.done in (saved, saved + 1)
+    assert restored.progress == {'done': restored.done}
+    np.testing.assert_array_equal(restored.state['x'], np.full((300, 300), restored.done))
 
 
 # Files
@@ -433,8 +433,8 @@ def test_flatten_and_back() -> None:
 
 def test_model_folder_round_trip(tmp_path: Path) -> None:
     model_folder.save_model(tmp_path / 'm', 'wrn16_1', variables(), num_classes=10, source='t.pth')
-    facts, loaded = model_folder.load_model(tmp_path / 'm')
-    assert facts['model'] == 'wrn16_1' and facts['num_classes'] == 10 and facts['keys'] == 3
+    card, loaded = model_folder.load_model(tmp_path / 'm')
+    assert card['model'] == 'wrn16_1' and card['num_classes'] == 10 and card['keys'] == 3
     assert_same(loaded, variables())
     assert sorted(os.listdir(tmp_path / 'm')) == ['model.json', 'variables.safetensors']
 
@@ -461,10 +461,10 @@ def test_model_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match='sha256 differs'):
         model_folder.load_model(tmp_path)
     path.write_bytes(data)
-    (tmp_path / model_folder.FACTS).write_text('{"model": ')
+    (tmp_path / model_folder.CARD).write_text('{"model": ')
     with pytest.raises(CheckpointError, match='is not JSON'):
         model_folder.load_model(tmp_path)
-    (tmp_path / model_folder.FACTS).write_text('{}')
+    (tmp_path / model_folder.CARD).write_text('{}')
     with pytest.raises(CheckpointError, match='lacks model'):
         model_folder.load_model(tmp_path)
     with pytest.raises(CheckpointError, match='there is no file'):
