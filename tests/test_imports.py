@@ -21,6 +21,7 @@ PACKAGE = 'dfkd_jax'
 # room: (rooms it may import, packages of others it may import)      *: all rooms above, any package
 ROOMS = {
     'errors': ('', ''),
+    'config': ('', ''),
     'losses': ('', 'jax optax'),
     'augment': ('', 'jax'),
     'contract': ('errors', 'jax flax optax'),
@@ -31,10 +32,10 @@ ROOMS = {
     'diffusion': ('errors models storage', 'jax flax numpy safetensors tokenizers'),
     'labels': ('errors diffusion storage', 'jax numpy safetensors scipy tokenizers'),
     'port': ('errors models storage', 'jax flax numpy safetensors torch'),
+    'reporting': ('contract distributed storage data port', '*'),
     'methods': ('contract losses augment distributed diffusion', 'jax flax optax'),
     'build': ('*', '*'),
     'evaluate': ('distributed data', '*'),
-    'reporting': ('errors contract distributed storage data port build', '*'),
     'loops': ('*', '*'),
     'transfer': ('*', '*'),
 }
@@ -45,7 +46,8 @@ COMMANDS = {'main.py', 'cli.py', 'teach.py', 'transfer_dense.py', 'diffusion/tra
 APART = {'distributed/sharding.py': 'jax numpy', 'storage/safe_read.py': ''}
 
 # What only computes, and so needs of the standard library only this.
-PURE = ('losses.py', 'augment.py', 'contract.py', 'models/', 'methods/', 'distributed/sharding.py')
+PURE = ('config.py', 'losses.py', 'augment.py', 'contract.py', 'models/', 'methods/')
+PURE += ('distributed/sharding.py',)
 PURE_STANDARD = set('__future__ collections dataclasses difflib functools math typing'.split())
 
 # Slow to import, or heavy, or not always installed: only inside functions.

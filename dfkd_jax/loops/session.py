@@ -109,7 +109,7 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
     with contextlib.ExitStack() as stack:
         store = work.store or stack.enter_context(Checkpoints(workdir / 'checkpoints', work.keep))
         restored = store.restore(jax.eval_shape(work.init, *work.inputs))
-        done = restored.round if restored else 0
+        done = restored.done if restored else 0
         so_far = Progress(**restored.progress) if restored else Progress()
         state = restored.state if restored else work.plan.call(work.init)(*work.inputs)
         state = work.plan.replicate(state)
@@ -135,7 +135,7 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
                 totals = {'seconds': so_far.seconds} | work.totals(done)
                 writer.write(done, totals | row)
                 images = {'images_synthesised': work.images(done)} if work.images else {}
-                line.update(done, row, asdict(so_far) | images)
+                line.update(done, asdict(so_far) | images)
                 so_far.pending = []
             if save or stop:
                 kept = jax.device_get(state)

@@ -59,7 +59,7 @@ def run(
     Raises ConfigError and DataError as `build.build` does, and Stopped after saving.
     """
     workdir = Path(workdir)
-    if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
+    if processes.broadcast_from_first((workdir / model_folder.CARD).exists()):
         return model_folder.load_model(workdir)[0]
     name = config.teacher.model if role == 'teacher' else config.student.model
     build.check_numbers(config)
@@ -156,7 +156,7 @@ def fit(
     teacher: its variables, on the host or the devices, where `training` distils.
     start: the variables to begin with; None: newly drawn ones.
     """
-    if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
+    if processes.broadcast_from_first((workdir / model_folder.CARD).exists()):
         return model_folder.load_model(workdir)[0]
     plan, recipe, frozen = training.plan, training.recipe, training.plan.replicate(teacher)
     key_init, key_steps = jax.random.split(jax.random.key(seed))

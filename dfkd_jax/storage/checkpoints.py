@@ -155,8 +155,9 @@ class Checkpoints:
                 # First, since a read that fails inside orbax floods the terminal with tracebacks.
                 intact = _check_files(self.directory / str(done))
                 record = self._record(done)
-                if record.get('format', 1) != FORMAT:
-                    raise ValueError(f'its format is {record["format"]}, here {FORMAT}')
+                version = record.get('format', 1)  # the first format had no number
+                if version != FORMAT:
+                    raise ValueError(f'its format is {version}, here {FORMAT}')
                 self._check_layout(done, record['layout'], _layout(like))
                 state = self._state(done, like)
             except CheckpointError:

@@ -20,7 +20,7 @@ from dfkd_jax.errors import CheckpointError
 from dfkd_jax.storage import files
 
 VARIABLES = 'variables.safetensors'
-CARD = FACTS = 'model.json'
+CARD = 'model.json'
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
