@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import struct
+import sys
 import termios
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from dfkd_jax.reporting import metrics
-from dfkd_jax.reporting.progress import Progress
+from dfkd_jax.reporting.progress import Progress, say
 
 
 def rows(path: Path) -> list[str]:
@@ -183,6 +184,19 @@ def test_other_trainings_have_other_words() -> None:
     line.update(1, {'last': 91.0, 'best': 92.0, 'seconds': 2.0})
     line.close()
     assert stream.getvalue() == 'epoch 1/3  teacher 91.00 % (best 92.00)\n'
+
+
+def test_what_is_said_stands_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    say('before')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    line = Progress(2)
+    say('in between')
+    line.close()
+    before, bar, cleared, *rest = capsys.readouterr().out.split('\r')
+    assert before == 'before\n' and bar.startswith('round 0/2 |') and not cleared.strip()
+    assert rest[0] == 'in between\n' and rest[1].startswith('round 0/2 |')
 
 
 def test_close_without_a_round_is_silent() -> None:

@@ -114,7 +114,7 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
         state = restored.state if restored else work.plan.call(work.init)(*work.inputs)
         state = work.plan.replicate(state)
         if done:
-            print(f'continuing after {work.unit} {done} of {work.total}', flush=True)
+            progress.say(f'continuing after {work.unit} {done} of {work.total}')
         started, stop = time.monotonic() - so_far.seconds, False
         writer = stack.enter_context(metrics.Writer(workdir, done))
         line = progress.Progress(work.total, done, unit=work.unit, subject=work.subject)
@@ -142,10 +142,9 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
                 check_state(kept, done, work)
                 store.save(done, kept, asdict(so_far))
     if done < work.total:
-        print(
+        progress.say(
             f'stopped and saved after {work.unit} {done} of {work.total}; continue with the same '
-            'command and the same --workdir',
-            flush=True,
+            'command and the same --workdir'
         )
         raise Stopped
     return state, so_far

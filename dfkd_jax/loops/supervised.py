@@ -25,6 +25,7 @@ from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import session
 from dfkd_jax.reporting import metrics
+from dfkd_jax.reporting.progress import say
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
 
@@ -162,7 +163,7 @@ def fit(
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     classify = evaluate.classifier(plan, training.whole, train.facts)
     read = _reader(training, train, seed)
-    print(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
+    say(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
 
     def advance(state: State, epoch: int) -> tuple[State, session.Row]:
         rows = []

@@ -12,6 +12,12 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 
+def say(text: str) -> None:
+    """Prints a line, above the bars that are on the terminal."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
 class Progress:
     """Shows the rounds done, the accuracy, the speed and the time left; `close` it at the end.
 
