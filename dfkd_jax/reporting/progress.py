@@ -96,9 +96,11 @@ class Progress:
         parts = []
         if progress.get('last'):
             parts.append(f'{self._subject} {progress["last"]:.2f} % (best {progress["best"]:.2f})')
+        if done <= first + 1:  # the time of a single round may be mostly compilation
+            return '  '.join(parts)
         if images is not None and images_then is not None and images > images_then:
             parts.append(f'{(images - images_then) / seconds:,.0f} images/s')
-        if first + 1 < done < self._total:
+        if done < self._total:
             left = (self._total - done) * seconds / (done - first)
             parts.append(f'ETA {tqdm.format_interval(left)}')
         return '  '.join(parts)
