@@ -147,14 +147,14 @@ def find_teacher(pair: Pair, args: argparse.Namespace) -> Path | None:
             return Path(path)
     # The pairs of a data set share it.
     workdir = args.runs / 'teachers' / f'{pair.config}-{pair.teacher}'
-    if not (workdir / model_folder.FACTS).exists():
+    if not (workdir / model_folder.CARD).exists():
         if args.finished:
             return None
         flag = ':smoke' if args.smoke else ''
         command = ['python', '-m', 'dfkd_jax.teach', f'--config=configs/{pair.config}.py{flag}',
                    f'--workdir={workdir}', f'--config.teacher.model={pair.teacher}',
                    *data_dir(args)]  # fmt: skip
-        if error := run(command, workdir / model_folder.FACTS):
+        if error := run(command, workdir / model_folder.CARD):
             sys.exit(f'error: {error}')
     return workdir
 

@@ -211,7 +211,7 @@ def facts(**changes: Any) -> Callable[[Folder], Any]:
 
     def make(folder: Folder) -> None:
         teacher()(folder)
-        path = folder / 'teacher' / model_folder.FACTS
+        path = folder / 'teacher' / model_folder.CARD
         found = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
 

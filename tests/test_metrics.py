@@ -1,9 +1,13 @@
-"""Rows survive kills and resumes; the progress line says what is known and no more."""
+"""Rows survive kills and resumes; the progress shows what is known and no more."""
 
 from __future__ import annotations
 
 import io
+import os
+import pty
 import struct
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from dfkd_jax.reporting import metrics
-from dfkd_jax.reporting.progress import Progress, duration
+from dfkd_jax.reporting.progress import Progress, say
 
 
 def rows(path: Path) -> list[str]:
@@ -49,10 +53,10 @@ def test_read(tmp_path: Path) -> None:
 
 
 def run(workdir: Path, start: int, end: int) -> None:
-    with metrics.Writer(workdir, resume_round=start) as writer:
-        for round in range(start + 1, end + 1):
-            late = {'student': 10.0 * round} if round % 3 == 0 else {}
-            writer.write(round, {'loss': 1 / round, **late})
+    with metrics.Writer(workdir, start=start) as writer:
+        for done in range(start + 1, end + 1):
+            late = {'student': 10.0 * done} if done % 3 == 0 else {}
+            writer.write(done, {'loss': 1 / done, **late})
 
 
 @pytest.mark.parametrize('killed_at', range(1, 8))
@@ -95,7 +99,7 @@ def test_tensorboard_events_and_where_a_resumed_run_took_over(tmp_path: Path) ->
         writer.write(1, {'g/loss': 0.5, 'student': None})
         (path,) = (tmp_path / metrics.EVENTS).iterdir()
         assert [v.tag for e in events(path) for v in e.summary.value] == ['g/loss']  # not at exit
-    with metrics.Writer(tmp_path, resume_round=1) as writer:
+    with metrics.Writer(tmp_path, start=1) as writer:
         writer.write(2, {'g/loss': 0.25})
     (path,) = (tmp_path / metrics.EVENTS).glob('*after-1')
     _, start, scalar = events(path)
@@ -103,7 +107,7 @@ def test_tensorboard_events_and_where_a_resumed_run_took_over(tmp_path: Path) ->
     assert (scalar.step, scalar.summary.value[0].simple_value) == (2, 0.25)
 
 
-# The progress line
+# Progress
 
 
 class Clock:
@@ -113,79 +117,89 @@ class Clock:
         return self.now
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_plain_lines_are_few_and_complete() -> None:
     clock, stream = Clock(), io.StringIO()
-    line = Progress(100, stream=stream, clock=clock, every=10.0)
-    line.note('compiling')
-    for round in range(1, 101):
-        clock.now += 20.0 if round == 1 else 1.0  # the first round compiles
-        if round == 1:
-            line.note('')
-        progress = {'last': 50.0 + round / 4, 'best': 80.0, 'images_synthesised': 600 * round}
-        line.update(round, {'g/ce': 1.5, 's/kd': 0.12345, 'student_accuracy': 3.0}, progress)
+    line = Progress(100, stream=stream, clock=clock)
+    for done in range(1, 101):
+        clock.now += 20.0 if done == 1 else 1.0  # the first round compiles
+        accuracy = 50.0 + done / 4
+        line.update(done, {'last': accuracy, 'best': 80.0, 'images_synthesised': 600 * done})
     line.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == '[compiling]'
-    assert lines[1].startswith('round   1/100  student 50.25 % (best 80.00)  30 images/s  g/ce')
-    assert lines[6] == (
-        'round  51/100  student 62.75 % (best 80.00)  600 images/s  ETA 0:49  g/ce 1.5  s/kd 0.123'
-    )
-    assert lines[-1].startswith('round 100/100  student 75.00 %') and 'ETA' not in lines[-1]
-    assert len(lines) <= 3 + 120 / 10
+    assert lines[0] == 'round   1/100  student 50.25 % (best 80.00)'
+    assert lines[5] == 'round  51/100  student 62.75 % (best 80.00)  600 images/s  ETA 00:49'
+    assert lines[-1] == 'round 100/100  student 75.00 % (best 80.00)  600 images/s'
+    assert len(lines) == 11  # one in ten seconds, and the last
     assert '\r' not in stream.getvalue()
 
 
-def test_terminal_line_is_redrawn_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('COLUMNS', '40')
-    clock, stream = Clock(), Terminal()
-    line = Progress(2, stream=stream, clock=clock)
-    line.note('warm-up: the student starts at round 2')
-    for round in (1, 2):
-        clock.now += 1
-        line.update(round, {f'g/term{i}': 1.0 for i in range(9)}, {'last': 12.5, 'best': 12.5})
-    line.close()
-    text = stream.getvalue()
-    assert text.count('\n') == 1 and text.endswith('\n')
-    assert all(len(part) <= 39 for part in text.rstrip('\n').replace('\x1b[2K', '').split('\r'))
-    assert text.rpartition('\r')[2].startswith('\x1b[2Kround 2/2  student 12.50 % (best 12.50)')
+@pytest.mark.parametrize('columns', [40, 80, 120])
+def test_a_bar_is_redrawn_in_one_line_of_a_terminal(columns: int) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    with open(theirs, 'w', encoding='utf-8') as stream:
+        line = Progress(2, stream=stream)
+        for done in (1, 2):
+            line.update(done, {'last': 12.5, 'best': 12.5, 'images_synthesised': done})
+        line.close()
+        data = b''
+        while not data.endswith(b'\n'):  # the bar's one line, at its end
+            data += os.read(ours, 1000)
+    os.close(ours)
+    text = data.decode()
+    assert text.count('\n') == 1
+    first, *_, last = text.strip().split('\r')
+    assert first.startswith('round 0/2 |  ')  # at once: the first round may take a minute
+    assert last.startswith('round 2/2 |█')
+    assert columns == 40 or '█| student 12.50 % (best 12.50)' in last
+    assert columns - 1 <= len(first) == len(last) <= columns
 
 
-def test_speed_needs_two_measurements_and_a_resumed_run_its_own() -> None:
+def test_a_resumed_run_counts_its_own_time_and_images_without_compilation() -> None:
     clock, stream = Clock(), io.StringIO()
     line = Progress(100, start=50, stream=stream, clock=clock, every=0.0)
     clock.now = 30.0
-    line.update(52, {}, {'last': 0.0, 'best': 0.0, 'images_synthesised': 52_000})
+    line.update(52, {'last': 0.0, 'best': 0.0, 'images_synthesised': 52_000})
     clock.now = 32.0
-    line.update(54, {}, {'images_synthesised': 54_000})
+    line.update(54, {'images_synthesised': 54_000})
     line.close()
     first, second = stream.getvalue().splitlines()
     assert first == 'round  52/100  ETA 12:00'
-    assert second == 'round  54/100  1,000 images/s  ETA 0:46'
+    assert second == 'round  54/100  1,000 images/s  ETA 00:46'
+
+
+def test_a_new_phase_has_a_speed_of_its_own() -> None:
+    clock, stream = Clock(), io.StringIO()
+    line = Progress(200, stream=stream, clock=clock, every=0.0)
+    for done in range(1, 101):
+        clock.now += 1.0 if done <= 60 else 10.0
+        line.update(done, {'images_synthesised': 100 * done})
+    assert stream.getvalue().splitlines()[59].endswith('100 images/s  ETA 02:20')
+    assert stream.getvalue().splitlines()[-1].endswith('10 images/s  ETA 16:40')
 
 
 def test_other_trainings_have_other_words() -> None:
     stream = io.StringIO()
     line = Progress(3, unit='epoch', subject='teacher', stream=stream)
-    line.update(1, {'loss': 0.5, 'seconds': 2.0}, {'last': 91.0, 'best': 91.0})
+    line.update(1, {'last': 91.0, 'best': 92.0, 'seconds': 2.0})
     line.close()
-    assert stream.getvalue() == 'epoch 1/3  teacher 91.00 % (best 91.00)  loss 0.5\n'
+    assert stream.getvalue() == 'epoch 1/3  teacher 91.00 % (best 92.00)\n'
+
+
+def test_what_is_said_stands_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    say('before')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    line = Progress(2)
+    say('in between')
+    line.close()
+    before, bar, cleared, *rest = capsys.readouterr().out.split('\r')
+    assert before == 'before\n' and bar.startswith('round 0/2 |') and not cleared.strip()
+    assert rest[0] == 'in between\n' and rest[1].startswith('round 0/2 |')
 
 
 def test_close_without_a_round_is_silent() -> None:
     stream = io.StringIO()
     Progress(10, stream=stream).close()
     assert stream.getvalue() == ''
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [(0, '0:00'), (6.6, '0:07'), (59.9, '1:00'), (754, '12:34'), (3723, '1:02:03')]
-    + [(360_000, '100:00:00'), (float('inf'), '?'), (float('nan'), '?'), (-3, '0:00')],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -107,7 +107,7 @@ def test_page_holds_everything(tmp_path: Path) -> None:
     text = path.read_text()
     assert path == tmp_path / 'report.html'
     assert 'cpsc on &lt;digits&gt;' in text
-    assert 'The student reaches 49.00 % without real data, 50.0% of the teacher' in text
+    assert 'The student reaches 49.00 % without real data: 50.0 % of the teacher' in text
     for told in (
         '98.00 %',
         '1:02:03',

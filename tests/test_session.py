@@ -80,7 +80,7 @@ def test_a_metric_that_is_not_finite_is_named_with_its_unit(tmp_path: Path) -> N
     with pytest.raises(NonFiniteError, match='g/bn is nan at round 6. Lower it.'):
         session.run(work, tmp_path, lambda: False)
     with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
-        assert checkpoints.restore(jnp.zeros(2)).round == 4
+        assert checkpoints.restore(jnp.zeros(2)).done == 4
 
 
 def test_an_array_that_is_not_finite_is_named() -> None:

@@ -216,7 +216,7 @@ def test_stopped_twice_and_continued(
         assert loops.run(small(), workdir) == {}
     assert signal.getsignal(signal.SIGTERM) is handler
     assert 'stopped and saved after epoch 2 of 3' in capsys.readouterr().out
-    assert not (workdir / 'teacher' / model_folder.FACTS).exists()
+    assert not (workdir / 'teacher' / model_folder.CARD).exists()
     assert not (workdir / metrics.FILE).exists()
 
     make_round, rounds = alternating.make_round, []

@@ -226,7 +226,7 @@ def learner(
     def trained(number: int) -> dict[str, Any]:
         """The student after a session; the previous one is trained again if it is gone."""
         at, start = place / f'{planned[number]:06d}', None
-        if not processes.broadcast_from_first((at / model_folder.FACTS).exists()):
+        if not processes.broadcast_from_first((at / model_folder.CARD).exists()):
             if number:
                 start = trained(number - 1)
             images = synthetic.dataset(workdir / 'bank', planned[number], run.facts, size)

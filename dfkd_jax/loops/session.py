@@ -109,12 +109,12 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
     with contextlib.ExitStack() as stack:
         store = work.store or stack.enter_context(Checkpoints(workdir / 'checkpoints', work.keep))
         restored = store.restore(jax.eval_shape(work.init, *work.inputs))
-        done = restored.round if restored else 0
+        done = restored.done if restored else 0
         so_far = Progress(**restored.progress) if restored else Progress()
         state = restored.state if restored else work.plan.call(work.init)(*work.inputs)
         state = work.plan.replicate(state)
         if done:
-            print(f'continuing after {work.unit} {done} of {work.total}', flush=True)
+            progress.say(f'continuing after {work.unit} {done} of {work.total}')
         started, stop = time.monotonic() - so_far.seconds, False
         writer = stack.enter_context(metrics.Writer(workdir, done))
         line = progress.Progress(work.total, done, unit=work.unit, subject=work.subject)
@@ -135,17 +135,16 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
                 totals = {'seconds': so_far.seconds} | work.totals(done)
                 writer.write(done, totals | row)
                 images = {'images_synthesised': work.images(done)} if work.images else {}
-                line.update(done, row, asdict(so_far) | images)
+                line.update(done, asdict(so_far) | images)
                 so_far.pending = []
             if save or stop:
                 kept = jax.device_get(state)
                 check_state(kept, done, work)
                 store.save(done, kept, asdict(so_far))
     if done < work.total:
-        print(
+        progress.say(
             f'stopped and saved after {work.unit} {done} of {work.total}; continue with the same '
-            'command and the same --workdir',
-            flush=True,
+            'command and the same --workdir'
         )
         raise Stopped
     return state, so_far

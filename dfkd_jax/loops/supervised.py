@@ -25,6 +25,7 @@ from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import session
 from dfkd_jax.reporting import metrics
+from dfkd_jax.reporting.progress import say
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
 
@@ -59,7 +60,7 @@ def run(
     Raises ConfigError and DataError as `build.build` does, and Stopped after saving.
     """
     workdir = Path(workdir)
-    if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
+    if processes.broadcast_from_first((workdir / model_folder.CARD).exists()):
         return model_folder.load_model(workdir)[0]
     name = config.teacher.model if role == 'teacher' else config.student.model
     build.check_numbers(config)
@@ -156,13 +157,13 @@ def fit(
     teacher: its variables, on the host or the devices, if `training` distils.
     start: the variables to begin with; None: random ones.
     """
-    if processes.broadcast_from_first((workdir / model_folder.FACTS).exists()):
+    if processes.broadcast_from_first((workdir / model_folder.CARD).exists()):
         return model_folder.load_model(workdir)[0]
     plan, recipe, frozen = training.plan, training.recipe, training.plan.replicate(teacher)
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     classify = evaluate.classifier(plan, training.whole, train.facts)
     read = _reader(training, train, seed)
-    print(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
+    say(f'training {training.name} on {train.size} images of {train.facts.name} ({role})')
 
     def advance(state: State, epoch: int) -> tuple[State, session.Row]:
         rows = []

@@ -257,7 +257,7 @@ def _state_dict(source: Any) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     """What a weights file holds, never unpickling anything but tensors."""
     if path.is_dir():
-        hint = 'a model folder is loaded by dfkd_jax.checkpoint.load_model'
+        hint = 'a model folder is loaded by dfkd_jax.storage.model_folder.load_model'
         raise PortError(f'{path} is a folder; expected a file of weights ({hint})')
     if not path.exists():
         raise PortError(f'no weights at {path}: check the path')
@@ -345,7 +345,7 @@ def _hint(shapes: Mapping[str, Shape]) -> str:
     if any(key.startswith('params/') for key in shapes):
         return (
             'These are Flax names, as dfkd_jax saves them: load them with '
-            'dfkd_jax.checkpoint.load_model.'
+            'dfkd_jax.storage.model_folder.load_model.'
         )
     fitting = []
     for name, table in TABLES.items():

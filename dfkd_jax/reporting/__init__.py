@@ -1,1 +1,1 @@
-"""What a run tells: numbers, a progress line, pictures, a page."""
+"""What a run shows: metrics, a progress bar, pictures and a page."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the student, pictures, the page and ``summary.json``."""
+"""What a finished run leaves in its workdir: the student, pictures, the page, ``summary.json``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SUMMARY = 'summary.json'
 
 
 def summary(config: Any, **measured: Any) -> dict[str, Any]:
-    """What ``summary.json`` holds: what ran, what was `measured`, where and by which versions."""
+    """The content of ``summary.json``: what ran, what was measured, on which device.
+
+    measured: accuracies in per cent, seconds, numbers of images and of rounds.
+    """
     return {
         'method': config.method,
         'teacher': config.teacher.model,
@@ -43,11 +46,13 @@ def finish(
     unit: str = 'rounds',
     **measured: Any,
 ) -> dict[str, Any]:
-    """Leaves what every run leaves, tells the student's accuracy, and returns the summary.
+    """Writes what every finished run leaves, prints the result and returns the summary.
 
-    about: the data set.  student: its variables, on the host.
-    samples: synthetic images to show; None: there are none.
-    history: what `metrics.read` returns; a row is a `unit`.
+    about: the data set.
+    student: its variables, on the host.
+    samples: synthetic images to show, normalised; None if there are none.
+    history: what `metrics.read` returns.
+    unit: what its column ``round`` counts.
     measured: the numbers of the summary.
     """
     found = summary(config, **measured)
@@ -74,7 +79,7 @@ def leave(
     summary: dict[str, Any],
     unit: str,
 ) -> None:
-    """Writes the student in three formats, pictures, the page and, last, ``summary.json``."""
+    """Writes the student in three formats, the pictures, the page and, last, ``summary.json``."""
     name, accuracy = config.student.model, summary['student_accuracy_last']
     files.save_arrays(workdir / 'student.safetensors', model_folder.flatten(student))
     files.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
@@ -85,4 +90,4 @@ def leave(
         page.image_grid(pixels, labels, about.class_names, workdir / page.IMAGES)
     page.curves(history, workdir / page.CURVES, {'teacher': summary['teacher_accuracy']}, unit)
     page.page(workdir, summary)
-    files.write_json(workdir / SUMMARY, summary)  # with it, a run is finished
+    files.write_json(workdir / SUMMARY, summary)  # last: it marks the run as finished

@@ -1,7 +1,8 @@
-"""What a run measures: ``metrics.csv``, TensorBoard events, and the progress line.
+"""What a run measures, round by round: ``metrics.csv`` and TensorBoard events.
 
-A row of ``metrics.csv`` belongs to the number of rounds done when it was written.  A run that was
-killed and resumed leaves the rows of one that was not, but for columns of time.
+The column ``round`` counts the rounds done when a row was written (epochs or steps in other
+trainings).  A run that was killed and resumed leaves the same rows as a run that was not, except
+for the time.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ EVENTS = 'tensorboard'
 class Writer:
     """Appends rows to ``metrics.csv`` and TensorBoard events in `workdir`; a context manager.
 
-    resume_round: the round the run continues after.  Rows of later rounds, written by a run that
-    was killed before it saved them, are dropped; so write a round's row before its checkpoint.
-    Of several processes the first writes, and the others' writers do nothing.
+    start: the round after which the run continues.  Rows of later rounds are removed: the process
+        that wrote them was killed before it saved a checkpoint.  So write the row of a round before
+        its checkpoint.
+
+    With several processes, only the first one writes.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_round: int = 0):
+    def __init__(self, workdir: str | os.PathLike[str], start: int = 0):
         workdir = Path(workdir)
         self._columns = ['round']
         self._events: _Events | None = None
@@ -39,9 +42,9 @@ class Writer:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / FILE
-        rows = [row for row in _read_rows(self._path) if int(row['round']) <= resume_round]
+        rows = [row for row in _read_rows(self._path) if int(row['round']) <= start]
         self._rewrite(rows)
-        self._events = _Events(workdir / EVENTS, resume_round)
+        self._events = _Events(workdir / EVENTS, start)
 
     def __enter__(self) -> Writer:
         return self
@@ -53,25 +56,27 @@ class Writer:
         if self._events is not None:
             self._events.close()
 
-    def write(self, round: int, values: Mapping[str, Any]) -> None:
-        """Adds the row of `round`; on return it survives a kill of the process.
+    def write(self, done: int, values: Mapping[str, Any]) -> None:
+        """Adds the row of the moment when `done` rounds are done.
 
-        values: column -> number (None or absent: an empty cell).  A column not seen before is added
-        to the file.
+        Once this returns, the row survives a kill of the process.
+
+        values: column -> number.  None or a missing column leaves an empty cell; a new column is
+            added to the file.
         """
         if self._events is None:
             return
-        row = {'round': str(round)} | {name: _cell(value) for name, value in values.items()}
+        row = {'round': str(done)} | {name: _cell(value) for name, value in values.items()}
         if row.keys() <= set(self._columns):
             with open(self._path, 'a', newline='') as file:
                 file.write(_lines(self._columns, [row]))
         else:
             self._rewrite([*_read_rows(self._path), row])
         numbers = {name: float(cell) for name, cell in row.items() if name != 'round' and cell}
-        self._events.write(round, numbers)
+        self._events.write(done, numbers)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        """The whole file anew, with the columns of the rows in the order they came up."""
+        """Replaces the file.  Columns stand in the order in which they first appeared."""
         self._columns = list(dict.fromkeys(['round', *(name for row in rows for name in row)]))
         if rows or self._path.exists():
             text = _lines(self._columns, [{name: name for name in self._columns}, *rows])
@@ -79,9 +84,9 @@ class Writer:
 
 
 def read(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The columns of ``metrics.csv``: name -> [rows] float64, NaN where a cell is empty.
+    """The columns of ``metrics.csv``: name -> [rows] float64, NaN for an empty cell.
 
-    A run that wrote no row yet has the column ``round`` alone, empty.
+    Before the first row there is one column, ``round``, without entries.
     """
     rows = _read_rows(Path(workdir) / FILE)
     names = dict.fromkeys(['round', *(name for row in rows for name in row)])
@@ -89,7 +94,7 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows in the order written, without what a kill cut short or damage spoilt."""
+    """The rows in file order, without those that a kill cut short or that are damaged."""
     try:
         text = path.read_text(errors='replace')
     except FileNotFoundError:
@@ -120,27 +125,28 @@ def _cell(value: Any) -> str:
     if value is None:
         return ''
     value = np.asarray(value).item()
-    return str(int(value)) if isinstance(value, bool | int) else f'{value:.7g}'  # float32's digits
+    return str(int(value)) if isinstance(value, bool | int) else f'{value:.7g}'  # as float32 has
 
 
 class _Events:
-    """A TensorBoard event file, written at once: a kill loses nothing that the CSV file has.
+    """A TensorBoard event file that is written at once: it has every row that the CSV file has.
 
-    (tensorboardX's SummaryWriter hands events to a thread, and its flush does not wait for it.)
+    tensorboardX's SummaryWriter would hand the events to a thread, and its flush does not wait for
+    that thread: a kill would lose them.
     """
 
-    def __init__(self, directory: Path, resume_round: int):
+    def __init__(self, directory: Path, start: int):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         directory.mkdir(exist_ok=True)
-        # The suffix: two starts within a second would write over each other.
-        self._writer = EventsWriter(str(directory / 'events'), f'.after-{resume_round}')
-        if resume_round:
-            # TensorBoard then leaves out what earlier files say of this round and later ones.
+        # Without the suffix, two starts within a second would share one file.
+        self._writer = EventsWriter(str(directory / 'events'), f'.after-{start}')
+        if start:
+            # Tells TensorBoard to ignore this round and later ones in the earlier files.
             log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._add(self._event(step=resume_round + 1, session_log=log))
+            self._add(self._event(step=start + 1, session_log=log))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()]

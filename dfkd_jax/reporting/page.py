@@ -1,4 +1,4 @@
-"""What a person looks at after a run: a grid of synthetic images, curves, a one-page report."""
+"""What a person looks at after a run: a grid of synthetic images, curves, and a report page."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from dfkd_jax.reporting.progress import duration
 from dfkd_jax.storage import files
 
 IMAGES = 'images.png'
 CURVES = 'curves.png'
 PAGE = 'report.html'
-MAX_CLASSES = 20  # rows of the grid; more classes are sampled evenly
+MAX_CLASSES = 20  # rows of the grid
 MAX_COLUMNS = 10
 DPI = 100
-BACKGROUND = (0.85, 0.88, 0.93)  # neither black nor white, where images often end
+BACKGROUND = (0.85, 0.88, 0.93)  # unlike the black or white borders of many images
 
 
 def _figure(width: float, height: float) -> Any:
-    """An empty figure in inches.  Not through pyplot: a run may be inside someone's notebook."""
+    """An empty figure; width and height in inches.
+
+    It is not made by pyplot, whose global state may belong to the user's notebook.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,20 +51,22 @@ def image_grid(
     labels: np.ndarray,
     class_names: Sequence[str] | None,
     path: str | os.PathLike[str],
-    title: str = 'Synthetic images, by the class they were made for',
+    title: str = 'Synthetic images by intended class',
 ) -> None:
-    """Writes a PNG with a row of images for each class.
+    """Writes a PNG with one row of images per class.
 
-    images: [N, H, W, C] in [0, 1] (values beyond are clipped), C 1 or 3.
+    Of more than 20 classes, 20 are shown, spread evenly over those that have images.
+
+    images: [N, H, W, C] in [0, 1] (values outside are clipped), C 1 or 3.
     labels: [N] integers.
-    class_names: the name of each label; None: the number.  With more than 20 classes, 20 spread
-      evenly over those that have images are shown.
-    Raises ValueError for other shapes.
+    class_names: the name of each label; None shows the number.
+
+    Raises ValueError for other shapes, and when there are no images.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or labels.shape != images.shape[:1]:
         raise ValueError(
-            f'expected images [N, H, W, 1 or 3] and labels [N], not {images.shape} and '
+            f'expected images [N, H, W, 1 or 3] and labels [N]; found {images.shape} and '
             f'{labels.shape}.'
         )
     present = np.unique(labels)
@@ -98,7 +103,7 @@ def _draw_grid(
     title: str,
     path: str | os.PathLike[str],
 ) -> None:
-    """The canvas at one screen pixel per pixel, with names on its left and a title above."""
+    """Saves the canvas, pixel by pixel, with the names on its left and the title above."""
     height, width = canvas.shape[:2]
     left, top, margin = 24 + 8 * max(map(len, names)), 44, 12
     full_width = max(left + width + margin, 11 * len(title) + 2 * margin)
@@ -120,7 +125,10 @@ def _draw_grid(
 
 
 def _cell_size(height: int, width: int) -> tuple[int, int]:
-    """Small images are enlarged by a whole factor to 56 pixels or more, large ones cut to 112."""
+    """The size at which an image is shown, [height, width] in pixels.
+
+    Small images are enlarged by an integer factor to 56 pixels or more, large ones shrunk to 112.
+    """
     side = max(height, width)
     if side > 112:
         return max(round(height * 112 / side), 1), max(round(width * 112 / side), 1)
@@ -129,7 +137,7 @@ def _cell_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W, 1 or 3] to [size, 3] in [0, 1]: pixels stay square, unless there are too many."""
+    """An image [H, W, 1 or 3] as [*size, 3] in [0, 1]; sharp pixels where it is enlarged."""
     from PIL import Image
 
     pixels = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
@@ -144,16 +152,16 @@ def curves(
     references: Mapping[str, float] | None = None,
     unit: str = 'rounds',
 ) -> None:
-    """Writes a PNG of a run's curves: accuracy, then what synthesis and student measured.
+    """Writes a PNG with the curves of a run: accuracy, losses of synthesis, losses of the student.
 
-    metrics: what `dfkd_jax.metrics.read` returns; ``student_accuracy`` and
-      ``agreement_with_teacher`` in per cent, ``g/...`` and ``s/...``.
-    references: name -> accuracy in per cent, drawn as a line; ``{'teacher': 91.5}``.
-    unit: what the numbers of ``round`` count.
+    metrics: what `dfkd_jax.reporting.metrics.read` returns.  Shown are ``student_accuracy`` and
+        ``agreement_with_teacher``, in per cent, and the columns ``g/...`` and ``s/...``.
+    references: name -> accuracy in per cent, drawn as a horizontal line; ``{'teacher': 91.5}``.
+    unit: what the column ``round`` counts.
     """
     panels = [
-        ('Synthesis: its losses and measures', [name for name in metrics if name.startswith('g/')]),
-        ('Student: its losses and measures', [name for name in metrics if name.startswith('s/')]),
+        ('Synthesis: losses and metrics', [name for name in metrics if name.startswith('g/')]),
+        ('Student: losses and metrics', [name for name in metrics if name.startswith('s/')]),
     ]
     panels = [(title, names) for title, names in panels if names]
     figure = _figure(5.2 * (1 + len(panels)), 4.5)
@@ -164,7 +172,7 @@ def curves(
             _line(axes, metrics['round'], metrics[name], label=name[2:])
         _scale(axes, np.concatenate([metrics[name] for name in names]))
         axes.set_title(title)
-        axes.set_ylabel('mean since the last row, unweighted')
+        axes.set_ylabel('mean since the last point, unweighted')
         _dress(axes, metrics['round'], 4, unit)
     _save(figure, path)
 
@@ -194,12 +202,12 @@ def _line(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
     known = np.isfinite(y)
     if not known.any():
         return
-    few = np.count_nonzero(known) < 15  # a single point would not show as a line
+    few = np.count_nonzero(known) < 15  # a line through a single point would be invisible
     axes.plot(x[known], y[known], **{'lw': 1.4, 'marker': '.' if few else None} | style)
 
 
 def _scale(axes: Any, values: np.ndarray) -> None:
-    """Logarithmic, if the curves are too far apart to be read on one linear axis."""
+    """Makes the axis logarithmic if the curves are too far apart for a linear one."""
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     if sizes.size and sizes.max() > 30 * np.median(sizes):
         if np.nanmin(values) > 0:
@@ -221,8 +229,6 @@ def _dress(axes: Any, rounds: np.ndarray, columns: int, unit: str) -> None:
         axes.legend(fontsize=9, ncols=columns, frameon=False, **below)
 
 
-# The page
-
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
        max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -240,12 +246,12 @@ ROWS = {
     'teacher_accuracy': 'teacher accuracy',
     'student_accuracy_last': 'student accuracy, last',
     'student_accuracy_best': 'student accuracy, best',
-    'best_round': 'best after round',
+    'best_round': 'best accuracy after round',
     'agreement_with_teacher': 'agreement with the teacher',
     'rounds': 'rounds',
     'images_synthesised': 'images synthesised',
-    'images_distilled': 'images the student trained on',
-    'teacher_queries': 'images through the teacher',
+    'images_distilled': 'images in student updates',
+    'teacher_queries': 'teacher queries (images)',
     'seconds': 'time',
     'seed': 'seed',
     'device': 'device',
@@ -254,14 +260,16 @@ PERCENT = {name for name in ROWS if 'accuracy' in name or name.startswith('agree
 
 
 def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
-    """Writes ``report.html`` in `workdir`, one file with its pictures inside; returns its path.
+    """Writes ``report.html`` in `workdir` and returns its path.
 
-    summary: what ``summary.json`` holds.  Pictures are those that are there: ``curves.png`` and
-    ``images.png``.
+    The page is one file: the pictures ``curves.png`` and ``images.png`` of `workdir`, if they
+    exist, are embedded.
+
+    summary: the content of ``summary.json``.
     """
     workdir = Path(workdir)
     title = f'{summary.get("method", "?")} on {summary.get("dataset", "?")}'
-    rows = [(ROWS[name], _told(name, summary[name])) for name in ROWS if name in summary]
+    rows = [(ROWS[name], _shown(name, summary[name])) for name in ROWS if name in summary]
     details = {name: value for name, value in summary.items() if name not in ROWS}
     parts = [
         f'<h1>{html.escape(title)}</h1>',
@@ -293,16 +301,16 @@ def _headline(summary: Mapping[str, Any]) -> str:
     student, teacher = summary.get('student_accuracy_last'), summary.get('teacher_accuracy')
     if student is None or teacher is None:
         return ''
-    share = f", {student / teacher:.1%} of the teacher's {teacher:.2f} %" if teacher else ''
+    share = f": {100 * student / teacher:.1f} % of the teacher's {teacher:.2f} %" if teacher else ''
     how = 'on real data' if summary.get('method') == 'kd' else 'without real data'
     return f'The student reaches {student:.2f} % {how}{share}.'
 
 
-def _told(name: str, value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if value is None:
         return '–'
     if name in PERCENT:
         return f'{value:.2f} %'
     if name == 'seconds':
-        return duration(value)
+        return str(tqdm.format_interval(value))
     return f'{value:,}' if isinstance(value, int) and name != 'seed' else str(value)

@@ -1,1 +1,1 @@
-"""Files: checkpoints, model folders, the folder of a run, and files of others, read with care."""
+"""What a run keeps on disk: checkpoints, model folders, its workdir; and guards for reading."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: bytes, JSON and named arrays."""
+"""Bytes, JSON and named arrays in files: written atomically, and read with clear errors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import safetensors.numpy
 from dfkd_jax.errors import CheckpointError
 from dfkd_jax.storage import safe_read
 
-# Files
-
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file that is whole or, if the process dies on the way, as it was before."""
+    """Writes a file atomically, and makes its folder.
+
+    If the process dies while it writes, the file is as it was before.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.tmp')
@@ -37,7 +38,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Writes `obj` as indented JSON, atomically, after `plain`."""
+    """Writes `plain(obj)` as indented JSON, atomically."""
     text = json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + '\n').encode())
 
@@ -45,7 +46,12 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 def read_json(
     path: str | os.PathLike[str], cure: str = 'Make it or copy it again.'
 ) -> dict[str, Any]:
-    """The names and values of a JSON file.  Raises CheckpointError, with a cure, if it is none."""
+    """The names and values of a JSON file.
+
+    cure: what the user can do if the file cannot be read; the end of the message.
+
+    Raises CheckpointError for a file that is missing, damaged or not a JSON object.
+    """
     try:
         return safe_read.read_json(path)
     except (OSError, ValueError) as error:
@@ -55,7 +61,7 @@ def read_json(
 
 
 def plain(obj: Any) -> Any:
-    """`obj` in JSON's types: arrays as lists, paths as strings, config groups as dicts.
+    """`obj` in the types of JSON: arrays as lists, paths as strings, config groups as dicts.
 
     NaN and infinities, which JSON does not have, become None.
     """
@@ -75,9 +81,9 @@ def plain(obj: Any) -> Any:
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> str:
-    """Writes named arrays as safetensors, atomically; returns the file's sha256.
+    """Writes named arrays as safetensors, atomically; returns the sha256 of the file.
 
-    Raises ValueError for a dtype NumPy does not have (bfloat16), which could not be read back.
+    Raises ValueError for a dtype that NumPy does not have (bfloat16): it could not be read back.
     """
     # Not np.ascontiguousarray, which makes a scalar a vector.
     host = {name: np.asarray(jax.device_get(x), order='C') for name, x in arrays.items()}
@@ -90,20 +96,31 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> str:
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads named arrays from a safetensors file.  Raises CheckpointError if it is none."""
+    """Reads named arrays from a safetensors file.
+
+    Raises CheckpointError for a file that is missing, damaged or of another format.
+    """
     return parse_arrays(path, read_bytes(path))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file.  Raises CheckpointError if it is missing or cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f'there is no file {path}.') from None
+        raise CheckpointError(f'there is no file {path}: check the path.') from None
     except (OSError, MemoryError) as error:
-        raise CheckpointError(f'{path} cannot be read ({error or "it is too large"}).') from error
+        raise CheckpointError(
+            f'{path} cannot be read ({error or "it is too large"}). Check its permissions, or copy '
+            'it again.'
+        ) from error
 
 
 def parse_arrays(path: str | os.PathLike[str], data: bytes) -> dict[str, np.ndarray]:
+    """The named arrays in the bytes of a safetensors file; `path` is named in the error.
+
+    Raises CheckpointError for data that is damaged or of another format.
+    """
     try:
         return safetensors.numpy.load(data)
     except Exception as error:  # safetensors raises its own type, or KeyError for an unknown dtype

@@ -1,7 +1,7 @@
-"""A model folder: one network's weights, a teacher's for instance.
+"""A model folder: the weights of one network, for example a teacher.
 
-``variables.safetensors`` has names like ``params/conv1/kernel``, and ``model.json`` says what the
-weights are.
+``variables.safetensors`` holds the arrays, under names like ``params/conv1/kernel``.
+``model.json`` is the card: it says which model they belong to and where they come from.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from dfkd_jax.errors import CheckpointError
 from dfkd_jax.storage import files
 
 VARIABLES = 'variables.safetensors'
-FACTS = 'model.json'
-
-
-# Model folders
+CARD = 'model.json'
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,61 +34,68 @@ def unflatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_model(
-    directory: str | os.PathLike[str], name: str, variables: Mapping[str, Any], **facts: Any
+    directory: str | os.PathLike[str], name: str, variables: Mapping[str, Any], **card: Any
 ) -> None:
     """Writes a model folder.
 
-    name: the model's name in `dfkd_jax.models`.
+    name: the name of the model in `dfkd_jax.models`.
     variables: ``{'params': ..., 'batch_stats': ...}``.
-    facts: what else to tell of the weights in ``model.json`` (num_classes, channels, source, ...).
+    card: further entries of ``model.json`` (num_classes, channels, source, ...).
     """
     directory = Path(directory)
     arrays = flatten(variables)
     digest = files.save_arrays(directory / VARIABLES, arrays)
-    # Last: a folder with its facts is a whole one, and the digest ties the two files together.
+    # Last: a folder with a card is complete, and the digest ties the two files together.
     files.write_json(
-        directory / FACTS,
-        {'model': name, **facts, 'keys': len(arrays), 'variables_sha256': digest},
+        directory / CARD,
+        {'model': name, **card, 'keys': len(arrays), 'variables_sha256': digest},
     )
 
 
 def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a model folder: ``(facts, variables)``.
+    """Reads a model folder; returns ``(card, variables)``.
 
-    facts: the contents of ``model.json``, with at least ``model``.
-    variables: nested dicts of numpy arrays under ``params`` and ``batch_stats``.
+    card: the content of ``model.json``, with ``model`` at least.
+    variables: nested dicts of NumPy arrays under ``params`` and ``batch_stats``.
+
     Raises CheckpointError for a folder that is missing, incomplete or damaged.
     """
     directory = Path(directory)
-    for name in (FACTS, VARIABLES):
+    for name in (CARD, VARIABLES):
         if not (directory / name).is_file():
             raise CheckpointError(
                 f'{directory} is not a model folder: it has no {name}. A folder that '
                 '`python -m dfkd_jax.port` or `python -m dfkd_jax.teach` wrote is expected.'
             )
-    facts = files.read_json(directory / FACTS, 'Make the folder again.')
-    absent = [name for name in ('model', 'variables_sha256') if name not in facts]
+    card = files.read_json(directory / CARD, 'Make the folder again.')
+    absent = [name for name in ('model', 'variables_sha256') if name not in card]
     if absent:
-        raise CheckpointError(f'{directory / FACTS} lacks {" and ".join(absent)}.')
+        raise CheckpointError(
+            f'{directory / CARD} lacks {" and ".join(absent)}. Make the folder again.'
+        )
     data = files.read_bytes(directory / VARIABLES)
     arrays = files.parse_arrays(directory / VARIABLES, data)
-    if hashlib.sha256(data).hexdigest() != facts['variables_sha256']:
+    if hashlib.sha256(data).hexdigest() != card['variables_sha256']:
         raise CheckpointError(
-            f'{directory / VARIABLES} is not the file that {FACTS} beside it describes '
+            f'{directory / VARIABLES} is not the file that {CARD} beside it describes '
             '(sha256 differs). Make the folder again.'
         )
     try:
-        return facts, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}
-    except (TypeError, ValueError) as error:  # 'a' and 'a/b': an array where others are to be
-        raise CheckpointError(f'the names in {directory / VARIABLES} are no tree.') from error
+        return card, {'params': {}, 'batch_stats': {}, **unflatten(arrays)}
+    except (TypeError, ValueError) as error:  # 'a' and 'a/b': an array and a group of one name
+        raise CheckpointError(
+            f'{directory / VARIABLES} has a name that is both an array and a group of arrays. Make '
+            'the folder again.'
+        ) from error
 
 
 def save_classifier(
-    directory: str | os.PathLike[str], name: str, variables: Any, data: Any, **about: Any
+    directory: str | os.PathLike[str], name: str, variables: Any, data: Any, **card: Any
 ) -> None:
-    """Writes a model folder with what `build.load_network` checks.
+    """Writes the model folder of a classifier, with the entries that `build.load_network` checks.
 
-    data: the config's group, whose classes and images the network is for.
+    data: the group `config.data`, whose classes and images the network is for.
+    card: further entries of ``model.json``.
     """
     save_model(
         directory,
@@ -101,5 +105,5 @@ def save_classifier(
         channels=data.channels,
         image_size=data.image_size,
         dataset=data.name,
-        **about,
+        **card,
     )

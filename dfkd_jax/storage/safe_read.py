@@ -1,8 +1,8 @@
-"""Files of others: read without running them, and refused where they are not what they claim.
+"""Guards for files that come from others: no file may run code or exhaust the memory.
 
-Weights are only ever read as arrays, by readers that run nothing (safetensors, NumPy without
-pickles, PyTorch with `weights_only`).  What is left to hurt is size: an archive of kilobytes that
-unpacks to gigabytes, or a configuration nested until the parser gives up.
+Weights are read only by readers that run no code (safetensors, NumPy without pickles, PyTorch with
+`weights_only`).  The remaining danger is size: an archive of kilobytes that unpacks to gigabytes,
+or JSON nested so deeply that the parser fails.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-JSON_BYTES = 2**26  # the largest of a model folder, a vocabulary, has one million
-# Numbers of weights hardly compress; zeros do, and a small file of them is no harm.
+JSON_BYTES = 2**26  # the largest JSON file of a diffusion model, a vocabulary, has one million
+# Weights hardly compress.  Zeros do, but a small file of them does no harm.
 UNPACKED_RATIO, UNPACKED_BYTES = 50, 2**26
 
 
 class Refused(ValueError):
-    """A file that is not what it should be; the message goes on after 'it'."""
+    """A file that is not read; the message is a clause for the parentheses of a longer one."""
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The names and values of a JSON file.
 
-    Raises OSError where it cannot be opened, ValueError where it is no JSON, and Refused, which is
-    one, for anything but names and values, more than 64 MiB of them, or absurd nesting.
+    Raises OSError for a file that cannot be opened, ValueError for one that is not JSON, and
+    Refused, which is a ValueError, for JSON that is not an object, is larger than 64 MiB, or is
+    nested too deeply for the parser.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -42,10 +43,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
-    """Raises Refused for a zip archive (.npz, .pth) that is damaged or a bomb.
+    """Raises Refused for a zip archive (.npz, .pth) that is damaged or a zip bomb.
 
-    That is one whose directory promises 50 times the bytes of the file and more than 64 MiB: no
-    reader unpacks more of a member than the directory says.  Other files pass.
+    A zip bomb, here, is an archive whose directory lists more than 64 MiB and more than 50 times
+    the size of the file; no reader unpacks more than the directory lists.  Other files pass.
     """
     if not zipfile.is_zipfile(path):
         return

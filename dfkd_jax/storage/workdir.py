@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what its config was, and how a run is told to stop."""
+"""The folder of a run: which process and which config own it; and how a run is asked to stop."""
 
 from __future__ import annotations
 
@@ -25,20 +25,27 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def default(config: Any) -> Path:
-    """``runs/<data>-<method>-<teacher>-<student>-seed<n>-<time>``."""
+    """The folder of a run without --workdir.
+
+    ``runs/<data>-<method>-<teacher>-<student>-seed<n>-<time>``
+    """
     names = (config.data.name, config.method, config.teacher.model, config.student.model)
     return Path('runs') / f'{"-".join(names)}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}'
 
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: Any) -> Iterator[None]:
-    """Holds the folder while the block runs: makes it this config's, or checks that it is.
+    """Holds the folder of a run while the block runs, and saves the config in it.
 
-    Raises ConfigError where another process holds it, where another config ran there, naming the
-    fields that differ, where the folder holds something that is not a run, and where it cannot be
-    written; CheckpointError where its config cannot be read.  A folder where nothing ran yet is
-    taken over: a run that ended with a mistake in its config may be started again with another.
-    Of several processes the first holds it for all, and all must see it (HostError).
+    A folder where nothing has run yet is taken over: if a run ended because of a mistake in its
+    config, the corrected config can use the same folder.  With several processes, the first one
+    holds the folder for all.
+
+    Raises:
+      ConfigError: if another process holds the folder; if it belongs to another config, naming the
+        fields that differ; if it holds something that is not a run; if it cannot be written.
+      CheckpointError: if the config saved there cannot be read.
+      HostError: if a process does not see the folder.
     """
     with contextlib.ExitStack() as held:
         processes.by_first(lambda: held.enter_context(_hold(workdir, config)))
@@ -49,7 +56,7 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _hold(workdir: Path, config: Any) -> Iterator[None]:
     try:
-        # `.tmp`: a file that a killed process was writing.
+        # A killed process may have left a `.tmp` file that it was writing.
         contents = (
             {p.name for p in workdir.iterdir() if p.suffix != '.tmp'} if workdir.exists() else set()
         )
@@ -66,7 +73,7 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            # The system lets go of it however the process ends.
+            # The system releases the lock, however the process ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
@@ -78,17 +85,16 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
 
 
 def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
-    """Writes the config into a folder where nothing ran, or compares the one there."""
+    """Writes the config into a folder where nothing has run, or compares it with the one there."""
     path = workdir / CONFIG
     if fresh:
         files.write_json(path, wanted)
         return
-    # Through JSON, so that tuples and lists compare.
     there = files.read_json(path, 'Put a copy back, or choose another --workdir.')
     found, here = (
-        # A run may continue on other hosts.
+        # Without the processes: a run may continue on other hosts.
         {name: value for name, value in _flat(tree).items() if not name.startswith('distributed.')}
-        for tree in (there, json.loads(json.dumps(wanted)))
+        for tree in (there, json.loads(json.dumps(wanted)))  # JSON makes lists of tuples
     )
     differ = [
         f'config.{name} was {found.get(name, "absent")!r}, now {here.get(name, "absent")!r}'
@@ -114,23 +120,23 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What ran, by version."""
+    """The versions of dfkd_jax and of the packages that determine its results."""
     return {'dfkd_jax': __version__} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def device() -> str:
-    """The devices it ran on, e.g. ``1 x cpu`` or ``8 x NVIDIA H200``."""
+    """The devices of all processes, e.g. ``1 x cpu`` or ``8 x NVIDIA H200``."""
     return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
 
 
 class Interruption:
-    """Turns SIGTERM and Ctrl-C into a question the loop asks between rounds.
+    """Turns the first SIGTERM or Ctrl-C into a flag that a loop reads between rounds.
 
     >>> with Interruption() as interrupted:
     ...     while not interrupted(): ...
 
-    A second signal acts as if nobody had asked.  Of several processes, all must ask at the same
-    moments, and all learn what one was told.
+    A second signal has its usual effect.  With several processes, all must call `interrupted` at
+    the same moments, and it is true for all if one of them had the signal.
     """
 
     def __enter__(self) -> Callable[[], bool]:

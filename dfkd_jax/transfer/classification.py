@@ -328,11 +328,11 @@ def load(
     Raises ConfigError, CheckpointError, and DataError for the constants of a set that is not there.
     """
     folder = Path(student)
-    if not (folder / model_folder.FACTS).exists() and (folder / 'student').is_dir():
+    if not (folder / model_folder.CARD).exists() and (folder / 'student').is_dir():
         folder /= 'student'
-    if not (folder / model_folder.FACTS).exists():
+    if not (folder / model_folder.CARD).exists():
         raise ConfigError(
-            f'{student} is neither a model folder, which has a {model_folder.FACTS}, nor the '
+            f'{student} is neither a model folder, which has a {model_folder.CARD}, nor the '
             'workdir of a finished run, which has one in student/.'
         )
     facts, variables = model_folder.load_model(folder)
@@ -343,7 +343,7 @@ def load(
             raise ConfigError(f"{folder} does not tell its network's {name}: give {flag}.")
     absent = [name for name in ('num_classes', 'channels') if name not in facts]
     if absent:
-        raise ConfigError(f'{folder / model_folder.FACTS} lacks {" and ".join(absent)}.')
+        raise ConfigError(f'{folder / model_folder.CARD} lacks {" and ".join(absent)}.')
     return Network(facts, variables, *_constants(folder, facts, data_dir))
 
 
