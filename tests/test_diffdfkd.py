@@ -26,6 +26,7 @@ from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import BankError, ConfigError
 from dfkd_jax.loops import alternating, offline, supervised
 from dfkd_jax.methods import diffdfkd
+from dfkd_jax.methods.shared import trajectories
 from dfkd_jax.reporting import artifacts, metrics, page
 from dfkd_jax.storage import checkpoints, files, model_folder
 
@@ -67,7 +68,7 @@ def test_a_guided_step_equals_the_reference(golden: Path, rule):
     names = [(name, value.shape) for name, value in port.to_torch('wrn16_1', zeros).items()]
     weights = port.from_torch('wrn16_1', rule.state_dict(names))
     text = jnp.asarray(expected['text_hidden'])[jnp.asarray([0, 2])]
-    frozen = contract.Frozen(weights, diffdfkd.Prior(prior.frozen, text))
+    frozen = contract.Frozen(weights, trajectories.FrozenPrior(prior.frozen, text))
     z = last(expected['guided_z'])
     blank = jax.eval_shape(method.init, frozen, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), blank)
@@ -165,7 +166,7 @@ def test_the_student_has_a_say_once_it_has_learnt_enough():
     """With weight zero before, so that the same program serves; the teacher's answers are given."""
     config = tiny.config('diffdfkd', synthesis__cutmix=False, synthesis__per_class=6 * tiny.BATCH)
     config.in_loop.update(start=2 * tiny.BATCH, every=tiny.BATCH, batch_size=tiny.BATCH)
-    assert diffdfkd.sessions(config)[0] == tiny.CLASSES
+    assert offline.in_loop_trainings(config)[0] == tiny.CLASSES
     method = diffdfkd.make(config, tiny.nets(config), sharding.Shards())
     frozen = tiny.frozen(method='diffdfkd')
     state, _ = method.begin(frozen, method.init(frozen, jax.random.key(0)), jax.random.key(1))
@@ -236,7 +237,7 @@ def test_texts_are_those_of_the_classes_or_one_for_all():
     scale = config.prior.scale
     for text, wanted in (([1.0, 2, 3, 4, 0.5], 3.0), ([1.0, 0.5], 1.0)):
         states = jnp.asarray(text)[:, None, None]
-        frozen = contract.Frozen(teacher, diffdfkd.Prior({}, states))
+        frozen = contract.Frozen(teacher, trajectories.FrozenPrior({}, states))
         state = method.init(frozen, jax.random.key(0))
         state = state.replace(round=state.round + 2)
         state, _ = method.begin(frozen, state, jax.random.key(0))
@@ -249,7 +250,7 @@ def test_texts_are_those_of_the_classes_or_one_for_all():
 
 def mixed(key: int, shape: tuple[int, ...] = (6, 16, 8, 2), **options: Any) -> tuple[Any, Any]:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return x, np.asarray(diffdfkd.cutmix(jax.random.key(key), jnp.asarray(x), **options))
+    return x, np.asarray(diffdfkd.latent_cutmix(jax.random.key(key), jnp.asarray(x), **options))
 
 
 def test_cutmix_shows_one_box_of_other_images():
@@ -409,11 +410,13 @@ def test_a_changed_bit_of_a_bank_is_noticed(tmp_path: Path, monkeypatch, name: s
 
 def test_every_class_gets_exactly_the_images_wanted():
     config = tiny.config('diffdfkd', synthesis__per_class=21, synthesis__batch_size=8)
-    total = diffdfkd.trajectories(config)
+    total = trajectories.count(config.synthesis, config.data.num_classes)
     assert total == 3 * tiny.CLASSES
     kept = np.zeros(tiny.CLASSES)
     for number in range(total):
-        kept[number % tiny.CLASSES] += diffdfkd.kept(config, number)
+        kept[number % tiny.CLASSES] += trajectories.kept_images(
+            config.synthesis, tiny.CLASSES, number
+        )
     assert kept.tolist() == [21] * tiny.CLASSES
 
 
@@ -421,13 +424,13 @@ def test_the_in_loop_student_learns_whenever_there_is_more_to_learn_from():
     config = tiny.config('diffdfkd', synthesis__per_class=40, synthesis__batch_size=4)
     config.in_loop.update(every=10, batch_size=32)
     # 10, 20 and 30 images a class are passed after 3, 5 and 8 batches of each of 4 classes.
-    assert diffdfkd.sessions(config) == [12, 20, 32]
+    assert offline.in_loop_trainings(config) == [12, 20, 32]
     config.in_loop.batch_size = 60  # more than the first 48 images
-    assert diffdfkd.sessions(config) == [20, 32]
+    assert offline.in_loop_trainings(config) == [20, 32]
     for group, change in (('loss', {'adversarial': 0.0}), ('in_loop', {'every': 0})):
         other = config.copy_and_resolve_references()
         other[group].update(change)
-        assert diffdfkd.sessions(other) == []
+        assert offline.in_loop_trainings(other) == []
 
 
 # 4. Whole runs.
@@ -577,7 +580,7 @@ def filled(config: ConfigDict, teacher: Path, workdir: Path) -> list[dict[str, n
     run = build.build(config)
     variables = model_folder.load_model(teacher)[1]
     assert offline.synthesise(config, workdir, run, variables, lambda: False)
-    total = diffdfkd.trajectories(config)
+    total = trajectories.count(config.synthesis, config.data.num_classes)
     return [synthetic.read(workdir / 'bank', number) for number in range(total)]
 
 
@@ -649,7 +652,7 @@ def test_students_of_the_loop_follow_each_other_and_leave_little(
 ):
     config = small(home, per_class=7)
     config.in_loop.every = 2
-    assert diffdfkd.sessions(config) == [10, 20, 30]
+    assert offline.in_loop_trainings(config) == [10, 20, 30]
     config.teacher.checkpoint = str(finished / 'teacher')
     run = build.build(config)
     teacher = build.load_network(finished / 'teacher', 'resnet8_half', config.data)

@@ -16,7 +16,8 @@ from dfkd_jax import diffusion, models
 from dfkd_jax.contract import Frozen, Method, Models
 from dfkd_jax.diffusion import unet
 from dfkd_jax.distributed import sharding
-from dfkd_jax.methods import METHODS, diffdfkd
+from dfkd_jax.methods import METHODS
+from dfkd_jax.methods.shared.trajectories import FrozenPrior
 from dfkd_jax.models import generators, layers
 from dfkd_jax.models.layers import BatchNorm, Output
 
@@ -200,7 +201,7 @@ def frozen(smooth: bool = False, method: str = 'cpsc') -> Frozen:
 
     if method == 'diffdfkd':
         params = jax.tree.map(jnp.asarray, prior_params())
-        return Frozen(teacher=make(jax.random.key(1)), extra=diffdfkd.Prior(params, ()))
+        return Frozen(teacher=make(jax.random.key(1)), extra=FrozenPrior(params, ()))
     table = jax.random.normal(jax.random.key(2), (CLASSES, TABLE['embedding']))
     return Frozen(teacher=make(jax.random.key(1)), extra=table)
 
