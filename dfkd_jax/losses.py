@@ -94,8 +94,11 @@ def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(distance, statistics, batch_stats)), jnp.zeros(()))
 
 
-def averaged(average: Any, statistics: Any, momentum: float, batches: Array) -> Any:
-    """Batch statistics averaged into those of `batches` before; the first stand for themselves."""
+def moving_average(average: Any, statistics: Any, momentum: float, batches: Array) -> Any:
+    """The moving average of batch statistics, a tree, after one more batch.
+
+    batches: [] int32, how many came before; the first one is its own average.
+    """
     return jax.tree.map(
         lambda old, new: jnp.where(batches > 0, momentum * old + (1 - momentum) * new, new),
         average,

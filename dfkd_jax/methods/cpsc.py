@@ -78,8 +78,8 @@ class Extra(struct.PyTreeNode):
     bank: banks.Bank | None
 
 
-class Draw(struct.PyTreeNode):
-    """What a batch of images is made of: latents [B, latent], classes [B], exposures [B]."""
+class Inputs(struct.PyTreeNode):
+    """What a batch of images is made from: latents [B, latent], classes [B], exposures [B]."""
 
     z: Array
     label: Array
@@ -199,10 +199,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             ),
         )
 
-    def draw(key: Key, batch_size: int) -> Draw:
-        """This instance's share of a batch."""
+    def draw_inputs(key: Key, batch_size: int) -> Inputs:
+        """This instance's share of the inputs of a batch."""
         key_z, key_label, key_exposure = jax.random.split(key, 3)
-        whole = Draw(
+        whole = Inputs(
             z=jax.random.normal(key_z, (batch_size, models.generator.latent)),
             label=jax.random.randint(key_label, (batch_size,), 0, classes),
             exposure=jax.random.uniform(
@@ -211,15 +211,16 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         )
         return jax.tree.map(shards.share, whole)
 
-    def generate(variables: Any, drawn: Draw) -> tuple[Array, Params]:
+    def generate(variables: Any, inputs: Inputs) -> tuple[Array, Params]:
         """Images [B, H, W, channels] and the generator's new running statistics."""
         image, mutated = models.generator.apply(
-            variables, drawn.z, drawn.label, train=True, mutable=['batch_stats']
+            variables, inputs.z, inputs.label, train=True, mutable=['batch_stats']
         )
         if config.generator.bounded:
             image = bound(image, *map(contract.per_channel, (models.mean, models.std)))
         if config.generator.darkest < 1:
-            image = models.normalise(drawn.exposure[:, None, None, None] * models.pixels(image))
+            exposure = inputs.exposure[:, None, None, None]
+            image = models.normalise(exposure * models.pixels(image))
         return image, mutated['batch_stats']
 
     def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
@@ -236,19 +237,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return jnp.stack([view, losses.normalise(teacher.features)])
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        drawn = draw(key, synthesis.batch_size)
+        inputs = draw_inputs(key, synthesis.batch_size)
 
         def generator_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.generator.batch_stats}
-            image, generator_stats = generate(variables, drawn)
+            image, generator_stats = generate(variables, inputs)
             teacher = models.teacher.apply(frozen.teacher, image)
             student, student_stats = apply_student(state.student.variables, image)
             views = contrast_views(student, teacher, state.extra.adapter) if loss.scl else None
             terms = generator_terms(
-                loss, teacher, student, views, frozen.teacher['batch_stats'], drawn.label, shards
+                loss, teacher, student, views, frozen.teacher['batch_stats'], inputs.label, shards
             )
             total = _weighted(loss, terms)
-            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == drawn.label)
+            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == inputs.label)
             return total, (
                 terms | {'loss': total, 'hit': hit},
                 generator_stats,
@@ -272,15 +273,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         extra = state.extra
         if synthesis.bank:
             pixel = models.pixels(shards.gather(image))
-            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(drawn.label)))
+            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(inputs.label)))
         state = state.replace(generator=generator, student=student, extra=extra)
         return state, _named('g/', terms, shards)
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
         """A fresh batch in the student's eyes, before augmentation."""
         del frozen
-        drawn = draw(key, synthesis.student_batch_size)
-        return Batch(generate(state.generator.variables, drawn)[0], drawn.label)
+        inputs = draw_inputs(key, synthesis.student_batch_size)
+        return Batch(generate(state.generator.variables, inputs)[0], inputs.label)
 
     def from_bank(state: State, key: Key) -> tuple[Array, Array]:
         """This instance's share of a batch of the bank: pixels and labels."""
@@ -350,7 +351,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
         group, field = name.split('.')
         if config[group][field] not in choices:
             raise ValueError(f'config.{name}={config[group][field]!r}; expected one of {choices}.')
-    if models.generator is None or not hasattr(models.generator, 'spread'):
+    if models.generator is None or models.generator.conditioning != 'label':
         raise ValueError(
             'cpsc needs a conditional generator: set config.generator.model to cpsc_generator '
             'or cpsc_deep_generator.'

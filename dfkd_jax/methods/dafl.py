@@ -32,7 +32,7 @@ from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import generator_only
-from dfkd_jax.methods.shared.generator_only import Seen
+from dfkd_jax.methods.shared.generator_only import Outputs
 
 
 def activation(features: Array) -> Array:
@@ -43,19 +43,22 @@ def activation(features: Array) -> Array:
 def make(config: Any, models: Models, shards: Shards) -> Method:
     """DAFL for these networks.  Raises ValueError where a batch or a generator does not fit."""
 
-    def one_hot(seen: Seen) -> Array:
-        return jnp.mean(losses.one_hot(seen.teacher.logits))
+    def one_hot(out: Outputs) -> Array:
+        return jnp.mean(losses.one_hot(out.teacher.logits))
 
-    def active(seen: Seen) -> Array:
-        return jnp.mean(activation(seen.teacher.features))
+    def active(out: Outputs) -> Array:
+        return jnp.mean(activation(out.teacher.features))
 
-    def balance(seen: Seen) -> Array:
-        share = jnp.mean(jax.nn.softmax(seen.teacher.logits), axis=0)
-        return losses.class_balance(seen.shards.mean(share))
+    def balance(out: Outputs) -> Array:
+        share = jnp.mean(jax.nn.softmax(out.teacher.logits), axis=0)
+        return losses.class_balance(out.shards.mean(share))
 
-    def kd(seen: Seen) -> Array:
+    def kd(out: Outputs) -> Array:
         temperature = config.loss.temperature
-        return jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits, temperature))
+        return jnp.mean(losses.kd(out.student.logits, out.teacher.logits, temperature))
 
-    of_generator = {'one_hot': one_hot, 'activation': active, 'balance': balance}
-    return generator_only.make(config, models, shards, of_generator, of_student={'kd': kd})
+    return generator_only.make(
+        config, models, shards,
+        generator_terms={'one_hot': one_hot, 'activation': active, 'balance': balance},
+        student_terms={'kd': kd},
+    )  # fmt: skip

@@ -35,28 +35,28 @@ from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import generator_only
-from dfkd_jax.methods.shared.generator_only import Seen
+from dfkd_jax.methods.shared.generator_only import Outputs
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
     """DFQ for these networks.  Raises ValueError where a batch or a generator does not fit."""
 
-    def adversarial(seen: Seen) -> Array:
-        return -jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits))
+    def adversarial(out: Outputs) -> Array:
+        return -jnp.mean(losses.kd(out.student.logits, out.teacher.logits))
 
-    def bn(seen: Seen) -> Array:
-        return losses.bn_statistics(seen.teacher.statistics, seen.running)
+    def bn(out: Outputs) -> Array:
+        return losses.bn_statistics(out.teacher.statistics, out.running)
 
-    def one_hot(seen: Seen) -> Array:
-        return jnp.mean(losses.one_hot(seen.teacher.logits))
+    def one_hot(out: Outputs) -> Array:
+        return jnp.mean(losses.one_hot(out.teacher.logits))
 
-    def balance(seen: Seen) -> Array:
-        share = jnp.mean(jax.nn.softmax(seen.teacher.logits), axis=0)
-        return losses.class_balance(seen.shards.mean(share))
+    def balance(out: Outputs) -> Array:
+        share = jnp.mean(jax.nn.softmax(out.teacher.logits), axis=0)
+        return losses.class_balance(out.shards.mean(share))
 
-    def kd(seen: Seen) -> Array:
+    def kd(out: Outputs) -> Array:
         temperature = config.loss.temperature
-        return jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits, temperature))
+        return jnp.mean(losses.kd(out.student.logits, out.teacher.logits, temperature))
 
-    of_generator = {'adversarial': adversarial, 'bn': bn, 'one_hot': one_hot, 'balance': balance}
-    return generator_only.make(config, models, shards, of_generator, of_student={'kd': kd})
+    generator_terms = {'adversarial': adversarial, 'bn': bn, 'one_hot': one_hot, 'balance': balance}
+    return generator_only.make(config, models, shards, generator_terms, student_terms={'kd': kd})

@@ -26,7 +26,7 @@ ZSKT takes several steps of the student on the latents that the generator was tr
         starts at 10 x 10 pixels, and does without the tanh before its last norm
 
 The benchmark code of CMI and Fast-DFKD (the flag `benchmark`) has no attention; of the generator's
-adversary there see `dfkd_jax/generative.py`, and of its temperature `dafl.py`.
+adversary there see `shared/generator_only.py`, and of its temperature `dafl.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import generator_only
-from dfkd_jax.methods.shared.generator_only import Seen
+from dfkd_jax.methods.shared.generator_only import Outputs
 
 
 def discrepancy(loss: Any, student_logits: Array, teacher_logits: Array) -> Array:
@@ -79,19 +79,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     if loss.attention:
         _check_stages(models)
 
-    def adversarial(seen: Seen) -> Array:
-        return -jnp.mean(discrepancy(loss, seen.student.logits, seen.teacher.logits))
+    def adversarial(out: Outputs) -> Array:
+        return -jnp.mean(discrepancy(loss, out.student.logits, out.teacher.logits))
 
-    def kd(seen: Seen) -> Array:
-        return jnp.mean(discrepancy(loss, seen.student.logits, seen.teacher.logits))
+    def kd(out: Outputs) -> Array:
+        return jnp.mean(discrepancy(loss, out.student.logits, out.teacher.logits))
 
-    def transfer(seen: Seen) -> Array:
-        return jnp.mean(attention_transfer(seen.student.stages, seen.teacher.stages))
+    def transfer(out: Outputs) -> Array:
+        return jnp.mean(attention_transfer(out.student.stages, out.teacher.stages))
 
     return generator_only.make(
         config, models, shards,
-        of_generator={'adversarial': adversarial},
-        of_student={'kd': kd, 'attention': transfer},
+        generator_terms={'adversarial': adversarial},
+        student_terms={'kd': kd, 'attention': transfer},
     )  # fmt: skip
 
 

@@ -1,12 +1,18 @@
 """Image generators: latents, and labels or label embeddings, to images.
 
+A generator says what it is conditioned on, which decides what it is called with:
+
+    conditioning = 'none'       latents [B, latent]
+    conditioning = 'label'      latents [B, latent] and labels [B]
+    conditioning = 'embedding'  label embeddings [B, embedding]
+
 Layers equal those of the methods' PyTorch code under ported weights; latents are spread over
 channels first, as PyTorch reshapes them, so that a linear layer ports as a plain transpose.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +65,7 @@ class CPSCGenerator(nn.Module):
     image, are the class's as in the authors' code or all classes' (ours).
     """
 
+    conditioning: ClassVar[str] = 'label'
     num_classes: int = 10
     image_size: int = 32
     channels: int = 3
@@ -98,6 +105,7 @@ class CPSCDeepGenerator(nn.Module):
     epsilon: of the four inner norms; 0.8 in the authors' code, where a momentum was meant.
     """
 
+    conditioning: ClassVar[str] = 'label'
     num_classes: int = 10
     image_size: int = 64
     channels: int = 3
@@ -135,6 +143,7 @@ class DCGANGenerator(nn.Module):
         unit variance per channel and the networks read them as normalised (DAFL's, DFAD's).
     """
 
+    conditioning: ClassVar[str] = 'none'
     image_size: int = 32
     channels: int = 3
     latent: int = 256
@@ -153,6 +162,7 @@ class DCGANGenerator(nn.Module):
 class DCGANDeepGenerator(nn.Module):
     """As `DCGANGenerator`, for 224 px (any multiple of 16): NAYER's deep trunk on plain latents."""
 
+    conditioning: ClassVar[str] = 'none'
     image_size: int = 224
     channels: int = 3
     latent: int = 256
@@ -178,6 +188,7 @@ class NAYERGenerator(nn.Module):
     repeats: noisy linears; at least the batch's size over the number of classes, rounded up.
     """
 
+    conditioning: ClassVar[str] = 'embedding'
     num_classes: int = 10
     repeats: int = 40
     image_size: int = 32
@@ -201,6 +212,7 @@ class NAYERDeepGenerator(nn.Module):
     Called as `NAYERGenerator`.
     """
 
+    conditioning: ClassVar[str] = 'embedding'
     num_classes: int = 1000
     repeats: int = 1
     image_size: int = 224
