@@ -94,7 +94,7 @@ class CPSCGenerator(nn.Module):
         rows, row = (self.num_classes, label) if self.class_brightness else (1, 0 * label)
         x = ConditionalBatchNorm(rows, axis_name=self.axis_name, dtype=self.dtype,
                                  name='norm3')(jnp.tanh(x), row, train)  # fmt: skip
-        return x.astype(jnp.float32)
+        return layers.wide(x)
 
 
 class CPSCDeepGenerator(nn.Module):
@@ -130,7 +130,7 @@ class CPSCDeepGenerator(nn.Module):
             x = nn.leaky_relu(norm(x, f'norm{i}', self.epsilon), 0.2)
         x = layers.conv(x, self.channels, 3, bias=True, kernel_init=normal, name='conv5',
                         dtype=self.dtype)  # fmt: skip
-        return jnp.tanh(x).astype(jnp.float32)
+        return layers.wide(jnp.tanh(x))
 
 
 class DCGANGenerator(nn.Module):
@@ -305,4 +305,4 @@ def _end(x: Array, ending: str, axis_name: str | None, dtype: Dtype, train: bool
     else:
         norm = BatchNorm(affine=False, axis_name=axis_name, dtype=dtype, name='norm')
         x, _ = norm(jnp.tanh(x), train)
-    return x.astype(jnp.float32)
+    return layers.wide(x)

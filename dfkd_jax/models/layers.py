@@ -28,16 +28,24 @@ class Output(NamedTuple):
     stages are the last map of each resolution, finest first.
     """
 
-    logits: Array  # [B, num_classes] float32
-    features: Array  # [B, F] float32, the input of the last linear layer
+    logits: Array  # [B, num_classes], `wide`
+    features: Array  # [B, F], `wide`: the input of the last linear layer
     statistics: dict[str, Any]  # {layer: {'mean': [C], 'var': [C]}}, nested as the module is
     stages: tuple[Array, ...] = ()  # [B, h, w, C] each, in the module's dtype
+
+
+def wide(x: Array) -> Array:
+    """`x` in float32, or in float64 if that is its type.
+
+    So are moments and outputs, whatever the type of the layers between.
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm over all axes but the last, returning also the moments of its input.
 
-    Moments are float32 whatever `dtype`; with `axis_name` they are those of the whole batch over
+    Moments are `wide` whatever `dtype`; with `axis_name` they are those of the whole batch over
     that mapped axis, which makes n devices optimise what one device does.
 
     momentum: the weight of the old running value (1 minus PyTorch's).
@@ -57,8 +65,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         axes = tuple(range(x.ndim - 1))
-        x32 = x.astype(jnp.float32)
-        mean, square = jnp.mean(x32, axes), jnp.mean(jnp.square(x32), axes)
+        x_wide = wide(x)
+        mean, square = jnp.mean(x_wide, axes), jnp.mean(jnp.square(x_wide), axes)
         count = x.size // channels
         if self.axis_name is not None and not self.is_initializing():
             mean, square = jax.lax.pmean((mean, square), self.axis_name)
@@ -182,7 +190,7 @@ def convolve_channels(
 ) -> Array:
     """`lax.conv_general_dilated` of each channel with its own kernel: [B, H, W, C] x [h, w, 1, C].
 
-    On CPUs a sum of shifted products in float32, which compiles longer: there XLA's convolution in
+    On CPUs a sum of shifted products, `wide`, which compiles longer: there XLA's convolution in
     groups takes 9 to 80 times longer, and the gradient of its kernel 2 to 16 times.
     """
     height, width = kernel.shape[:2]
@@ -193,14 +201,14 @@ def convolve_channels(
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
     def products(x: Array, kernel: Array) -> Array:
-        x32 = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+        padded = jnp.pad(wide(x), ((0, 0), *padding, (0, 0)))
         of_row, of_column = (
             [slice(i, i + whole - size + 1, stride) for i in range(size)]
-            for whole, size, stride in zip(x32.shape[1:3], (height, width), strides)
+            for whole, size, stride in zip(padded.shape[1:3], (height, width), strides)
         )
-        row = kernel.astype(jnp.float32)[:, :, None]  # [h, w, 1, 1, C]
+        row = wide(kernel)[:, :, None]  # [h, w, 1, 1, C]
         shifted = [
-            x32[:, rows, columns] * row[None, i, j]
+            padded[:, rows, columns] * row[None, i, j]
             for i, rows in enumerate(of_row)
             for j, columns in enumerate(of_column)
         ]
@@ -274,15 +282,15 @@ def linear(
     name: str,
     kernel_init: nn.initializers.Initializer | None = None,
     bias_init: nn.initializers.Initializer | None = None,
-    dtype: Dtype = jnp.float32,
+    dtype: Dtype | None = None,
 ) -> Array:
-    """torch.nn.Linear inside a compact module."""
+    """torch.nn.Linear inside a compact module; `dtype` defaults to that of x."""
     default = torch_uniform(x.shape[-1])
     return nn.Dense(
         features,
         kernel_init=kernel_init or default,
         bias_init=bias_init or default,
-        dtype=dtype,
+        dtype=dtype or x.dtype,
         name=name,
     )(x)
 

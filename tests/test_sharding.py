@@ -1,4 +1,4 @@
-"""The modes of `parallel` compute the same, and the sharded code says so where it does not."""
+"""The modes of `config.parallel` compute the same, and sharded code that does not is an error."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ QUICK = ('shard_map', ('pmap', 'nayer'))  # modes, and pairs, of every run of th
     [
         pytest.param(mode, name, marks=[pytest.mark.slow] * (not {mode, (mode, name)} & {*QUICK}))
         for mode in SHARDED
-        for name in ('nayer', 'cae', 'fast', 'cmi', 'deepinversion')
+        for name in ('nayer', 'cae', 'fast', 'cmi', 'deepinversion', 'zskt', 'dfq')
     ],
 )
-def test_a_round_with_a_bank_is_the_same_on_every_device(mode: str, name: str):
-    """Above all the bank and what its images were made from, byte for byte."""
+def test_a_round_is_the_same_on_every_device(mode: str, name: str):
+    """Above all a bank and what its images were made from, byte for byte."""
     ends = []
     for each in ('jit', mode):
         config, plan = tiny.config(name), sharding.make(each, fused=False)
@@ -120,13 +120,16 @@ def test_a_round_with_a_bank_is_the_same_on_every_device(mode: str, name: str):
         frozen = plan.replicate(tiny.frozen())
         state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
         round_fn = alternating.make_round(method, config.phases[0], plan)
-        ends.append(jax.device_get(round_fn(frozen, state, jax.random.key(1))[0]))
-    alone, shared = ends
+        ends.append(jax.device_get(round_fn(frozen, state, jax.random.key(1))))
+    (alone, metrics), (shared, shared_metrics) = ends
+    tiny.close(shared.student.params, alone.student.params, 1e-4)
+    if name in ('zskt', 'dfq'):
+        tiny.close(shared_metrics, metrics, 1e-4)
+        return
     np.testing.assert_array_equal(alone.extra.bank.label, shared.extra.bank.label)
     np.testing.assert_array_equal(alone.extra.bank.source, shared.extra.bank.source)
     difference = alone.extra.bank.image.astype(int) - shared.extra.bank.image
     assert np.abs(difference).max() <= 1  # a byte may be rounded to either side
-    tiny.close(shared.student.params, alone.student.params, 1e-4)
 
 
 # 2. Shards.
