@@ -29,8 +29,8 @@ jax.config.update('jax_default_matmul_precision', 'highest')
 ROOT = Path(__file__).resolve().parents[1]
 # Files of tests, the longest first, so that no worker is left alone with one at the end.
 LONGEST = (
-    'test_hosts', 'test_diffdfkd', 'test_train', 'test_parallel', 'test_methods', 'test_nayer',
-    'test_faults',
+    'test_hosts', 'test_offline', 'test_train', 'test_sharding', 'test_methods', 'test_inversion',
+    'test_cpsc', 'test_diffdfkd', 'test_nayer', 'test_faults',
 )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def torch_network(module: Any, arrays: dict[str, np.ndarray], train: bool = Fals
     """A PyTorch module with these weights, in float64."""
     import torch
 
-    module.load_state_dict({key: torch.from_numpy(x) for key, x in arrays.items()})
+    module.load_state_dict({key: torch.as_tensor(x) for key, x in arrays.items()})
     return module.double().train(train)
 
 

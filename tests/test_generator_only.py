@@ -14,7 +14,6 @@ import tiny
 from configs import cifar10, cifar100
 from dfkd_jax import contract, losses
 from dfkd_jax.distributed import sharding
-from dfkd_jax.loops import alternating
 from dfkd_jax.methods import zskt
 from dfkd_jax.methods.shared import generator_only
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from dfkd_jax import data, evaluate
 from dfkd_jax.distributed import sharding
 from dfkd_jax.distributed.sharding import Shards
-from dfkd_jax.loops import alternating
+from dfkd_jax.loops.round import make_round
 from dfkd_jax.models import layers
 
 SHARDED = ('vmap', 'pmap', 'shard_map')
@@ -51,7 +51,7 @@ def cpsc_run(mode: str, fused: bool = False) -> Run:
     whole = tiny.method(config, Shards(), smooth=True)
     frozen = plan.replicate(tiny.frozen(smooth=True))
     state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
-    round_fn = alternating.make_round(method, config.phases[0], plan)
+    round_fn = make_round(method, config.phases[0], plan)
     states, metrics = [jax.device_get(state)], []
     for i in range(20):
         state, row = round_fn(frozen, state, jax.random.fold_in(jax.random.key(1), i))
@@ -119,7 +119,7 @@ def test_a_round_is_the_same_on_every_device(mode: str, name: str):
         method, whole = tiny.method(config, plan.shards), tiny.method(config, Shards())
         frozen = plan.replicate(tiny.frozen())
         state = plan.replicate(plan.call(whole.init)(frozen, jax.random.key(0)))
-        round_fn = alternating.make_round(method, config.phases[0], plan)
+        round_fn = make_round(method, config.phases[0], plan)
         ends.append(jax.device_get(round_fn(frozen, state, jax.random.key(1))))
     (alone, metrics), (shared, shared_metrics) = ends
     tiny.close(shared.student.params, alone.student.params, 1e-4)

@@ -160,19 +160,27 @@ class Built(NamedTuple):
 
 
 @cache
-def built(name: str, warmup: int = 0, **changes: Any) -> Built:
+def built(name: str, warmup: int = 0, student_width: int = 8, **changes: Any) -> Built:
     """A method, the changes to its config given as to `config`; warmup: rounds."""
     settings = config(name, **changes)
     if warmup:
         first = common.phase(rounds=warmup, g_steps=2, s_steps=0)
         settings.phases = (first, *settings.phases)
-    plain, given = method(settings, sharding.Shards()), frozen(method=name)
+    plain = method(settings, sharding.Shards(), student_width=student_width)
+    given = frozen(method=name)
     compiled = {
         field: jax.jit(step) for field, step in plain._asdict().items()
         if step is not contract.unchanged
     }  # fmt: skip
     compiled = plain._replace(**compiled)
     return Built(settings, compiled, given, compiled.init(given, jax.random.key(0)))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees hold the same numbers."""
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def vector(tree: Any) -> np.ndarray:
