@@ -1,8 +1,8 @@
-"""Random flips, crops and mixtures of images on the device, one draw per image.
+"""Random flips, crops and mixtures of images on the device, one draw for each image.
 
-Drawing and applying are separate functions: whoever draws for the whole batch and applies its own
-share gets the same images on one device as on many.  Images are [B, H, W, C], uint8 or float,
-normalised or not; floats are differentiable (in reverse mode).  All functions are pure and jit.
+Drawing and applying are separate functions: every device draws for the whole batch and applies its
+share, so images do not depend on the number of devices.  Images are [B, H, W, C], uint8 or float,
+normalised or not; floats are differentiable (in reverse mode).  All functions are pure.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def crop(
 
 
 def draw_areas(key: Key, batch: int, least: float = 0.08) -> Array:
-    """An area of each image, [B, 4] float32 in [0, 1]: its top, left, height and width.
+    """A random area of each image, [B, 4] float32 in [0, 1]: its top, left, height and width.
 
-    A part of `least` to 1 of the image, of an aspect ratio of 3/4 to 4/3, anywhere (Szegedy et al.
-    2015); what would not fit is cut to the image's sides.  The key is consumed.
+    It covers `least` to 1 of the image, with an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015);
+    sides longer than the image's are cut.  The key is consumed.
     """
     key_part, key_ratio, key_place = jax.random.split(key, 3)
     part = jax.random.uniform(key_part, (batch,), minval=least)
@@ -73,9 +73,9 @@ LOG_RATIO = math.log(4 / 3)
 
 
 def resized_crop(x: Array, areas: Array, size: int) -> Array:
-    """An area [B, 4] of each image, as `draw_areas` gives, at `size` pixels a side.
+    """The area [B, 4] of each image that `draw_areas` drew, resized to `size` pixels a side.
 
-    Bilinear, antialiased where it shrinks.  [B, H, W, C] float -> [B, size, size, C].
+    Bilinear, with antialiasing where it shrinks.  [B, H, W, C] float -> [B, size, size, C].
     """
     sides = jnp.asarray(x.shape[1:3], jnp.float32)
 
@@ -92,7 +92,7 @@ def resized_crop(x: Array, areas: Array, size: int) -> Array:
 def draw_boxes(key: Key, batch: int, height: int, width: int, p: float = 0.5) -> Array:
     """A box for each image, [B, 4] float32: its centre's row and column and half its sides.
 
-    Centres anywhere, half sides uniform in a tenth to four tenths of the image's; with probability
+    Centres are anywhere, half sides uniform from 0.1 to 0.4 of the image's sides; with probability
     1 - p the box is empty.  The key is consumed.
     """
     key_centre, key_half, key_some = jax.random.split(key, 3)
@@ -122,9 +122,9 @@ def draw_shade(key: Key, batch: int, most: float) -> Array:
 
 
 def shade(pixel: Array, other: Array, depth: Array) -> Array:
-    """Pixels in [0, 1] shaded by another image's: times 1 - depth [B] where that one is black.
+    """Pixels in [0, 1] shaded by another image: times 1 - depth [B] where that one is black.
 
-    Gives flat surfaces the folds and patterns of another image.
+    Flat surfaces get the folds and patterns of another image.
     """
     depth = depth[:, None, None, None]
     return pixel * (1 - depth + depth * other)
@@ -134,7 +134,7 @@ Mixture = tuple[Array, Array]  # of a batch: depths [B] of shades, and boxes [B,
 
 
 def draw_mixture(key: Key, shape: Sequence[int], shade: float, cutmix: float) -> Mixture:
-    """Shades of depth up to `shade`, and a box with probability `cutmix`, for images of a shape.
+    """For images of a shape: shades of depth up to `shade`, and boxes with probability `cutmix`.
 
     shape: (B, H, W), whatever follows.  The key is consumed.
     """
@@ -151,8 +151,8 @@ def mix(pixel: Array, other: Array, mixture: Mixture) -> Array:
 
 # Measured on 2 CPU cores at [256, 32, 32, 3], forward / gradient in ms: per-image dynamic slices
 # 0.2 / 3.0, fancy or take_along_axis gathers 0.3 / 1.6-2.2, one-hot matrix products 7 / 9, a select
-# over all shifts 10 / 80.  So slices forward; and since the transpose of cutting at `o` is cutting
-# the padded gradient at `2 * padding - o`, slices backward too (0.2 ms) in place of a scatter.
+# over all shifts 10 / 80.  So slices forward.  The transpose of cutting at `o` is cutting the
+# padded gradient at `2 * padding - o`: slices backward too (0.2 ms), in place of a scatter.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _windows(padded: Array, offsets: Array, padding: int) -> Array:
     """The window of each image at its offset, `2 * padding` smaller than the image."""

@@ -40,9 +40,9 @@ def cross_entropy_of_probabilities(logits: Array, label: Array) -> Array:
 
 
 def one_hot(logits: Array) -> Array:
-    """The cross entropy of logits [B, C] with their own favourite class, [B] (DAFL).
+    """The cross entropy of logits [B, C] with their own largest class, [B] (DAFL).
 
-    Zero where a network is sure; the favourite has no gradient.
+    Zero where a network is certain; no gradient passes through the choice of the class.
     """
     return cross_entropy(logits, jnp.argmax(logits, axis=-1))
 
@@ -71,14 +71,14 @@ def agreement(student_logits: Array, teacher_logits: Array) -> Array:
 def adversarial(student_logits: Array, teacher_logits: Array) -> Array:
     """-KL(softmax(teacher) || softmax(student)) where both say the same class, else 0, [B].
 
-    A generator that minimises it seeks images on which the student is unsure, not wrong
-    (DeepInversion's competition as Fast-DFKD's and NAYER's code has it); gradients reach both.
+    A generator that minimises it seeks images on which the student is uncertain, not wrong
+    (DeepInversion's competition, as in Fast-DFKD's and NAYER's code).  Gradients reach both.
     """
     return -agreement(student_logits, teacher_logits) * kd(student_logits, teacher_logits)
 
 
 def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
-    """Distance of a batch to what a network's batch norms remember; one scalar for the batch.
+    """The distance of a batch's statistics to a network's running ones; one scalar for the batch.
 
     The sum over layers of ||var - running var||_2 + ||mean - running mean||_2, not squared
     (DeepInversion, Yin et al. 2020, as CMI's and CPSC-DFKD's code computes it).
@@ -110,17 +110,17 @@ def contrastive(features: Array, positive: Array, temperature: float) -> Array:
     """Minus the mean over an entry's positives of their log probability among all others, [B].
 
     The probabilities are a softmax over the similarities to all other entries (Khosla et al. 2020,
-    eq. 2); an entry without positives has none to lose: 0.
+    eq. 2); an entry without positives has a loss of 0.
 
     features: [B, F], L2-normalised by the caller.
-    positive: [B, B] bool, which entries should be near which; nothing is its own.
+    positive: [B, B] bool, which entries should be near which; the diagonal is ignored.
     """
     others = ~jnp.eye(len(features), dtype=bool)
     positive = positive & others
     similarity = jnp.where(others, features @ features.T / temperature, -jnp.inf)
     log_prob = jax.nn.log_softmax(similarity, axis=-1)
     total = jnp.sum(jnp.where(positive, log_prob, 0.0), axis=-1)
-    return -total / jnp.maximum(jnp.sum(positive, axis=-1), 1)
+    return -total / jnp.maximum(jnp.sum(positive, axis=-1), 1).astype(total.dtype)
 
 
 def supervised_contrastive(views: Array, label: Array, temperature: float) -> Array:

@@ -7,6 +7,8 @@ float64 none is so near, so gradients are held to PyTorch's there, and values to
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,6 +41,13 @@ def weights(rule: Any, name: str, *inputs: Any, prefix: str = '', **sizes: Any) 
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
     named = {key: x.shape for key, x in port.to_torch(name, zeros).items()}
     return rule.state_dict(named.items(), prefix)
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Within, arrays may be float64, which float32 constants of the library are promoted to."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+        yield
 
 
 def wide(tree: Any) -> Any:

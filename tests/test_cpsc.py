@@ -76,7 +76,7 @@ def step(golden: Path, rule) -> Step:
         student__warmup_steps=0, student__lr=0.1,
     )  # fmt: skip
     theirs = torch_step(weights, z, label, config.loss.scl_temperature)
-    with jax.enable_x64(True):
+    with reference.float64():
         classifier, module = (
             models.make(name, num_classes=classes, dtype=jnp.float64, **of)
             for name, of in (('wrn16_2', {}), ('cpsc_generator', SIZES))
@@ -201,7 +201,7 @@ def test_every_generator_term_and_gradient_equals_the_reference(step: Step):
         )
 
     assert temperature == 0.07
-    with jax.enable_x64(True):
+    with reference.float64():
         value, grads, (image, teacher, student) = measure(step.generator['params'])
         golden = step.golden
         near(np.transpose(image, (0, 3, 1, 2)), golden['images'], 'images', 1e-5)
@@ -235,7 +235,7 @@ def test_every_student_term_and_gradient_equals_the_reference(step: Step):
         inputs = image, nets.teacher.apply(step.frozen.teacher, image).logits
         return terms(params, *inputs), jax.jacrev(terms)(params, *inputs)
 
-    with jax.enable_x64(True):
+    with reference.float64():
         compare_terms(*measure(step.student['params']), step, 'student', 'student_')
 
 
@@ -265,7 +265,7 @@ def test_the_generator_step_takes_the_reference_total(step: Step, monkeypatch: p
     weights = {'adversarial': 1, 'ikd_mse': 5, 'bn': 1, 'contrast': 0.7, 'ce_on_probabilities': 0.7}
     ours = dict(zip(weights, ('kd', 'ikd', 'bn', 'scl', 'ce')))
     monkeypatch.setattr(contract, 'update', lambda net, grads, *_: net.replace(params=grads))
-    with jax.enable_x64(True):
+    with reference.float64():
         method = cpsc.make(step.config, step.nets, sharding.Shards())
         state = state_of(step, method)
         with_draws(step, monkeypatch)
@@ -282,7 +282,7 @@ def test_the_generator_step_takes_the_reference_total(step: Step, monkeypatch: p
 
 def test_a_student_step_ends_at_the_reference_weights(step: Step, monkeypatch: pytest.MonkeyPatch):
     """SGD on kd + 5 ikd + 0.7 ce, at 0.1, with momentum and a decay of 5e-4."""
-    with jax.enable_x64(True):
+    with reference.float64():
         method = cpsc.make(step.config, step.nets, sharding.Shards())
         state = state_of(step, method)
         with_draws(step, monkeypatch)

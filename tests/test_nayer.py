@@ -82,7 +82,7 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
     config.synthesis.update(crop_padding=0, flip=False)
     config.phases = (common.phase(rounds=2, g_steps=1, s_steps=1),)
     monkeypatch.setattr(contract, 'update', lambda net, grads, *_: net.replace(params=grads))
-    with jax.enable_x64(True):
+    with reference.float64():
         classifier, module = (
             models.make(name, num_classes=classes, dtype=jnp.float64, **of)
             for name, of in (('wrn16_2', {}), ('nayer_generator', sizes))

@@ -12,21 +12,21 @@ the class and the source that an image was made from:
     L_S = T^2 KL(softmax(t / T) || softmax(s / T)) + contrast L_CNCL
     L_CNCL = - mean_i mean_{p in P(i)} log exp(f_i f_p / tau) / sum_{a != i} exp(f_i f_a / tau)
 
-where P(i) are the images of i's class from another source: what the sources do to a category should
-leave its features alone (CNCL).  No image is transformed for it.
+where P(i) are the images of i's class from another source: the noise of a category should not
+change its features (CNCL).  No image is transformed for it.
 
-Known of the paper: the equation of e_n, that the sources are different distributions and that four
-of them did best, that the generator's losses are cross entropy, batch statistics and an adversarial
-term, that the student's are a divergence and CNCL, and that CNCL contrasts categories under
-different noise.  Everything else is ours, and a field: distributions and magnitudes (`noise`), the
-weights (NAYER's), embeddings standardised over the classes so that a magnitude has a meaning, noise
-that stays for a batch's `g_steps` or is drawn anew at each (`noise.fresh`), a generator for the
-whole run with a new Adam at every batch (`generator.life`, `reset_adam`), the feature of the
-contrast (penultimate, without a head), its weight and temperature.
+What is known of the paper: the equation of e_n; that the sources are different distributions and
+that four of them did best; that the generator's losses are cross entropy, batch statistics and an
+adversarial term; that the student's are a divergence and CNCL; and that CNCL contrasts categories
+under different noise.  Everything else is ours, and a field: distributions and magnitudes
+(`noise`), the weights (NAYER's), embeddings standardised over the classes so that a magnitude has a
+meaning, noise that stays for the `g_steps` of a batch or is drawn anew at each (`noise.fresh`), one
+generator for the whole run with a new Adam at every batch (`generator.life`, `reset_adam`), the
+feature of the contrast (penultimate, without a head), its weight and temperature.
 
-The controls of the paper's argument are fields too: `loss.contrast_of='images'` contrasts two
-augmentations of each image instead of sources, `synthesis.mixup` blends the student's images, and
-`loss.contrast=0` or magnitudes of 0 leave out CNCL or CEND.
+Controls are fields too: `loss.contrast_of='images'` contrasts two augmentations of each image
+instead of sources, `synthesis.mixup` blends the student's images, and `loss.contrast=0` or
+magnitudes of 0 leave out CNCL or CEND.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SOURCES = {
     'normal': jax.random.normal,
     'uniform': lambda key, shape: jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5),
     'laplace': lambda key, shape: jax.random.laplace(key, shape) / 2**0.5,
-    'sign': jax.random.rademacher,
+    'sign': lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
 }
 
 
@@ -68,10 +68,10 @@ class Extra(struct.PyTreeNode):
 
 
 def classes_and_sources(key: Key, batch: int, classes: int, sources: int) -> tuple[Array, Array]:
-    """Classes and sources of a batch, [B] each: every class that is in it meets every source.
+    """Classes and sources of a batch, [B] each: every class in it comes with every source.
 
-    Classes follow each other in groups of one image per source: the class list again and again,
-    what is left over at random; distinct random ones where the batch cannot hold all.
+    A class is a group of one image per source.  Groups repeat the class list, and those left over
+    are of random classes; a batch that cannot hold all classes is of distinct random ones.
     """
     groups = batch // sources
     order = jax.random.permutation(key, classes)
@@ -82,7 +82,10 @@ def classes_and_sources(key: Key, batch: int, classes: int, sources: int) -> tup
 
 
 def diffuse(key: Key, source: Array, width: int, noise: Any) -> Array:
-    """M_n q_n for each image, [B, width]; source [B] says which n.  The key is consumed."""
+    """M_n q_n for each image, [B, width], n = source [B].  The key is consumed.
+
+    noise: `config.noise`.
+    """
     shape = (len(source), width)
     drawn = [
         magnitude * SOURCES[name](jax.random.fold_in(key, n), shape)
@@ -103,7 +106,7 @@ def cncl(config: Any, shards: Shards, features: Array, label: Array, source: Arr
     return jnp.mean(losses.contrastive(entries, positive, config.loss.contrast_temperature))
 
 
-# The controls of the paper's argument.
+# Controls.
 
 
 def image_contrast(config: Any, shards: Shards, features: Array, other: Array) -> Array:

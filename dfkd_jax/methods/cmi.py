@@ -1,30 +1,30 @@
 """CMI: contrastive model inversion (arXiv 2105.08584, IJCAI 2021).
 
-Images of one batch should be told apart from each other and from those made before: diversity as a
-task.  Every batch of synthesis has a new generator, whose latents z are trained with it for
-`g_steps`.  With t, s the teacher's and the student's logits on a *global* view of the images (crop
-and flip), and y classes drawn at random:
+Images of one batch should differ from each other and from earlier ones: diversity as a task of
+discrimination.  Every batch of synthesis has a new generator, whose latents z are trained with it
+for `g_steps`.  With t, s the teacher's and the student's logits on a *global* view of the images
+(crop and flip), and y classes drawn at random:
 
     L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)] + contrast L_CR
 
     L_CR = mean_new CE(row i, i) + mean_old CE(row i, i),
     row i = h(local_i) . h(global)^T / contrast_temperature
 
-where the *local* view is a smaller area, resized, and flipped; the features of a view are the means
-over positions of the teacher's maps; h is a head, two layers and unit length, that is trained
-throughout the run.  Rows and columns are the batch's images (new) and `negatives` others out of a
-memory of features (old).  No gradient passes through h(global).  The images of the step with the
-lowest L_G go to the bank, their features of both views to the memory, in place of the oldest.
+where the *local* view is a smaller area, resized and flipped; the features of a view are the means
+over positions of the teacher's maps; h is a head of two layers with outputs of unit length, trained
+throughout the run.  Rows and columns are the images of the batch (new) and `negatives` others from
+a memory of features (old).  No gradient passes through h(global).  The images of the step with the
+lowest L_G go to the bank; the features of both their views replace the oldest of the memory.
 
 The memory is arrays on the device: 40,960 images with 2 x 960 features of a ResNet-34 take 315 MB.
 
 Differences from the authors' code, beside those of the bank (see `nayer.py`):
 
     features are those of the last map of each resolution, as the networks return them
-        (`Output.stages`); there, of the input of every batch norm (2,704 of a WRN-40-2), and for
-        ResNet-34 of the inputs of its four stages, which its comment calls outputs
-    the memory is on the device, there on the host
-    no images inverted before, with which CMI's own scripts start
+        (`Output.stages`); theirs are of the input of every batch norm (2,704 of a WRN-40-2), and
+        for ResNet-34 of the inputs of its four stages, which its comment calls outputs
+    the memory is on the device, theirs on the host
+    CMI's own scripts start from images inverted beforehand, this does not
     the paper's text was not available to us: all is read from the code
 """
 
@@ -46,10 +46,10 @@ from dfkd_jax.methods.shared import inversion
 
 
 class Memory(struct.PyTreeNode):
-    """What the contrast remembers.  F features a view; views are [local, global].
+    """What the contrast remembers: F features for each of two views, [local, global].
 
     head: the network h.
-    feature: [M, 2, F], of images made before.
+    feature: [M, 2, F], of earlier images.
     best: [B, 2, F], of the images of the step with the lowest loss so far.
     """
 
@@ -83,7 +83,7 @@ class Head(nn.Module):
 
 
 def pooled(stages: tuple[Array, ...]) -> Array:
-    """An image's features, [B, F]: means over the positions of its maps [B, h, w, C]."""
+    """The features of images, [B, F]: means over the positions of their maps [B, h, w, C]."""
     means = [jnp.mean(x.astype(jnp.float32), (1, 2)) for x in stages]
     return jnp.concatenate(means, axis=-1)
 
@@ -101,7 +101,8 @@ def contrastive_loss(
     similarity = local_view @ jax.lax.stop_gradient(global_view).T / temperature
     loss = -jnp.diagonal(jax.nn.log_softmax(jnp.where(seen, similarity, -jnp.inf), axis=-1))
     old = jnp.where(valid, loss, 0.0)[new:]
-    return jnp.mean(loss[:new]) + jnp.sum(old) / jnp.maximum(jnp.sum(valid[new:]), 1)
+    count = jnp.maximum(jnp.sum(valid[new:]), 1).astype(loss.dtype)
+    return jnp.mean(loss[:new]) + jnp.sum(old) / count
 
 
 def draw_negatives(key: Key, feature: Array, written: Array, count: int) -> tuple[Array, Array]:

@@ -1,26 +1,26 @@
 """DeepInversion, with its adaptive term (arXiv 1912.08795, CVPR 2020).
 
-No generator: the images themselves are optimised, from noise, for `g_steps`.  With t, s the
-teacher's and the student's logits on the images, rolled and mirrored a little, and y classes drawn
+There is no generator: the images themselves are optimised from noise for `g_steps`.  With t, s the
+teacher's and the student's logits on the images, randomly rolled and mirrored, and y classes drawn
 at random:
 
     L = bn [L_BN(teacher) - student_bn L_BN(student)] + ce CE(t, y)
         - adversarial JSD(softmax(s / tau), softmax(t / tau)) + tv R_TV + l2 ||x||_2
 
 JSD = [KL(m || p) + KL(m || q)] / 2 of the two distributions and their mean m, each clamped to
-[0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the batch
-statistics' second half.  Both wait for the end of the warm-up, the first phase without a student.
-R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.  Images
-start as normalised noise and are kept within the range of pixels.  Those of the step with the
+[0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the term of
+the student's batch statistics.  Both wait for the end of the warm-up, the first phase without a
+student.  R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.
+Images start as normalised noise and stay within the range of pixels.  Those of the step with the
 lowest L go to the bank.
 
-Losses and numbers are those of the code by which CMI and Fast-DFKD compare it, since the paper's
-text was not available to us beyond its abstract.  Differences from it, beside those of the bank
+The paper's text was not available to us beyond its abstract: losses and numbers are those of the
+code with which CMI and Fast-DFKD compare it.  Differences from that code, beside those of the bank
 (see `nayer.py`):
 
-    pixels.keep       'best', as it means to do; 'last' as it does, since what it remembers as the
-                      best images shares their memory, and as its published numbers were made
-    it has no warm-up: one phase
+    pixels.keep       'best', as it intends; 'last', as it does and as its published numbers were
+                      made: its best images share the memory of the current ones
+    warm-up           it has none: one phase
 """
 
 from __future__ import annotations

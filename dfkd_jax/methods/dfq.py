@@ -1,9 +1,9 @@
 """DFQ: data-free adversarial distillation with batch statistics (arXiv 2005.04136, CVPRW 2020).
 
 Proposed for quantised students, and compared since as a method of distillation: an adversarial
-generator that is held to the teacher's data by the teacher's batch norms, and to classes by what
-the teacher says.  With t, s the teacher's and the student's logits on G(z), z ~ N(0, I), and p the
-mean of softmax(t) over the batch:
+generator, whose images match the statistics of the teacher's batch norms and its classes.  With t,
+s the teacher's and the student's logits on G(z), z ~ N(0, I), and p the mean of softmax(t) over the
+batch:
 
     L_G = - adversarial E[KL(t || s)] + bn L_BN + one_hot E[CE(t, argmax t)]
           + balance sum_c p_c log p_c
@@ -17,10 +17,10 @@ matched statistics, and several generators and students; its authors publish no 
 weights and schedule are those of the benchmark code of CMI and Fast-DFKD, with one generator and
 one student, no quantisation.  What differs from that code:
 
-    the generator plays against the student; the benchmark hands over the teacher in its place, so
-        that the adversarial term and its gradient are zero (`synthesis.adversary='teacher'`)
-    the student is distilled at the temperature that the config says; the benchmark's code at 1,
-        whatever its `--T 20` says
+    the generator plays against the student; the benchmark passes the teacher in its place, so that
+        the adversarial term and its gradient are zero (`synthesis.adversary='teacher'`)
+    the student is distilled at the temperature of the config; the benchmark's code at 1, whatever
+        its `--T 20` says
     the student's rate falls step by step, theirs by the epoch
 """
 

@@ -11,17 +11,17 @@ The meta-generator theta then takes one step of an Adam that lasts the whole run
 
     generator.meta='fomaml'    the sum of the gradients of the fast generator's steps
     generator.meta='reptile'   67 (theta - theta_fast)
-    generator.meta='none'      no gradient: it becomes the fast one, which is thus reused from batch
-                               to batch (the ablation without meta-learning)
+    generator.meta='none'      no gradient: it becomes the fast one, which thus goes on from
+                               batch to batch (the ablation without meta-learning)
 
-The Adam of the fast generator and of the latents starts anew at every batch.  Before the batch of
-number `generator.reset_batch`, counted from 1, the meta-generator's first linear layer and norm are
-drawn anew, N(0, 0.02), which its authors found to help diversity late in a run.  The first phase,
-without a student, is the warm-up: the student has no say in its images.
+The Adam of the fast generator and of the latents starts anew at every batch.  Before batch number
+`generator.reset_batch`, counted from 1, the first linear layer and norm of the meta-generator are
+drawn anew from N(0, 0.02), which its authors found to help diversity late in a run.  The first
+phase, without a student, is the warm-up: its images do not depend on the student.
 
 Differences from the authors' code, beside those of the bank (see `nayer.py`):
 
-    the student has a say from the first round after the warm-up; there from the last one of it
+    the student takes part from the first round after the warm-up; theirs from the last one of it
     the paper's text was not available to us: all is read from the code
 """
 
@@ -99,7 +99,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         generator, extra = state.generator, state.extra
         if settings.reset_batch:
             now = extra.batch.batches + 1 == settings.reset_batch
-            fresh = reset_first_layer(generator.params, key_reset)
+            fresh = reset_first_layer(key_reset, generator.params)
             params = jax.tree.map(lambda a, b: jnp.where(now, a, b), fresh, generator.params)
             generator = generator.replace(params=params)
         latent = jax.random.normal(key_latent, latent_shape)
@@ -171,10 +171,10 @@ def two_rates(settings: Any) -> optax.GradientTransformation:
     )
 
 
-def reset_first_layer(params: Params, key: Key) -> Params:
-    """A generator's params with its first linear layer and norm anew; the key is consumed.
+def reset_first_layer(key: Key, params: Params) -> Params:
+    """A generator's params with a new first linear layer and norm.  The key is consumed.
 
-    Weights and scales are drawn from N(0, 0.02) and biases are zero.
+    Weights and scales are drawn from N(0, 0.02); biases are zero.
     """
     key_kernel, key_scale = jax.random.split(key)
     project, norm = params['project'], params['norm0']

@@ -1,9 +1,9 @@
 """NAYER: noisy layers over label-text embeddings (arXiv 2310.00258, CVPR 2024).
 
-A batch of synthesis asks for every class equally often.  The generator starts from the text
-embedding of the class asked for; what makes two images of a class differ is a *noisy layer*, a
-linear layer that is drawn anew at every batch, one for each repetition of the class list, and then
-trained with the rest of the generator for the batch's `g_steps`.  With t, s the teacher's and the
+A batch of synthesis has every class equally often.  The generator starts from the text embedding of
+the class asked for.  What makes two images of a class differ is a *noisy layer*: a linear layer for
+each repetition of the class list, drawn anew at every batch and then trained with the rest of the
+generator for the `g_steps` of the batch.  With t, s the teacher's and the
 student's logits on augmented images:
 
     L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
@@ -18,11 +18,11 @@ As in the authors' code, Adam starts anew at every batch, and every `g_life` rou
 the start and from the end of the warm-up (the first phase, without a student), the generator does
 too.  Differences from that code:
 
-    the student is in eval mode while the generator trains; there it is in train mode from the
-        second batch of a round on, and its running statistics move on synthetic images;
-    the bank has a size (`synthesis.bank`, the last images are kept) where theirs is a folder that
-        grows; batches of the student are drawn from it with replacement, theirs without;
-    pixels are rounded to bytes, theirs cut off.
+    the student is in eval mode while the generator trains; theirs is in train mode from the second
+        batch of a round on, and its running statistics move on synthetic images
+    the bank has a size (`synthesis.bank`, the newest images are kept); theirs is a folder that
+        grows.  Batches of the student are drawn from it with replacement, theirs without
+    pixels are rounded to bytes, theirs truncated
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from dfkd_jax.models.layers import Array, BatchNorm, Dtype
 class ConditionalBatchNorm(nn.Module):
     """Batch norm over the whole batch, then a scale and a shift looked up by class.
 
-    spread: the standard deviation of the class tables at the start, scales around 1 and shifts
-    around 0.  CPSC-DFKD's code starts every class equal (0); with a spread the classes differ from
-    the first step (ours).
+    spread: the standard deviation of the initial class tables, of scales around 1 and of shifts
+    around 0.  CPSC-DFKD's code starts with equal classes (0); with a spread they differ from the
+    first step on (ours).
     """
 
     num_classes: int
@@ -47,8 +47,8 @@ class ConditionalBatchNorm(nn.Module):
 
             return self.param(name, init, (self.num_classes, x.shape[-1]))
 
-        # A product with one-hot rows rather than a gather: its gradient is a product too, where a
-        # gather's is a scatter, which GPUs add up in an order that changes from run to run.
+        # A product with one-hot rows, not a gather: the gradient of a gather is a scatter, which
+        # GPUs add up in an order that changes from run to run.
         row = jax.nn.one_hot(label, self.num_classes)
         scale = jnp.dot(row, table('scale', 1.0), precision='highest')[:, None, None, :]
         shift = jnp.dot(row, table('bias', 0.0), precision='highest')[:, None, None, :]
@@ -61,8 +61,8 @@ class CPSCGenerator(nn.Module):
     Called with latents [B, latent] and labels [B]; returns images [B, H, W, channels] of about
     zero mean and unit variance per channel, read by the networks as already normalised.
 
-    class_brightness: whether the last norm's scale and shift, the brightness and contrast of an
-    image, are the class's as in the authors' code or all classes' (ours).
+    class_brightness: whether each class has its own scale and shift in the last norm, the contrast
+    and brightness of an image, as in the authors' code; False: one for all classes (ours).
     """
 
     conditioning: ClassVar[str] = 'label'
@@ -181,11 +181,12 @@ class DCGANDeepGenerator(nn.Module):
 class NAYERGenerator(nn.Module):
     """NAYER's generator: label embedding, batch norm, a noisy layer, then the DCGAN trunk.
 
-    Called with label embeddings [B, embedding] laid out as the class list again and again;
-    repetition i passes through noisy linear i.  A share of a batch says which of its rows is the
-    first.  Returns images [B, H, W, channels] in [0, 1].
+    Called with label embeddings [B, embedding] that repeat the class list; repetition i passes
+    through noisy linear i.  A share of a batch is called with the number of its first row.
+    Returns images [B, H, W, channels] in [0, 1].
 
-    repeats: noisy linears; at least the batch's size over the number of classes, rounded up.
+    repeats: the number of noisy linears; at least the batch size over the number of classes,
+    rounded up.
     """
 
     conditioning: ClassVar[str] = 'embedding'
@@ -231,7 +232,7 @@ class NAYERDeepGenerator(nn.Module):
 
 
 def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool) -> Array:
-    """Batch norm, then each repetition of the class list through a linear of its own.
+    """Batch norm, then a linear layer for each repetition of the class list.
 
     embedding: [B, E], rows `first` to `first` + B of a whole batch; returns [B, noisy_width].
     """
@@ -239,7 +240,7 @@ def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool)
     kernel = module.param('noisy_kernel', nn.initializers.normal(1.0),
                         (module.repeats, x.shape[-1], module.noisy_width))  # fmt: skip
     bias = module.param('noisy_bias', nn.initializers.zeros, (module.repeats, module.noisy_width))
-    # The repetitions that these rows reach into, and the rows at their place in them.
+    # The repetitions that these rows belong to, and the rows at their place in them.
     batch = x.shape[0]
     count = min(module.repeats, -(-batch // module.num_classes) + 1)
     start = jnp.minimum(first // module.num_classes, module.repeats - count)
