@@ -1,4 +1,4 @@
-"""Random flips, crops and mixtures of images on the device, one draw per image.
+"""Random flips, crops and mixtures of images on the device, one draw for each image.
 
 Drawing and applying are separate functions.  A shard draws for the whole batch and applies its own
 rows, so the images are the same on one device as on many.  Images are [B, H, W, C], uint8 or float,
@@ -57,7 +57,7 @@ def crop(
 
 
 def draw_areas(key: Key, batch: int, least: float = 0.08) -> Array:
-    """An area of each image, [B, 4] float32 in [0, 1]: its top, left, height and width.
+    """A random area of each image, [B, 4] float32 in [0, 1]: its top, left, height and width.
 
     It covers `least` to 1 of the image, with an aspect ratio of 3/4 to 4/3, at a uniform position
     (Szegedy et al. 2015).  Sides that would not fit are cut to the image's.  The key is consumed.
@@ -103,10 +103,10 @@ def draw_boxes(key: Key, batch: int, height: int, width: int, p: float = 0.5) ->
     return jnp.concatenate([centre, half], axis=1)
 
 
-def paste(x: Array, other: Array, boxes: Array) -> Array:
-    """Images whose box [B, 4], as `draw_boxes` gives, shows another (CutMix, Yun et al. 2019).
+def cutmix(x: Array, other: Array, boxes: Array) -> Array:
+    """Images whose box [B, 4], as `draw_boxes` gives, shows another image (Yun et al. 2019).
 
-    The classes of the result are for the teacher to say.
+    Labels are not mixed: a teacher labels the result.
     """
     row, column, half_height, half_width = (boxes[:, i, None, None, None] for i in range(4))
     height, width = x.shape[1:3]
@@ -144,15 +144,15 @@ def draw_mixture(key: Key, shape: Sequence[int], shade: float, cutmix: float) ->
 
 
 def mix(pixel: Array, other: Array, mixture: Mixture) -> Array:
-    """Pixels in [0, 1] after another image lent them its shades and a part, as drawn."""
+    """Pixels in [0, 1] shaded by another image and partly covered by it, as drawn."""
     depth, boxes = mixture
-    return paste(shade(pixel, other, depth), other, boxes)
+    return cutmix(shade(pixel, other, depth), other, boxes)
 
 
 # Measured on 2 CPU cores at [256, 32, 32, 3], forward / gradient in ms: per-image dynamic slices
 # 0.2 / 3.0, fancy or take_along_axis gathers 0.3 / 1.6-2.2, one-hot matrix products 7 / 9, a select
-# over all shifts 10 / 80.  So slices forward; and since the transpose of cutting at `o` is cutting
-# the padded gradient at `2 * padding - o`, slices backward too (0.2 ms) in place of a scatter.
+# over all shifts 10 / 80.  So slices forward.  The transpose of cutting at `o` is cutting the
+# padded gradient at `2 * padding - o`: slices backward too (0.2 ms), in place of a scatter.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _windows(padded: Array, offsets: Array, padding: int) -> Array:
     """The window of each image at its offset, `2 * padding` smaller than the image."""
@@ -176,33 +176,19 @@ def _windows_backward(padding: int, offsets: Array, gradient: Array) -> tuple[Ar
 _windows.defvjp(_windows_forward, _windows_backward)
 
 
-Moves = tuple[Array, Array | None]  # of a batch: offsets [B, 2], and mask [B] where it is flipped
+CropFlip = tuple[Array, Array | None]  # of a batch: offsets [B, 2], and mask [B] where it flips
 
 
-def draw_moves(key: Key, batch: int, padding: int, flips: bool = True) -> Moves:
+def draw_crop_flip(key: Key, batch: int, padding: int, flips: bool = True) -> CropFlip:
     """The crops and, if `flips`, the flips of a batch.  The key is consumed."""
     key_crop, key_flip = jax.random.split(key)
     return draw_crop(key_crop, batch, padding), draw_flip(key_flip, batch) if flips else None
 
 
-def move(
-    x: Array, moves: Moves, padding: int, fill: float | Sequence[float] | Array = 0.0
+def crop_flip(
+    x: Array, drawn: CropFlip, padding: int, fill: float | Sequence[float] | Array = 0.0
 ) -> Array:
-    """Crops of padded images, then flips, as `draw_moves` drew them."""
-    offsets, mask = moves
+    """Crops of padded images, then flips, as `draw_crop_flip` drew them."""
+    offsets, mask = drawn
     x = crop(x, offsets, padding, fill)
     return x if mask is None else flip(x, mask)
-
-
-def flip_and_crop(
-    key: Key,
-    x: Array,
-    padding: int,
-    fill: float | Sequence[float] | Array = 0.0,
-    flips: bool = True,
-) -> Array:
-    """The usual training augmentation: random crops of padded images, then flips if `flips`.
-
-    The key is consumed.
-    """
-    return move(x, draw_moves(key, x.shape[0], padding, flips), padding, fill)

@@ -71,8 +71,8 @@ def agreement(student_logits: Array, teacher_logits: Array) -> Array:
 def adversarial(student_logits: Array, teacher_logits: Array) -> Array:
     """-KL(softmax(teacher) || softmax(student)) where both predict the same class, else 0, [B].
 
-    A generator that minimises it seeks images on which the student is unsure, not wrong
-    (DeepInversion's competition as Fast-DFKD's and NAYER's code has it); gradients reach both.
+    A generator that minimises it seeks images on which the student is uncertain, not wrong
+    (DeepInversion's competition, as in Fast-DFKD's and NAYER's code).  Gradients reach both.
     """
     return -agreement(student_logits, teacher_logits) * kd(student_logits, teacher_logits)
 
@@ -94,8 +94,11 @@ def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(distance, statistics, batch_stats)), jnp.zeros(()))
 
 
-def averaged(average: Any, statistics: Any, momentum: float, batches: Array) -> Any:
-    """Batch statistics averaged into those of `batches` before; the first stand for themselves."""
+def moving_average(average: Any, statistics: Any, momentum: float, batches: Array) -> Any:
+    """The moving average of batch statistics, a tree, after one more batch.
+
+    batches: [] int32, how many came before; the first one is its own average.
+    """
     return jax.tree.map(
         lambda old, new: jnp.where(batches > 0, momentum * old + (1 - momentum) * new, new),
         average,
@@ -117,7 +120,7 @@ def contrastive(features: Array, positive: Array, temperature: float) -> Array:
     similarity = jnp.where(others, features @ features.T / temperature, -jnp.inf)
     log_prob = jax.nn.log_softmax(similarity, axis=-1)
     total = jnp.sum(jnp.where(positive, log_prob, 0.0), axis=-1)
-    return -total / jnp.maximum(jnp.sum(positive, axis=-1), 1)
+    return -total / jnp.maximum(jnp.sum(positive, axis=-1), 1).astype(total.dtype)
 
 
 def supervised_contrastive(views: Array, label: Array, temperature: float) -> Array:

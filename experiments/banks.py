@@ -32,7 +32,7 @@ from table import save, spread
 
 from dfkd_jax import build, data, losses
 from dfkd_jax.data import synthetic
-from dfkd_jax.methods import diffdfkd
+from dfkd_jax.methods.shared import trajectories
 from dfkd_jax.reporting import page
 
 BATCH = 256
@@ -94,7 +94,7 @@ def images_of(run: Path) -> tuple[Any, np.ndarray, np.ndarray]:
     config = ConfigDict(summary['config'])
     if config.teacher.checkpoint is None:
         config.teacher.checkpoint = str(run / 'teacher')
-    total = diffdfkd.trajectories(config)
+    total = trajectories.count(config.synthesis, config.data.num_classes)
     arrays = [synthetic.read(Path(summary['bank']), number) for number in range(total)]
     return config, *(np.concatenate([each[key] for each in arrays]) for key in ('image', 'label'))
 

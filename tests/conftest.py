@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,43 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+def promoting(make: Callable[..., Any]) -> Callable[..., Any]:
+    """An optimiser whose updates promote types as JAX does by default.
+
+    optax multiplies rates and counts of steps, which are float32 and int32.
+    """
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
+        tx = make(*args, **kwargs)
+
+        def update(*args: Any, **kwargs: Any) -> Any:
+            with jax.numpy_dtype_promotion('standard'):
+                return tx.update(*args, **kwargs)
+
+        return tx._replace(update=update)
+
+    return made
+
+
+for name in ('adam', 'adamw', 'chain', 'partition', 'sgd'):
+    setattr(optax, name, promoting(getattr(optax, name)))
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files of tests, the longest first, so that no worker is left alone with one at the end.
 LONGEST = (
-    'test_hosts', 'test_diffdfkd', 'test_train', 'test_parallel', 'test_methods', 'test_nayer',
-    'test_faults',
+    'test_hosts', 'test_offline', 'test_train', 'test_sharding', 'test_methods', 'test_inversion',
+    'test_cpsc', 'test_diffdfkd', 'test_nayer', 'test_faults',
 )  # fmt: skip
 
 

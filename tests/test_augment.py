@@ -118,19 +118,20 @@ def test_crop_has_one_gradient_in_shard_map(key):
     )
 
 
-def test_flip_and_crop_is_a_crop_then_a_flip(key):
+def test_crop_flip_is_a_crop_then_a_flip(key):
     x = np.random.default_rng(0).normal(size=(64, 6, 6, 3)).astype(np.float32)
 
     @jax.jit
     def both(key, x):
-        key_crop, key_flip = jax.random.split(key)
-        y = augment.crop(x, augment.draw_crop(key_crop, 64, 2), 2, -1.0)
-        return augment.flip_and_crop(key, x, 2, -1.0), y, augment.draw_flip(key_flip, 64)
+        offsets, mask = drawn = augment.draw_crop_flip(key, 64, 2)
+        return augment.crop_flip(x, drawn, 2, -1.0), augment.crop(x, offsets, 2, -1.0), mask
 
     got, cropped, mask = (np.asarray(a) for a in both(key, x))
     np.testing.assert_array_equal(got[mask], cropped[mask][:, :, ::-1])
     np.testing.assert_array_equal(got[~mask], cropped[~mask])
-    assert augment.flip_and_crop(key, x, 0, flips=False) is x  # nothing to do
+    assert 0.2 < mask.mean() < 0.8
+    nothing = augment.draw_crop_flip(key, 64, 0, flips=False)
+    assert augment.crop_flip(x, nothing, 0) is x
 
 
 def test_shading_is_a_product_with_another_image(key):
@@ -156,7 +157,7 @@ def test_a_mixture_of_nothing_changes_nothing_and_of_all_takes_parts(key):
 def test_boxes_are_pasted_from_another_image(key):
     x, other = np.zeros((200, 12, 10, 3), np.float32), np.ones((200, 12, 10, 3), np.float32)
     boxes = augment.draw_boxes(key, 200, 12, 10, p=0.5)
-    pasted = np.asarray(augment.paste(x, other, boxes))
+    pasted = np.asarray(augment.cutmix(x, other, boxes))
     by_hand = np.zeros_like(pasted)
     for image, (row, column, half_height, half_width) in zip(by_hand, np.asarray(boxes)):
         for i in range(12):

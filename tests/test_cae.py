@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import chex
@@ -13,7 +12,7 @@ import pytest
 import tiny
 
 from configs import common
-from dfkd_jax import contract, losses
+from dfkd_jax import losses
 from dfkd_jax.contract import Method, State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cae
@@ -26,8 +25,8 @@ pytestmark = pytest.mark.usefixtures('fast_compilation')
     [(400, 100, 4), (120, 10, 4), (40, 10, 8), (24, 5, 4), (9, 9, 1)],
 )
 def test_every_class_meets_every_source(key, batch: int, classes: int, sources: int):
-    label, source = map(np.asarray, cae.layout(key, batch, classes, sources))
-    assert label.shape == source.shape == (batch,)
+    label, source = map(np.asarray, cae.classes_and_sources(key, batch, classes, sources))
+    assert label.shape == source.shape == (batch,) and set(source) == set(range(sources))
     pairs = np.zeros((classes, sources), int)
     np.add.at(pairs, (label, source), 1)
     assert np.all(pairs == pairs[:, :1]), 'a class meets each source equally often'
@@ -39,7 +38,10 @@ def test_every_class_meets_every_source(key, batch: int, classes: int, sources: 
 
 
 def test_what_is_left_over_is_drawn_anew():
-    drawn = {tuple(np.asarray(cae.layout(jax.random.key(i), 24, 5, 4)[0])[-4:]) for i in range(20)}
+    drawn = {
+        tuple(np.asarray(cae.classes_and_sources(jax.random.key(i), 24, 5, 4)[0])[-4:])
+        for i in range(20)
+    }
     assert len(drawn) > 1
 
 
@@ -76,41 +78,18 @@ def test_positives_are_the_same_class_from_another_source():
     np.testing.assert_allclose(got, [of_0, of_1, of_0, 0.0], rtol=1e-6)
 
 
-@cache
-def built(**changes: Any) -> tuple[Any, Method, contract.Frozen, State]:
-    config = tiny.config('cae', **changes)
-    method = tiny.method(config, sharding.Shards())
-    frozen = tiny.frozen()
-    jitted = method._replace(
-        **{
-            name: jax.jit(getattr(method, name))
-            for name in ('begin', 'generator_step', 'finish', 'student_step')
-        }
-    )
-    return config, jitted, frozen, jax.jit(method.init)(frozen, jax.random.key(0))
-
-
 def synthesised(method: Method, frozen: Any, state: State, seed: int = 0) -> State:
     for i, step in enumerate((method.begin, method.generator_step, method.finish)):
         state, _ = step(frozen, state, jax.random.key(10 * seed + i))
     return state
 
 
-def test_the_bank_remembers_class_and_source():
-    _, method, frozen, state = built()
-    state = synthesised(method, frozen, state)
-    bank = jax.device_get(state.extra.bank)
-    np.testing.assert_array_equal(bank.label[: tiny.BATCH], state.extra.making.label)
-    np.testing.assert_array_equal(bank.source[: tiny.BATCH], state.extra.making.source)
-    assert set(bank.source[: tiny.BATCH]) == {0, 1, 2, 3}
-
-
 def test_without_noise_a_class_has_one_image():
     """Zero magnitudes: what is left of CEND is the embedding alone."""
-    _, method, frozen, state = built(noise__magnitudes=(0.0,) * 4)
+    _, method, frozen, state = tiny.built('cae', noise__magnitudes=(0.0,) * 4)
     state, _ = method.begin(frozen, state, jax.random.key(0))
     state, _ = method.generator_step(frozen, state, jax.random.key(1))
-    best, label = np.asarray(state.extra.making.best), np.asarray(state.extra.making.label)
+    best, label = np.asarray(state.extra.batch.best), np.asarray(state.extra.batch.label)
     for c in range(tiny.CLASSES):
         of = best[label == c]
         np.testing.assert_allclose(of, np.broadcast_to(of[:1], of.shape), atol=1e-6)
@@ -119,7 +98,9 @@ def test_without_noise_a_class_has_one_image():
 
 def test_one_source_has_no_positives():
     """N = 1: no two images of a class differ in their source, and the contrast has nothing."""
-    _, method, frozen, state = built(noise__sources=('normal',), noise__magnitudes=(1.0,))
+    _, method, frozen, state = tiny.built(
+        'cae', noise__sources=('normal',), noise__magnitudes=(1.0,)
+    )
     state = synthesised(method, frozen, state)
     _, metrics = method.student_step(frozen, state, jax.random.key(5))
     assert metrics['s/contrast'] == 0
@@ -128,8 +109,12 @@ def test_one_source_has_no_positives():
 
 def test_noise_is_drawn_at_every_step_or_once_a_batch():
     for fresh in (True, False):
-        _, method, frozen, state = built(
-            noise__fresh=fresh, generator__lr=0.0, synthesis__crop_padding=0, synthesis__flip=False
+        _, method, frozen, state = tiny.built(
+            'cae',
+            noise__fresh=fresh,
+            generator__lr=0.0,
+            synthesis__crop_padding=0,
+            synthesis__flip=False,
         )
         state, _ = method.begin(frozen, state, jax.random.key(0))
         totals = [
@@ -140,11 +125,11 @@ def test_noise_is_drawn_at_every_step_or_once_a_batch():
 
 
 def test_the_generator_and_its_adam_stay_unless_told():
-    _, method, frozen, state = built(generator__reset_adam=False)
+    _, method, frozen, state = tiny.built('cae', generator__reset_adam=False)
     state = synthesised(method, frozen, state)
     after, _ = method.begin(frozen, state.replace(round=jnp.asarray(10)), jax.random.key(1))
     chex.assert_trees_all_equal(after.generator, state.generator)
-    _, method, frozen, state = built(generator__life=10, generator__reset_adam=True)
+    _, method, frozen, state = tiny.built('cae', generator__life=10, generator__reset_adam=True)
     state = synthesised(method, frozen, state)
     after, _ = method.begin(frozen, state, jax.random.key(1))
     chex.assert_trees_all_equal(after.generator.params, state.generator.params)
@@ -164,7 +149,7 @@ def test_the_generator_and_its_adam_stay_unless_told():
     ],
 )
 def test_the_student_of_each_ablation(changes: dict, terms: set[str]):
-    _, method, frozen, state = built(**changes)
+    _, method, frozen, state = tiny.built('cae', **changes)
     state = synthesised(method, frozen, state)
     after, metrics = method.student_step(frozen, state, jax.random.key(5))
     assert {name.removeprefix('s/') for name in metrics} == terms | {'loss', 'agreement'}
@@ -175,7 +160,7 @@ def test_the_student_of_each_ablation(changes: dict, terms: set[str]):
 
 def test_images_of_one_source_do_not_attract_but_their_augmentations_may():
     """`contrast_of='images'` needs no class and no source."""
-    _, method, frozen, state = built(loss__contrast_of='images')
+    _, method, frozen, state = tiny.built('cae', loss__contrast_of='images')
     state = synthesised(method, frozen, state)
     key = jax.random.key(5)
     _, metrics = method.student_step(frozen, state, key)
@@ -183,7 +168,7 @@ def test_images_of_one_source_do_not_attract_but_their_augmentations_may():
     other = state.replace(extra=state.extra.replace(bank=bank))
     _, same = method.student_step(frozen, other, key)
     assert metrics['s/contrast'] == same['s/contrast']
-    _, method, frozen, _ = built()
+    _, method, frozen, _ = tiny.built('cae')
     _, of_sources = method.student_step(frozen, state, key)
     _, changed = method.student_step(frozen, other, key)
     assert of_sources['s/contrast'] != changed['s/contrast']
@@ -191,7 +176,6 @@ def test_images_of_one_source_do_not_attract_but_their_augmentations_may():
 
 def test_mistakes():
     for changes, match in (
-        (dict(synthesis__bank=0), 'bank=0 must be a positive multiple'),
         (dict(noise__sources=('normal', 'pink')), 'one or more of normal, uniform, laplace, sign'),
         (dict(noise__sources=()), 'one or more of'),
         (dict(noise__magnitudes=(1.0,)), 'expected 4 numbers of 0 or more'),

@@ -19,7 +19,8 @@ from dfkd_jax.contract import Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import kd, supervised
-from dfkd_jax.methods import METHODS, diffdfkd
+from dfkd_jax.methods import METHODS
+from dfkd_jax.methods.shared.trajectories import FrozenPrior
 from dfkd_jax.models import layers
 
 NAMES = sorted(
@@ -91,7 +92,7 @@ def test_steps_keep_the_state_at_true_size(monkeypatch, name, method):
     run = build.build(config)
     key = jax.random.key(0)
     blank = np.zeros((1, *run.models.image_shape), np.float32)
-    extra = diffdfkd.Prior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
+    extra = FrozenPrior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
     frozen = Frozen(jax.eval_shape(run.models.teacher.init, key, blank), extra)
     state = jax.eval_shape(run.whole.init, frozen, key)
     steps = (run.whole.begin, run.whole.generator_step, run.whole.finish, run.whole.student_step)
@@ -120,7 +121,7 @@ def test_a_teacher_without_batch_norms(method):
     key = jax.random.key(0)
     blank = np.zeros((1, *run.models.image_shape), np.float32)
     teacher = {'batch_stats': {}} | jax.eval_shape(run.models.teacher.init, key, blank)
-    extra = diffdfkd.Prior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
+    extra = FrozenPrior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
     phase = common.phase(rounds=1, loops=2, g_steps=3, s_steps=0 if method == 'diffdfkd' else 5)
     [queries] = build.queries(config, run.models, Frozen(teacher, extra), (phase,))
     batch = config.synthesis.batch_size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import common
-from dfkd_jax import diffusion, models
-from dfkd_jax.contract import Frozen, Method, Models
+from dfkd_jax import contract, diffusion, models
+from dfkd_jax.contract import Frozen, Method, Models, State
 from dfkd_jax.diffusion import unet
 from dfkd_jax.distributed import sharding
-from dfkd_jax.methods import METHODS, diffdfkd
+from dfkd_jax.methods import METHODS
+from dfkd_jax.methods.shared.trajectories import FrozenPrior
 from dfkd_jax.models import generators, layers
 from dfkd_jax.models.layers import BatchNorm, Output
 
@@ -52,12 +54,20 @@ class Classifier(nn.Module):
         return Output(logits, features, taps, tuple(maps))
 
 
+class WithoutMaps(Classifier):
+    """A classifier that hides its maps."""
+
+    def __call__(self, images: jax.Array, train: bool = False) -> Output:
+        return super().__call__(images, train)._replace(stages=())
+
+
 class SmoothGenerator(nn.Module):
     """A conditional generator without kinks, and without biases that a batch norm takes out again.
 
     (The gradient of such a bias is rounding error, which Adam makes a step of full length.)
     """
 
+    conditioning: ClassVar[str] = 'label'
     latent: int
     spread: float
     axis_name: str | None = None
@@ -140,6 +150,44 @@ def method(config: ConfigDict, shards: sharding.Shards, **nets_changes: Any) -> 
     return METHODS[config.method](config, nets(config, shards.axis, **nets_changes), shards)
 
 
+class Built(NamedTuple):
+    """A method on the tiny networks, its steps compiled, and its start."""
+
+    config: ConfigDict
+    method: Method
+    frozen: Frozen
+    state: State
+
+
+@cache
+def built(name: str, warmup: int = 0, student_width: int = 8, **changes: Any) -> Built:
+    """A method, the changes to its config given as to `config`; warmup: rounds."""
+    settings = config(name, **changes)
+    if warmup:
+        first = common.phase(rounds=warmup, g_steps=2, s_steps=0)
+        settings.phases = (first, *settings.phases)
+    plain = method(settings, sharding.Shards(), student_width=student_width)
+    given = frozen(method=name)
+    compiled = {
+        field: jax.jit(step) for field, step in plain._asdict().items()
+        if step is not contract.unchanged
+    }  # fmt: skip
+    compiled = plain._replace(**compiled)
+    return Built(settings, compiled, given, compiled.init(given, jax.random.key(0)))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees hold the same numbers."""
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def vector(tree: Any) -> np.ndarray:
+    """All numbers of a tree in a row."""
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
 def prior_params(channels: int = CHANNELS) -> dict[str, Any]:
     """The parameters of `prior`."""
     kernel = np.random.default_rng(3).normal(0, 0.02, (3, 3, channels, channels))
@@ -200,7 +248,7 @@ def frozen(smooth: bool = False, method: str = 'cpsc') -> Frozen:
 
     if method == 'diffdfkd':
         params = jax.tree.map(jnp.asarray, prior_params())
-        return Frozen(teacher=make(jax.random.key(1)), extra=diffdfkd.Prior(params, ()))
+        return Frozen(teacher=make(jax.random.key(1)), extra=FrozenPrior(params, ()))
     table = jax.random.normal(jax.random.key(2), (CLASSES, TABLE['embedding']))
     return Frozen(teacher=make(jax.random.key(1)), extra=table)
 

@@ -1,14 +1,14 @@
 """The one place that compiles: jit, pmap and shard_map, and how a step sees its share of a batch.
 
-Random draws are made for the whole batch on every device and then cut (`Shards.share`), so that a
-run does not depend on how many devices share it: the modes and device counts differ by the order
-of floating-point sums only.  Draws are latents, labels and noise, small beside the images.
+Every device makes the random draws of the whole batch and takes its share (`Shards.share`), so a
+run does not depend on the number of devices: modes and numbers of devices differ only by the order
+of floating-point sums.  Draws are latents, labels and noise, small beside the images.
 
-With several processes (`hosts`), all run the same calls in the same order: states are arrays that
-every device of every process holds, and of a batch of real images each process passes its rows.
-What crosses between devices is sums, and few of them: the gradients of an update together with its
-loss in one (`Shards.value_and_grad`), its metrics in one (`Shards.mean`), the moments of each batch
-norm, and what a method gathers (`Shards.gather`).
+Several processes (`processes`) make the same calls in the same order.  A state is arrays that every
+device of every process holds; of a batch of real images, each process passes its rows.  Only sums
+cross between devices, and few of them: the gradients of an update and its loss in one sum
+(`Shards.value_and_grad`), its metrics in one (`Shards.mean`), the moments of each batch norm, and
+what a method gathers (`Shards.gather`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
 AXIS = 'shards'
+REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(AXIS)  # equal everywhere; rows over the devices
 MODES = ('jit', 'pmap', 'shard_map')  # and 'vmap', which checks the sharded code on one device
 
 
@@ -59,8 +60,8 @@ class Shards(NamedTuple):
     def gather(self, x: Array) -> Array:
         """The whole batch from the shares, the same everywhere: [B, ...] -> [B * size, ...].
 
-        Placed into zeros and summed: unlike of an all_gather, shard_map can tell that the result is
-        replicated.
+        Placed into zeros and summed: shard_map knows the result of a sum to be replicated, which it
+        does not know of an all_gather.
         """
         if self.axis is None:
             return x
@@ -69,7 +70,7 @@ class Shards(NamedTuple):
         return jax.lax.psum(whole, self.axis).reshape(-1, *x.shape[1:])
 
     def before(self, x: Array) -> Array:
-        """Of this instance's rows [B, ...], the ones before them in the whole batch, cyclically."""
+        """The row before each of this instance's rows [B, ...] in the whole batch, cyclically."""
         if self.axis is None:
             return jnp.roll(x, 1, axis=0)
         ring = [(i, (i + 1) % self.size) for i in range(self.size)]
@@ -86,25 +87,25 @@ class Shards(NamedTuple):
     def value_and_grad(self, loss_fn: Callable) -> Callable:
         """`jax.value_and_grad(loss_fn, has_aux=True)` of the mean loss over shards.
 
-        Every shard differentiates the loss of its share by parameters of its own, and the mean of
-        all gradients and of the loss is one sum over the shards.  (By parameters that shard_map
-        knows to be equal everywhere, the gradient of each would be summed by itself.)
+        Every shard differentiates the loss of its share with respect to a copy of the parameters,
+        and the mean of all gradients and of the loss is one sum over the shards.  (With respect to
+        parameters that shard_map knows to be equal everywhere, it would sum each gradient alone.)
         """
 
         def local_loss(params: Any, *args: Any) -> tuple[Array, Any]:
             loss, aux = loss_fn(params, *args)
-            # A loss of gathered values alone is the same everywhere: each shard's, all the same.
-            return self._own(loss), aux
+            # A loss of gathered values alone is equal everywhere, and the mean needs one per shard.
+            return self._varying(loss), aux
 
         def fn(params: Any, *args: Any) -> tuple[tuple[Array, Any], Any]:
-            own = jax.tree.map(self._own, params)
-            (loss, aux), grads = jax.value_and_grad(local_loss, has_aux=True)(own, *args)
+            copy = jax.tree.map(self._varying, params)
+            (loss, aux), grads = jax.value_and_grad(local_loss, has_aux=True)(copy, *args)
             loss, grads = self.mean((loss, grads))
             return (loss, aux), grads
 
         return fn
 
-    def _own(self, x: Array) -> Array:
+    def _varying(self, x: Array) -> Array:
         """`x`, as a value that may differ between shards."""
         if self.axis is None:
             return x
@@ -115,18 +116,18 @@ class Shards(NamedTuple):
 class Plan(NamedTuple):
     """How a run is compiled.
 
-    compile: turns a pure ``(frozen, state, inputs) -> (state, metrics)`` into a compiled program
-        that donates `state` and runs on all shards.
-    compile_rows: the same for inputs ``(batch, key)`` whose batch, a tree of arrays [B, ...] on the
-        host, is no draw but data: a process passes its `rows`, and a shard sees its share of them.
-    rows: which rows of a whole batch of so many this process holds.
-    predict: compiles ``(variables, batch) -> outputs`` with the batch's rows spread over devices
-        (their number must divide; the variables come from `replicate` or from a step).  A process
-        passes its `rows`; of several, all get all outputs.
-    call: compiles a function that sees the whole batch, needs no devices but one and runs once (an
-        `init`): on the CPU with little optimisation, which saves seconds and changes no draw.
-    replicate: places a tree on the devices once, to be passed to every call.
-    fused: whether a round runs as one program (GPU, TPU) or as one call per step.  On the CPU XLA
+    compile: compiles a pure ``(constants, state, inputs) -> (state, metrics)`` for all shards.  The
+        program donates `state`; `constants` and `inputs` are the same everywhere.
+    compile_rows: as `compile`, for ``inputs = (batch, key)`` with a batch of real data, a tree of
+        arrays [B, ...] on the host.  A process passes its `rows`, and a shard sees its share.
+    rows: the rows of a batch of so many images that this process holds.
+    predict: compiles ``(variables, batch) -> outputs`` with the rows of the batch spread over the
+        devices.  Their number must divide; the variables come from `replicate` or from a step.  A
+        process passes its `rows`.  Of several processes, each gets all outputs.
+    call: compiles a function of the whole batch that needs one device and runs once (an `init`).
+        On the CPU it is compiled with little optimisation, which saves seconds and changes no draw.
+    replicate: places a tree on all devices once, to be passed to every call.
+    fused: whether a round runs as one program (GPU, TPU) or as one call per step.  On the CPU, XLA
         runs the body of a loop without its thread pool: scanned convolutions are 5 to 30 times
         slower there than one compiled step per call.
     """
@@ -146,183 +147,251 @@ def make(
 ) -> Plan:
     """The plan for `config.parallel`, over all devices of all processes unless some are given.
 
-    Raises ValueError for an unknown mode, and for one of a single device where there are several
+    fused: None: fused on accelerators, one call per step on the CPU.
+    Raises ValueError for an unknown mode, and for a mode of one device in a run of several
     processes.
     """
-    # A process's devices side by side, so that its rows are.
-    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    if mode in ('jit', 'vmap') and jax.process_count() > 1:
+    if mode not in COMPILERS:
+        raise ValueError(f'unknown config.parallel {mode!r}; expected one of {", ".join(MODES)}.')
+    one_device = mode in ('jit', 'vmap')
+    if one_device and jax.process_count() > 1:
         raise ValueError(
             f'config.parallel={mode} is for one device, and there are {jax.process_count()} '
             'processes: expected shard_map or pmap.'
         )
-    count = 1 if mode == 'jit' else len(devices)
-    if mode in ('jit', 'vmap'):
-        devices = devices[:1]
-    mesh = Mesh(np.asarray(devices), (AXIS,))
-    replicated, split = PartitionSpec(), PartitionSpec(AXIS)
-    shards = Shards() if mode == 'jit' else Shards(AXIS, count)
+    # The devices of a process side by side, so that its rows are.
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    shards = Shards() if mode == 'jit' else Shards(AXIS, len(devices))
+    placement = Placement.on(devices[:1] if one_device else devices)
+    compile_step, compile_rows = COMPILERS[mode](placement, shards.size)
     on_cpu = devices[0].platform == 'cpu'
-    everywhere, by_rows = NamedSharding(mesh, replicated), NamedSharding(mesh, split)
-    local = [device for device in devices if device.process_index == jax.process_index()]
-    # A program may run on devices of this process alone, beside others.
-    several = len(local) < len(devices)
+    options = {'xla_backend_optimization_level': 1} if on_cpu else None
+    return Plan(
+        shards=shards,
+        compile=compile_step,
+        compile_rows=compile_rows,
+        rows=placement.rows,
+        predict=placement.predict,
+        call=partial(jax.jit, compiler_options=options),
+        replicate=placement.replicate,
+        fused=not on_cpu if fused is None else fused,
+    )
 
-    def whole(shape: tuple[int, ...], shards: list[jax.Array]) -> jax.Array:
-        return jax.make_array_from_single_device_arrays(shape, everywhere, shards)
 
-    def replicate(tree: Any) -> Any:
-        if not several:
-            return jax.device_put(tree, everywhere)
+# 1. Where arrays lie.
+
+
+class Placement(NamedTuple):
+    """The devices of a run, in the order of the rows of a batch, and how arrays lie on them.
+
+    local: those of this process.
+    replicated, split: the shardings of an array that every device holds, and of one whose rows are
+        spread over the devices.
+    """
+
+    devices: tuple[jax.Device, ...]
+    local: tuple[jax.Device, ...]
+    replicated: NamedSharding
+    split: NamedSharding
+
+    @classmethod
+    def on(cls, devices: Sequence[jax.Device]) -> Placement:
+        """The placement on these devices."""
+        mesh = Mesh(np.asarray(devices), (AXIS,))
+        local = [device for device in devices if device.process_index == jax.process_index()]
+        shardings = (NamedSharding(mesh, spec) for spec in (REPLICATED, SPLIT))
+        return cls(tuple(devices), tuple(local), *shardings)
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether some devices belong to other processes."""
+        return len(self.local) < len(self.devices)
+
+    def replicate(self, tree: Any) -> Any:
+        """See `Plan.replicate`."""
+        if not self.several_processes:
+            return jax.device_put(tree, self.replicated)
 
         def place(x: Any) -> jax.Array:
             if isinstance(x, jax.Array) and not x.is_fully_addressable:
-                return x
-            return whole(np.shape(x), [jax.device_put(x, device) for device in local])
+                return x  # It lies on all devices already.
+            return self.assemble(np.shape(x), [jax.device_put(x, device) for device in self.local])
 
         return jax.tree.map(place, tree)
 
-    def rows(batch_size: int) -> slice:
-        if not several:
+    def assemble(self, shape: tuple[int, ...], copies: list[jax.Array]) -> jax.Array:
+        """One array on all devices from the copies on those of this process."""
+        return jax.make_array_from_single_device_arrays(shape, self.replicated, copies)
+
+    def rows(self, batch_size: int) -> slice:
+        """See `Plan.rows`."""
+        if not self.several_processes:
             return slice(0, batch_size)
-        size = batch_size // len(devices)
-        start = devices.index(local[0]) * size
-        return slice(start, start + len(local) * size)
+        size = batch_size // len(self.devices)
+        start = self.devices.index(self.local[0]) * size
+        return slice(start, start + len(self.local) * size)
 
-    def spread(batch: Any) -> Any:
-        if not several:
-            return jax.device_put(batch, by_rows)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows, x), batch)
+    def spread(self, batch: Any) -> Any:
+        """A batch, of which this process has its `rows`, with its rows spread over all devices."""
+        if not self.several_processes:
+            return jax.device_put(batch, self.split)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
 
-    def compile_jit(step: Callable) -> Callable:
-        return jax.jit(step, donate_argnums=1)
+    def predict(self, fn: Callable) -> Callable:
+        """See `Plan.predict`."""
+        # What other processes computed can be read here only if it is brought here.
+        several = self.several_processes
+        compiled = jax.jit(fn, out_shardings=self.replicated) if several else jax.jit(fn)
+        return lambda variables, batch: compiled(variables, self.spread(batch))
 
-    def compile_pmap(step: Callable) -> Callable:
+
+# 2. A compiler for each mode: `Plan.compile` and `Plan.compile_rows`.
+
+Compilers = tuple[Callable[[Callable], Callable], Callable[[Callable], Callable]]
+
+
+def jit_compilers(placement: Placement, count: int) -> Compilers:
+    """One device, which sees the whole batch."""
+    del placement, count
+    compile_step = partial(jax.jit, donate_argnums=1)
+    return compile_step, compile_step
+
+
+def pmap_compilers(placement: Placement, count: int) -> Compilers:
+    """One program for each device, which sees its share of the batch."""
+    del count
+    local = len(placement.local)
+    pmap = partial(
+        jax.pmap, axis_name=AXIS, out_axes=None, donate_argnums=1, devices=placement.devices
+    )
+
+    def one_array(x: jax.Array) -> jax.Array:
+        # pmap returns arrays of this process alone.
+        return placement.assemble(x.shape, [shard.data for shard in x.addressable_shards])
+
+    def joined(tree: Any) -> Any:
+        return jax.tree.map(one_array, tree) if placement.several_processes else tree
+
+    def compile_step(step: Callable) -> Callable:
         # A data-free step has no batch to map over: the shares are told apart by their index, and
         # pmap asks for one mapped argument all the same.
-        mapped = jax.pmap(
-            lambda frozen, state, inputs, _: step(frozen, state, inputs),
-            axis_name=AXIS,
+        mapped = pmap(
+            lambda constants, state, inputs, _: step(constants, state, inputs),
             in_axes=(None, None, None, 0),
-            out_axes=None,
-            donate_argnums=1,
-            devices=devices,
         )
-        number = np.arange(len(local))
-        return lambda frozen, state, inputs: joined(mapped(frozen, state, inputs, number))
+        index = np.arange(local)
+        return lambda constants, state, inputs: joined(mapped(constants, state, inputs, index))
 
-    def compile_rows_pmap(step: Callable) -> Callable:
-        mapped = jax.pmap(
-            step,
-            axis_name=AXIS,
-            in_axes=(None, None, (0, None)),
-            out_axes=None,
-            donate_argnums=1,
-            devices=devices,
-        )
+    def compile_rows(step: Callable) -> Callable:
+        mapped = pmap(step, in_axes=(None, None, (0, None)))
 
-        def call(frozen: Any, state: Any, inputs: Any) -> Any:
-            return joined(mapped(frozen, state, (cut(inputs[0], len(local)), inputs[1])))
+        def call(constants: Any, state: Any, inputs: Any) -> Any:
+            batch, key = inputs
+            return joined(mapped(constants, state, (_shares(batch, local), key)))
 
         return call
 
-    def joined(tree: Any) -> Any:
-        """What pmap returns is each process's own; the same arrays as those of all."""
-        if not several:
-            return tree
-        return jax.tree.map(lambda x: whole(x.shape, [s.data for s in x.addressable_shards]), tree)
+    return compile_step, compile_rows
 
-    def cut(batch: Any, parts: int) -> Any:
-        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
 
-    def compile_shard_map(step: Callable) -> Callable:
+def shard_map_compilers(placement: Placement, count: int) -> Compilers:
+    """One program over all devices; JAX checks that its results are the same everywhere."""
+    del count
+    mesh = placement.replicated.mesh
+
+    def compile_for(step: Callable, inputs_spec: Any) -> Callable:
         mapped = jax.shard_map(
-            step, mesh=mesh, in_specs=(replicated, replicated, replicated), out_specs=replicated
+            step, mesh=mesh, in_specs=(REPLICATED, REPLICATED, inputs_spec), out_specs=REPLICATED
         )
         return jax.jit(mapped, donate_argnums=1)
 
-    def compile_rows_shard_map(step: Callable) -> Callable:
-        mapped = jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=(replicated, replicated, (split, replicated)),
-            out_specs=replicated,
-        )
-        compiled = jax.jit(mapped, donate_argnums=1)
-        return lambda frozen, state, inputs: compiled(frozen, state, (spread(inputs[0]), inputs[1]))
+    def compile_rows(step: Callable) -> Callable:
+        compiled = compile_for(step, (SPLIT, REPLICATED))
 
-    def compile_vmap(step: Callable) -> Callable:
+        def call(constants: Any, state: Any, inputs: Any) -> Any:
+            batch, key = inputs
+            return compiled(constants, state, (placement.spread(batch), key))
+
+        return call
+
+    return partial(compile_for, inputs_spec=REPLICATED), compile_rows
+
+
+def vmap_compilers(placement: Placement, count: int) -> Compilers:
+    """As many shares on one device: a check of the sharded code."""
+    del placement
+
+    def compile_step(step: Callable) -> Callable:
         mapped = jax.vmap(
-            lambda frozen, state, inputs, _: step(frozen, state, inputs),
+            lambda constants, state, inputs, _: step(constants, state, inputs),
             axis_name=AXIS,
             in_axes=(None, None, None, 0),
             out_axes=None,
         )
         return jax.jit(
-            lambda frozen, state, inputs: mapped(frozen, state, inputs, jnp.arange(count)),
+            lambda constants, state, inputs: mapped(constants, state, inputs, jnp.arange(count)),
             donate_argnums=1,
         )
 
-    def compile_rows_vmap(step: Callable) -> Callable:
+    def compile_rows(step: Callable) -> Callable:
         mapped = jax.vmap(
             step, axis_name=AXIS, in_axes=(None, None, (0, None)), out_axes=None, axis_size=count
         )
         compiled = jax.jit(mapped, donate_argnums=1)
-        return lambda frozen, state, inputs: compiled(
-            frozen, state, (cut(inputs[0], count), inputs[1])
-        )
 
-    def predict(fn: Callable) -> Callable:
-        # What other processes computed can be read here only if it is brought here.
-        compiled = jax.jit(fn, out_shardings=everywhere) if several else jax.jit(fn)
-        return lambda variables, batch: compiled(variables, spread(batch))
+        def call(constants: Any, state: Any, inputs: Any) -> Any:
+            batch, key = inputs
+            return compiled(constants, state, (_shares(batch, count), key))
 
-    compilers = {
-        'jit': (compile_jit, compile_jit),
-        'pmap': (compile_pmap, compile_rows_pmap),
-        'shard_map': (compile_shard_map, compile_rows_shard_map),
-        'vmap': (compile_vmap, compile_rows_vmap),
-    }
-    if mode not in compilers:
-        raise ValueError(f'unknown config.parallel {mode!r}; expected one of {", ".join(MODES)}.')
-    return Plan(
-        shards=shards,
-        compile=compilers[mode][0],
-        compile_rows=compilers[mode][1],
-        rows=rows,
-        predict=predict,
-        call=partial(
-            jax.jit,
-            compiler_options={'xla_backend_optimization_level': 1} if on_cpu else None,
-        ),
-        replicate=replicate,
-        fused=not on_cpu if fused is None else fused,
-    )
+        return call
+
+    return compile_step, compile_rows
 
 
-def repeat(step: Callable, frozen: Any, state: Any, key: Array, times: int, fused: bool) -> Any:
-    """Runs `step` `times` times with keys ``fold_in(key, i)``; metrics are averaged over the calls.
+COMPILERS = {
+    'jit': jit_compilers,
+    'pmap': pmap_compilers,
+    'shard_map': shard_map_compilers,
+    'vmap': vmap_compilers,
+}
 
-    fused: as a scan, inside a compiled program; else as calls of an already compiled `step`, whose
-    inputs are ``(key, i)`` in both cases (see `numbered`).
+
+def _shares(batch: Any, count: int) -> Any:
+    """[B, ...] -> [count, B / count, ...], leaf by leaf."""
+    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+
+# 3. Steps one after the other.
+
+
+def repeat(step: Callable, constants: Any, state: Any, key: Array, times: int, fused: bool) -> Any:
+    """Runs `step` `times` times with the inputs ``(key, i)``, i = 0, 1, ... (see `numbered`).
+
+    fused: as a scan, inside a compiled program; else as calls of a compiled `step`.
+    Returns the state and the means of the metrics over the calls.
     """
     if times == 0:
         return state, {}  # the mean of no metrics would be nan
     if fused:
         state, metrics = jax.lax.scan(
-            lambda state, i: step(frozen, state, (key, i)), state, np.arange(times)
+            lambda state, i: step(constants, state, (key, i)), state, np.arange(times)
         )
         return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
     collected = []
     for i in np.arange(times, dtype=np.int32):
-        state, metrics = step(frozen, state, (key, i))
+        state, metrics = step(constants, state, (key, i))
         collected.append(metrics)
     return state, _average(collected)
 
 
 def numbered(step: Callable) -> Callable:
-    """A step of ``(frozen, state, (key, i))`` from one of ``(frozen, state, key)``."""
-    return lambda frozen, state, inputs: step(frozen, state, jax.random.fold_in(*inputs))
+    """A step of the inputs ``(key, i)`` from one of a key: it gets ``fold_in(key, i)``."""
+
+    def numbered_step(constants: Any, state: Any, inputs: Any) -> Any:
+        key, i = inputs
+        return step(constants, state, jax.random.fold_in(key, i))
+
+    return numbered_step
 
 
 @jax.jit

@@ -28,7 +28,7 @@ from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes
 from dfkd_jax.loops import session, supervised
 from dfkd_jax.loops.round import make_round
-from dfkd_jax.methods import diffdfkd
+from dfkd_jax.methods.shared import trajectories
 from dfkd_jax.reporting import artifacts, page
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage.checkpoints import Restored
@@ -51,7 +51,8 @@ def distil(
     """
     on_devices = run.plan.replicate(teacher)
     of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
-    total, bank = diffdfkd.trajectories(config), Path(config.synthesis.bank or workdir / 'bank')
+    bank = Path(config.synthesis.bank or workdir / 'bank')
+    total = trajectories.count(config.synthesis, config.data.num_classes)
     # Now, since a mistake in it would be told hours later.
     size = config.data.num_classes * config.synthesis.per_class
     name, at = config.student.model, workdir / 'distillation'
@@ -95,8 +96,8 @@ def synthesise(
     interrupted: Callable[[], bool],
 ) -> float:
     """Fills ``workdir/bank``; returns the seconds it took in all.  Raises Stopped."""
-    place, total = workdir / 'synthesis', diffdfkd.trajectories(config)
-    plan = run.plan
+    place, plan = workdir / 'synthesis', run.plan
+    total = trajectories.count(config.synthesis, config.data.num_classes)
     measured: dict[int, Any] = {}
     store = _Bank(config, workdir / 'bank', place / 'seconds.json', measured)
     if processes.broadcast_from_first(synthetic.count(store.folder)) >= total:
@@ -165,8 +166,10 @@ class _Bank(NamedTuple):
     def save(self, done: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes the images and the metrics of the last trajectory."""
         number = done - 1
-        image = _kept_images(state.extra, diffdfkd.kept(self.config, number))
-        label = np.full(len(image), number % self.config.data.num_classes)
+        classes = self.config.data.num_classes
+        kept = trajectories.kept_images(self.config.synthesis, classes, number)
+        image = _kept_images(state.extra, kept)
+        label = np.full(len(image), number % classes)
         row = {name: float(x) for name, x in jax.device_get(self.measured.pop(number)).items()}
 
         def write() -> None:
@@ -193,8 +196,15 @@ def synthesis_queries(config: Any, run: build.Run, teacher: Any) -> int:
     phase = ConfigDict(dict(loops=1, g_steps=guided_steps(config), s_steps=0))
     [each] = build.queries(config, run.models, frozen, (phase,))
     in_loop = config.in_loop
-    learnt = len(diffdfkd.sessions(config)) * in_loop.steps * in_loop.batch_size
-    return each * diffdfkd.trajectories(config) + learnt
+    learnt = len(in_loop_trainings(config)) * in_loop.steps * in_loop.batch_size
+    return each * trajectories.count(config.synthesis, config.data.num_classes) + learnt
+
+
+def in_loop_trainings(config: Any) -> list[int]:
+    """The numbers of trajectories after which the student in the loop trains."""
+    return trajectories.in_loop_trainings(
+        config.synthesis, config.in_loop, config.loss.adversarial, config.data.num_classes
+    )
 
 
 def description(config: Any) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def description(config: Any) -> dict[str, Any]:
     names = ('source', 'per_class', 'batch_size', 'stored_size', 'intermediate')
     facts = {'dataset': config.data.name, 'classes': config.data.num_classes}
     facts |= {name: synthesis[name] for name in names}
-    return facts | {'batches': diffdfkd.trajectories(config)}
+    return facts | {'batches': trajectories.count(synthesis, config.data.num_classes)}
 
 
 def learner(
@@ -217,7 +227,7 @@ def learner(
     one compiled program serves all sessions.)  It raises Stopped as any training does.
     """
     place, size = workdir / 'in_loop', config.synthesis.stored_size
-    planned, learnt = diffdfkd.sessions(config), 0
+    planned, learnt = in_loop_trainings(config), 0
     if not planned:
         return lambda done: {}
     name, steps = config.student.model, config.in_loop.steps
@@ -253,11 +263,11 @@ def learner(
     return learn
 
 
-def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
+def conditions(config: Any, run: build.Run) -> trajectories.FrozenPrior:
     """The diffusion model's parameters, and the text states of the config's prompts."""
     prior, prompt = run.extra, config.prior.prompt
     if not prior:  # for images of noise
-        return diffdfkd.Prior({}, ())
+        return trajectories.FrozenPrior({}, ())
     text: Any = ()
     if prior.tokenize is not None:
         prompts = [prompt]
@@ -265,7 +275,7 @@ def conditions(config: Any, run: build.Run) -> diffdfkd.Prior:
             names, number = run.facts.class_names, run.models.num_classes
             prompts = labels.sentences(prompt, config.data.name, names, number)
         text = prior.encode([*prompts, config.prior.negative])
-    return diffdfkd.Prior(prior.frozen, text)
+    return trajectories.FrozenPrior(prior.frozen, text)
 
 
 def _kept_images(extra: Any, number: int) -> np.ndarray:

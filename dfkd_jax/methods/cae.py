@@ -12,21 +12,21 @@ the class and the source that an image was made from:
     L_S = T^2 KL(softmax(t / T) || softmax(s / T)) + contrast L_CNCL
     L_CNCL = - mean_i mean_{p in P(i)} log exp(f_i f_p / tau) / sum_{a != i} exp(f_i f_a / tau)
 
-where P(i) are the images of i's class from another source: what the sources do to a category should
-leave its features alone (CNCL).  No image is transformed for it.
+where P(i) are the images of i's class from another source: the noise of a category should not
+change its features (CNCL).  No image is transformed for it.
 
-Known of the paper: the equation of e_n, that the sources are different distributions and that four
-of them did best, that the generator's losses are cross entropy, batch statistics and an adversarial
-term, that the student's are a divergence and CNCL, and that CNCL contrasts categories under
-different noise.  Everything else is ours, and a field: distributions and magnitudes (`noise`), the
-weights (NAYER's), embeddings standardised over the classes so that a magnitude has a meaning, noise
-that stays for a batch's `g_steps` or is drawn anew at each (`noise.fresh`), a generator for the
-whole run with a new Adam at every batch (`generator.life`, `reset_adam`), the feature of the
-contrast (penultimate, without a head), its weight and temperature.
+What is known of the paper: the equation of e_n; that the sources are different distributions and
+that four of them did best; that the generator's losses are cross entropy, batch statistics and an
+adversarial term; that the student's are a divergence and CNCL; and that CNCL contrasts categories
+under different noise.  Everything else is ours, and a field: distributions and magnitudes
+(`noise`), the weights (NAYER's), embeddings standardised over the classes so that a magnitude has a
+meaning, noise that stays for the `g_steps` of a batch or is drawn anew at each (`noise.fresh`), one
+generator for the whole run with a new Adam at every batch (`generator.life`, `reset_adam`), the
+feature of the contrast (penultimate, without a head), its weight and temperature.
 
-The controls of the paper's argument are fields too: `loss.contrast_of='images'` contrasts two
-augmentations of each image instead of sources, `synthesis.mixup` blends the student's images, and
-`loss.contrast=0` or magnitudes of 0 leave out CNCL or CEND.
+Controls are fields too: `loss.contrast_of='images'` contrasts two augmentations of each image
+instead of sources, `synthesis.mixup` blends the student's images, and `loss.contrast=0` or
+magnitudes of 0 leave out CNCL or CEND.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SOURCES = {
     'normal': jax.random.normal,
     'uniform': lambda key, shape: jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5),
     'laplace': lambda key, shape: jax.random.laplace(key, shape) / 2**0.5,
-    'sign': jax.random.rademacher,
+    'sign': lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
 }
 
 
@@ -56,22 +56,22 @@ class Extra(struct.PyTreeNode):
     """CAE's own state.
 
     bank: synthetic images, the classes and the sources they were made from.
-    making: the batch in the making.
+    batch: the batch of synthesis under way.
     noise: [B, E], its diffusion M_n q_n; () where every step draws its own.
-    renewed: [] int32, the round that last renewed the generator.
+    last_renewal: [] int32, the round that last renewed the generator.
     """
 
     bank: banks.Bank
-    making: inversion.Making
+    batch: inversion.SynthesisBatch
     noise: Any
-    renewed: Array
+    last_renewal: Array
 
 
-def layout(key: Key, batch: int, classes: int, sources: int) -> tuple[Array, Array]:
-    """Classes and sources of a batch, [B] each: every class that is in it meets every source.
+def classes_and_sources(key: Key, batch: int, classes: int, sources: int) -> tuple[Array, Array]:
+    """Classes and sources of a batch, [B] each: every class in it comes with every source.
 
-    Classes follow each other in groups of one image per source: the class list again and again,
-    what is left over at random; distinct random ones where the batch cannot hold all.
+    A class is a group of one image per source.  Groups repeat the class list, and those left over
+    are of random classes; a batch that cannot hold all classes is of distinct random ones.
     """
     groups = batch // sources
     order = jax.random.permutation(key, classes)
@@ -82,14 +82,57 @@ def layout(key: Key, batch: int, classes: int, sources: int) -> tuple[Array, Arr
 
 
 def diffuse(key: Key, source: Array, width: int, noise: Any) -> Array:
-    """M_n q_n for each image, [B, width]; source [B] says which n.  The key is consumed."""
+    """M_n q_n for each image, [B, width], n = source [B].  The key is consumed.
+
+    noise: `config.noise`.
+    """
     shape = (len(source), width)
     drawn = [
         magnitude * SOURCES[name](jax.random.fold_in(key, n), shape)
         for n, (name, magnitude) in enumerate(zip(noise.sources, noise.magnitudes, strict=True))
     ]
-    of = jax.nn.one_hot(source, len(drawn))
-    return jnp.einsum('bn,nbe->be', of, jnp.stack(drawn), precision='highest')
+    chosen = jax.nn.one_hot(source, len(drawn))
+    return jnp.einsum('bn,nbe->be', chosen, jnp.stack(drawn), precision='highest')
+
+
+def cncl(config: Any, shards: Shards, features: Array, label: Array, source: Array) -> Array:
+    """L_CNCL of this instance's features [B, F], classes and sources [B].
+
+    Every image of the whole batch is contrasted with every other, on whichever device they are.
+    """
+    entries, label = shards.gather(losses.normalise(features)), shards.gather(label)
+    source = shards.gather(source)
+    positive = (label[:, None] == label[None, :]) & (source[:, None] != source[None, :])
+    return jnp.mean(losses.contrastive(entries, positive, config.loss.contrast_temperature))
+
+
+# Controls.
+
+
+def image_contrast(config: Any, shards: Shards, features: Array, other: Array) -> Array:
+    """The contrast of images in place of CNCL: of the features [B, F] of two augmentations each.
+
+    Every image is a class of its own, and its augmentations are the sources.
+    """
+    count = len(features)
+    label = shards.first_row(count * shards.size) + jnp.arange(count, dtype=jnp.int32)
+    source = jnp.repeat(jnp.arange(2, dtype=jnp.int32), count)
+    views = jnp.concatenate([features, other])
+    return cncl(config, shards, views, jnp.concatenate([label, label]), source)
+
+
+def mixup(key: Key, learner: inversion.Learner, state: State, pixel: Array) -> Array:
+    """This instance's pixels, blended with other images of the bank (Zhang et al. 2018).
+
+    The teacher labels the blends.  The key is consumed.
+    """
+    synthesis = learner.config.synthesis
+    key_other, key_weight = jax.random.split(key)
+    other, _, _ = learner.from_bank(state, key_other)
+    alpha, size = synthesis.mixup, synthesis.student_batch_size
+    weight = learner.shards.share(jax.random.beta(key_weight, alpha, alpha, (size,)))
+    weight = weight[:, None, None, None]
+    return weight * pixel + (1 - weight) * other
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -99,8 +142,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     """
     _check(config, models)
     loss, synthesis, settings, noise = config.loss, config.synthesis, config.generator, config.noise
-    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
-    width = models.generator.latent
+    batch_size, width = synthesis.batch_size, models.generator.latent
     warmup = contract.warmup_rounds(config.phases)
     learner = inversion.learner(config, models, shards)
     generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
@@ -112,10 +154,12 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             student=learner.start(key_student),
             generator=new_generator(frozen, key_generator),
             extra=Extra(
-                bank=banks.empty(synthesis.bank, shape),
-                making=inversion.nothing(batch, shape, frozen.teacher['batch_stats']),
-                noise=() if noise.fresh else jnp.zeros((batch, width)),
-                renewed=jnp.zeros((), jnp.int32),
+                bank=banks.empty(synthesis.bank, models.image_shape),
+                batch=inversion.empty_batch(
+                    batch_size, models.image_shape, frozen.teacher['batch_stats']
+                ),
+                noise=() if noise.fresh else jnp.zeros((batch_size, width)),
+                last_renewal=jnp.zeros((), jnp.int32),
             ),
         )
 
@@ -125,91 +169,70 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return contract.start(variables['params'], variables['batch_stats'], generator_tx)
 
     def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        """The batch's classes and sources; where NAYER's way is chosen, what that renews."""
-        key_layout, key_noise, key_generator = jax.random.split(key, 3)
-        label, source = layout(key_layout, batch, classes, len(noise.sources))
-        generator, renewed = state.generator, state.extra.renewed
+        """The batch's classes and sources; a new generator and Adam where the config says so."""
+        key_label, key_noise, key_generator = jax.random.split(key, 3)
+        label, source = classes_and_sources(
+            key_label, batch_size, models.num_classes, len(noise.sources)
+        )
+        generator, last_renewal = state.generator, state.extra.last_renewal
         if settings.life:
-            ends = inversion.life_is_over(state.round, renewed, settings.life, warmup)
+            due = inversion.renewal_due(state.round, last_renewal, settings.life, warmup)
             fresh = new_generator(frozen, key_generator)
-            generator = jax.tree.map(lambda new, old: jnp.where(ends, new, old), fresh, generator)
-            renewed = jnp.where(ends, state.round, renewed)
+            generator = jax.tree.map(lambda new, old: jnp.where(due, new, old), fresh, generator)
+            last_renewal = jnp.where(due, state.round, last_renewal)
         if settings.reset_adam:
             generator = generator.replace(opt_state=generator_tx.init(generator.params))
         extra = state.extra.replace(
-            making=inversion.begin(state.extra.making, label, source),
+            batch=inversion.begin(state.extra.batch, label, source),
             noise=() if noise.fresh else diffuse(key_noise, source, width, noise),
-            renewed=renewed,
+            last_renewal=last_renewal,
         )
         return state.replace(generator=generator, extra=extra), {}
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        key_moves, key_noise = jax.random.split(key)
-        moves = learner.draw(key_moves, batch)
-        making = state.extra.making
-        label, source = making.label, making.source
+        key_crop_flip, key_noise = jax.random.split(key)
+        crop_flip = learner.draw_crop_flip(key_crop_flip, batch_size)
+        label, source = state.extra.batch.label, state.extra.batch.source
         diffusion = diffuse(key_noise, source, width, noise) if noise.fresh else state.extra.noise
         embedding = shards.share(frozen.extra[label] + diffusion)
         label = shards.share(label)
 
-        def generator_loss(params: Params) -> tuple[Array, tuple]:
+        def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.generator.batch_stats}
             pixel, mutated = models.generator.apply(
                 variables, embedding, train=True, mutable=['batch_stats']
             )
-            image = learner.view(pixel, moves)
-            total, terms, teacher = learner.judge(frozen, state, image, label)
+            image = learner.view(pixel, crop_flip)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
-        (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(
-            generator_loss
-        )(state.generator.params)
-        making = inversion.keep(making, total, shards.gather(pixel), latest)
-        generator = contract.update(state.generator, grads, generator_tx, generator_stats)
+        (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
+            state.generator.params
+        )
+        batch = inversion.keep_best(state.extra.batch, total, shards.gather(pixel), statistics)
+        generator = contract.update(state.generator, grads, generator_tx, batch_stats)
         metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
-        extra = state.extra.replace(making=making)
+        extra = state.extra.replace(batch=batch)
         return state.replace(generator=generator, extra=extra), metrics
 
     def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """The best images to the bank; the last step's statistics to their average."""
         del frozen, key
         extra = state.extra
-        making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
-        return state.replace(extra=extra.replace(making=making, bank=bank)), {}
-
-    def blend(state: State, pixel: Array, key: Key) -> Array:
-        """Mixup (Zhang et al. 2018) with other images of the bank; the teacher labels the blend."""
-        key_other, key_weight = jax.random.split(key)
-        other, _, _ = learner.from_bank(state, key_other)
-        alpha = synthesis.mixup
-        weight = jax.random.beta(key_weight, alpha, alpha, (synthesis.student_batch_size,))
-        weight = shards.share(weight)[:, None, None, None]
-        return weight * pixel + (1 - weight) * other
-
-    def contrast(features: Array, label: Array, source: Array) -> Array:
-        """L_CNCL: the whole batch's features, on whichever device they are, against each other."""
-        entries, label = shards.gather(losses.normalise(features)), shards.gather(label)
-        source = shards.gather(source)
-        positive = (label[:, None] == label[None, :]) & (source[:, None] != source[None, :])
-        return jnp.mean(losses.contrastive(entries, positive, loss.contrast_temperature))
+        batch, bank = inversion.finish(extra.batch, extra.bank, loss.bn_momentum)
+        return state.replace(extra=extra.replace(batch=batch, bank=bank)), {}
 
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        key_bank, key_moves, key_mixup, key_again, key_other, key_mix = jax.random.split(key, 6)
+        key_bank, key_crop_flip, key_mixup, key_again, key_other, key_mix = jax.random.split(key, 6)
         size = synthesis.student_batch_size
         pixel, label, source = learner.from_bank(state, key_bank)
         if synthesis.mixup:
-            pixel = blend(state, pixel, key_mixup)
+            pixel = mixup(key_mixup, learner, state, pixel)
         pixel = learner.mix(state, pixel, key_other, key_mix)
-        image = learner.view(pixel, learner.draw(key_moves, size))
-        again: Any = None
-        if loss.contrast and loss.contrast_of == 'images':
-            # Every image is a category of its own, and its augmentations are the sources.
-            again = learner.view(pixel, learner.draw(key_again, size))
-            label = shards.first_row(size) + jnp.arange(len(label), dtype=jnp.int32)
-            source = jnp.zeros_like(label)
+        image = learner.view(pixel, learner.draw_crop_flip(key_crop_flip, size))
         teacher = models.teacher.apply(frozen.teacher, image)
 
-        def student_loss(params: Params) -> tuple[Array, tuple]:
+        def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
 
             def apply(image: Array) -> tuple[Any, Any]:
@@ -217,20 +240,18 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
             student, mutated = apply(image)
             kd = jnp.mean(losses.kd(student.logits, teacher.logits, loss.temperature))
-            terms = {
-                'kd': kd,
-                'agreement': jnp.mean(losses.agreement(student.logits, teacher.logits)),
-            }
-            if loss.contrast and again is None:
-                terms['contrast'] = contrast(student.features, label, source)
+            agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
+            terms = {'kd': kd, 'agreement': agreement}
+            if loss.contrast and loss.contrast_of == 'sources':
+                terms['contrast'] = cncl(config, shards, student.features, label, source)
             elif loss.contrast:
-                views = jnp.concatenate([student.features, apply(again)[0].features])
-                two = jnp.concatenate([label, label]), jnp.concatenate([source, source + 1])
-                terms['contrast'] = contrast(views, *two)
+                again = learner.view(pixel, learner.draw_crop_flip(key_again, size))
+                other = apply(again)[0].features
+                terms['contrast'] = image_contrast(config, shards, student.features, other)
             total = kd + loss.contrast * terms.get('contrast', jnp.zeros(()))
             return total, (terms | {'loss': total}, mutated.get('batch_stats', {}))
 
-        (_, (terms, batch_stats)), grads = shards.value_and_grad(student_loss)(state.student.params)
+        (_, (terms, batch_stats)), grads = shards.value_and_grad(loss_fn)(state.student.params)
         student = contract.update(state.student, grads, learner.tx, batch_stats)
         metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
         return state.replace(student=student), metrics
@@ -262,11 +283,4 @@ def _check(config: Any, models: Models) -> None:
         raise ValueError(
             f"config.loss.contrast_of={config.loss.contrast_of!r}; expected 'sources' or 'images'."
         )
-    if (
-        models.generator is None
-        or not hasattr(models.generator, 'latent')
-        or hasattr(models.generator, 'spread')
-    ):
-        raise ValueError(
-            'cae needs a generator of embeddings: set config.generator.model=dcgan_generator.'
-        )
+    inversion.check_generator(config, models)

@@ -1,9 +1,9 @@
 """CPSC-DFKD: conditional pseudo-supervised contrast (arXiv 2510.03375, Pattern Recognition 143).
 
-A generator conditioned on the class by its batch norms plays against the student: it seeks images
-on which student and teacher disagree, that the teacher takes for the class asked for, that match
-the teacher's batch statistics, and whose features, in the teacher's view and in the student's,
-cluster by class.  With t, s the teacher's and student's logits and D the mean KL(t || s):
+A generator conditioned on the class through its batch norms plays against the student: it seeks
+images on which student and teacher disagree, that the teacher takes for the class asked for, that
+match the teacher's batch statistics, and whose features, the teacher's and the student's, cluster
+by class.  With t, s the teacher's and student's logits and D the mean KL(t || s):
 
     L_G = - kd D(t, s) - ikd I(s, sg[t]) + bn L_BN + scl L_SCL + ce L_CE(t, y)
     L_S =   kd D(t, s) + ikd I(s, t)     + ce L_CE(s, y)
@@ -11,12 +11,12 @@ cluster by class.  With t, s the teacher's and student's logits and D the mean K
 I is the mean squared difference of logits (`ikd_form='mse'`; CIFAR-100, Tiny-ImageNet) or its log
 (`'log'`; CIFAR-10, where the student's is the log of the batch's Frobenius norm, half the slope).
 L_SCL is the supervised contrast over the two views; gradients reach the generator through both
-networks.  Every step draws new latents z ~ N(0, I) and classes y ~ U{0..C-1}; in the authors'
-code there is no image bank and no augmentation.
+networks.  Every step draws new latents z ~ N(0, I) and classes y ~ U{0..C-1}; the authors' code has
+no image bank and no augmentation.
 
 The paper's text was not available to us: the losses are those of the authors' published code.
-Where the code does something its equations do not say, a config field chooses; `as_published` sets
-them all to the code's way, the default is the method as its equations mean it:
+Where the code departs from its equations, a config field chooses.  The default follows the
+equations; `as_published` follows the code in all of them:
 
     loss.double_softmax        the code feeds probabilities to a cross entropy that takes a softmax
     generator.reset_adam       the code makes a new Adam at every step, which turns it into
@@ -28,27 +28,33 @@ them all to the code's way, the default is the method as its equations mean it:
     student.schedule           'published': linear over ten epochs of 50 rounds, then cosine, both
                                constant within an epoch; 'cosine': the same, step by step
 
-Not reproduced: float16 without loss scaling (we run float32 or bfloat16), the optimisation of z
-(which the code then draws anew, without effect), the generator's learning-rate schedule (which
-acts there on an optimiser that is never stepped).
+Not reproduced: float16 without loss scaling (we run float32 or bfloat16); the optimisation of z
+(which the code then draws anew, so that it has no effect); the generator's learning-rate schedule
+(which acts there on an optimiser that never takes a step).
 
-Ours, for short budgets, all off in `as_published`: `generator.spread` starts the classes apart (see
-`ConditionalBatchNorm`), `generator.bounded` keeps images within the range of pixels (see `bound`;
-the published generator ends in a norm and can paint blacker than black), `generator.darkest` dims
-every image by a factor drawn from U(darkest, 1) and `generator.class_brightness=False` shares the
-last norm's scale and shift among the classes (else the quickest way to a class is a brightness of
-its own, from which a student learns little about shapes), `generator.decay` anneals the
-generator's rate to zero over the run, `synthesis.bank` is how many of the images that the generator
-last trained on are kept for the student (0: every batch of the student is drawn anew),
-`synthesis.crop_padding` and `synthesis.flip` augment what the student sees, as do
-`synthesis.shade` (how deeply an image of the bank may be shaded by another) and `synthesis.cutmix`
-(the probability that a box of it shows another; the teacher says what that is), `loss.temperature`
-softens the student's distillation, `loss.student_pseudo_labels=False` leaves L_CE out of L_S (early
-on the generator misses the class it was asked for, and the label contradicts the teacher), and
-`student.nesterov`.
+Ours, for short budgets, and all off in `as_published`:
 
-A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) meets the contrast
-through an adapter, a random and never trained two-layer projection, as in the code.
+    generator.spread           starts the classes apart (see `ConditionalBatchNorm`)
+    generator.bounded          keeps images within the range of pixels (see `bound`): the published
+                               generator ends in a norm, and its pixels may be darker than black
+    generator.darkest          dims every image by a factor drawn from U(darkest, 1)
+    generator.class_brightness False: all classes share the last norm's scale and shift.  Else the
+                               quickest way to a class is a brightness of its own, from which a
+                               student learns little about shapes
+    generator.decay            anneals the generator's rate to zero over the run
+    synthesis.bank             how many of the images that the generator last trained on are kept
+                               for the student; 0: every batch of the student is drawn anew
+    synthesis.crop_padding, synthesis.flip
+                               augment the student's images
+    synthesis.shade            how deeply an image of the bank may be shaded by another
+    synthesis.cutmix           the probability that a box of it shows another; the teacher labels it
+    loss.temperature           softens the student's distillation
+    loss.student_pseudo_labels False: no L_CE in L_S.  Early on the generator misses the class asked
+                               for, and the label contradicts the teacher
+    student.nesterov           Nesterov's momentum
+
+A student whose features are narrower than its teacher's (WRN-40-1, WRN-16-1) takes part in the
+contrast through an adapter, a random two-layer projection that is never trained, as in the code.
 """
 
 from __future__ import annotations
@@ -71,15 +77,15 @@ class Extra(struct.PyTreeNode):
     """CPSC's own state.
 
     adapter: its weights, never trained; ``{}`` where widths agree.
-    bank: the last images the generator trained on; None where the student sees fresh ones.
+    bank: the last images that the generator trained on; None if the student sees fresh ones.
     """
 
     adapter: Params
     bank: banks.Bank | None
 
 
-class Draw(struct.PyTreeNode):
-    """What a batch of images is made of: latents [B, latent], classes [B], exposures [B]."""
+class Inputs(struct.PyTreeNode):
+    """What a batch of images is made from: latents [B, latent], classes [B], exposures [B]."""
 
     z: Array
     label: Array
@@ -98,11 +104,11 @@ class Adapter(nn.Module):
 
 
 def bound(image: Array, mean: Array, std: Array) -> Array:
-    """Brings normalised images [B, H, W, channels] softly into the range of pixels.
+    """Brings normalised images [B, H, W, channels] smoothly into the range of pixels.
 
-    mean, std: of pixels in [0, 1], [1, 1, 1, channels].  A sigmoid that at the mean has the value
-    and the slope of ``mean + std * image``, normalised again; so an image of zero mean and unit
-    variance keeps about that.
+    mean, std: of pixels in [0, 1], [1, 1, 1, channels].  The pixels are a sigmoid with the value
+    and the slope of ``mean + std * image`` at image 0, and are normalised again: an image of zero
+    mean and unit variance nearly keeps both.
     """
     pixel = nn.sigmoid(jnp.log(mean / (1 - mean)) + image * std / (mean * (1 - mean)))
     return (pixel - mean) / std
@@ -176,7 +182,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         for module in (models.teacher, models.student)
     ]  # fmt: skip
     adapter = Adapter(widths[0]) if widths[0] != widths[1] else None
-    # Padding is black, which is zero before the images are normalised and -mean / std after.
+    # Padding is black: zero before normalising, -mean / std after it.
     black = [-m / s for m, s in zip(models.mean, models.std)]
 
     def init(frozen: Frozen, key: Key) -> State:
@@ -199,10 +205,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             ),
         )
 
-    def draw(key: Key, batch_size: int) -> Draw:
-        """This instance's share of a batch."""
+    def draw_inputs(key: Key, batch_size: int) -> Inputs:
+        """This instance's share of the inputs of a batch."""
         key_z, key_label, key_exposure = jax.random.split(key, 3)
-        whole = Draw(
+        whole = Inputs(
             z=jax.random.normal(key_z, (batch_size, models.generator.latent)),
             label=jax.random.randint(key_label, (batch_size,), 0, classes),
             exposure=jax.random.uniform(
@@ -211,15 +217,16 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         )
         return jax.tree.map(shards.share, whole)
 
-    def generate(variables: Any, drawn: Draw) -> tuple[Array, Params]:
+    def generate(variables: Any, inputs: Inputs) -> tuple[Array, Params]:
         """Images [B, H, W, channels] and the generator's new running statistics."""
         image, mutated = models.generator.apply(
-            variables, drawn.z, drawn.label, train=True, mutable=['batch_stats']
+            variables, inputs.z, inputs.label, train=True, mutable=['batch_stats']
         )
         if config.generator.bounded:
             image = bound(image, *map(contract.per_channel, (models.mean, models.std)))
         if config.generator.darkest < 1:
-            image = models.normalise(drawn.exposure[:, None, None, None] * models.pixels(image))
+            exposure = inputs.exposure[:, None, None, None]
+            image = models.normalise(exposure * models.pixels(image))
         return image, mutated['batch_stats']
 
     def apply_student(variables: Any, image: Array) -> tuple[Any, Params]:
@@ -236,19 +243,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return jnp.stack([view, losses.normalise(teacher.features)])
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        drawn = draw(key, synthesis.batch_size)
+        inputs = draw_inputs(key, synthesis.batch_size)
 
         def generator_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.generator.batch_stats}
-            image, generator_stats = generate(variables, drawn)
+            image, generator_stats = generate(variables, inputs)
             teacher = models.teacher.apply(frozen.teacher, image)
             student, student_stats = apply_student(state.student.variables, image)
             views = contrast_views(student, teacher, state.extra.adapter) if loss.scl else None
             terms = generator_terms(
-                loss, teacher, student, views, frozen.teacher['batch_stats'], drawn.label, shards
+                loss, teacher, student, views, frozen.teacher['batch_stats'], inputs.label, shards
             )
             total = _weighted(loss, terms)
-            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == drawn.label)
+            hit = jnp.mean(jnp.argmax(teacher.logits, -1) == inputs.label)
             return total, (
                 terms | {'loss': total, 'hit': hit},
                 generator_stats,
@@ -272,15 +279,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         extra = state.extra
         if synthesis.bank:
             pixel = models.pixels(shards.gather(image))
-            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(drawn.label)))
+            extra = extra.replace(bank=banks.put(extra.bank, pixel, shards.gather(inputs.label)))
         state = state.replace(generator=generator, student=student, extra=extra)
         return state, _named('g/', terms, shards)
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        """A fresh batch in the student's eyes, before augmentation."""
+        """A fresh batch as the student would see it, before augmentation."""
         del frozen
-        drawn = draw(key, synthesis.student_batch_size)
-        return Batch(generate(state.generator.variables, drawn)[0], drawn.label)
+        inputs = draw_inputs(key, synthesis.student_batch_size)
+        return Batch(generate(state.generator.variables, inputs)[0], inputs.label)
 
     def from_bank(state: State, key: Key) -> tuple[Array, Array]:
         """This instance's share of a batch of the bank: pixels and labels."""
@@ -350,7 +357,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
         group, field = name.split('.')
         if config[group][field] not in choices:
             raise ValueError(f'config.{name}={config[group][field]!r}; expected one of {choices}.')
-    if models.generator is None or not hasattr(models.generator, 'spread'):
+    if models.generator is None or models.generator.conditioning != 'label':
         raise ValueError(
             'cpsc needs a conditional generator: set config.generator.model to cpsc_generator '
             'or cpsc_deep_generator.'

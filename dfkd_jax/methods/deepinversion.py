@@ -1,26 +1,26 @@
 """DeepInversion, with its adaptive term (arXiv 1912.08795, CVPR 2020).
 
-No generator: the images themselves are optimised, from noise, for `g_steps`.  With t, s the
-teacher's and the student's logits on the images, rolled and mirrored a little, and y classes drawn
+There is no generator: the images themselves are optimised from noise for `g_steps`.  With t, s the
+teacher's and the student's logits on the images, randomly rolled and mirrored, and y classes drawn
 at random:
 
     L = bn [L_BN(teacher) - student_bn L_BN(student)] + ce CE(t, y)
         - adversarial JSD(softmax(s / tau), softmax(t / tau)) + tv R_TV + l2 ||x||_2
 
 JSD = [KL(m || p) + KL(m || q)] / 2 of the two distributions and their mean m, each clamped to
-[0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the batch
-statistics' second half.  Both wait for the end of the warm-up, the first phase without a student.
-R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.  Images
-start as normalised noise and are kept within the range of pixels.  Those of the step with the
+[0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the term of
+the student's batch statistics.  Both wait for the end of the warm-up, the first phase without a
+student.  R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.
+Images start as normalised noise and stay within the range of pixels.  Those of the step with the
 lowest L go to the bank.
 
-Losses and numbers are those of the code by which CMI and Fast-DFKD compare it, since the paper's
-text was not available to us beyond its abstract.  Differences from it, beside those of the bank
+The paper's text was not available to us beyond its abstract: losses and numbers are those of the
+code with which CMI and Fast-DFKD compare it.  Differences from that code, beside those of the bank
 (see `nayer.py`):
 
-    pixels.keep       'best', as it means to do; 'last' as it does, since what it remembers as the
-                      best images shares their memory, and as its published numbers were made
-    it has no warm-up: one phase
+    pixels.keep       'best', as it intends; 'last', as it does and as its published numbers were
+                      made: its best images share the memory of the current ones
+    warm-up           it has none: one phase
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Extra(struct.PyTreeNode):
     """DeepInversion's own state.
 
     bank: synthetic images and the classes they were made for.
-    making: the batch in the making.
-    image: [B, H, W, channels], it after the last step, normalised.
-    opt_state: of its Adam.
+    batch: the batch of synthesis under way.
+    image: [B, H, W, channels], its images after the last step, normalised.
+    opt_state: of their Adam.
     """
 
     bank: banks.Bank
-    making: inversion.Making
+    batch: inversion.SynthesisBatch
     image: Array
     opt_state: optax.OptState
 
@@ -65,17 +65,17 @@ def jensen_shannon(student_logits: Array, teacher_logits: Array, temperature: fl
     return 0.5 * jnp.sum(mean * apart, axis=-1)
 
 
-def moved(image: Array, key: Key, most: int, flips: bool) -> Array:
-    """Images [B, H, W, C] rolled by up to `most` pixels and, if `flips`, mirrored or not: as one.
+def jitter(key: Key, image: Array, most: int, flips: bool) -> Array:
+    """Images [B, H, W, C] rolled by up to `most` pixels and, if `flips`, perhaps mirrored.
 
-    The key is consumed.
+    All of them alike.  The key is consumed.
     """
     key_roll, key_flip = jax.random.split(key)
     image = jnp.roll(image, jax.random.randint(key_roll, (2,), -most, most + 1), axis=(1, 2))
     return jnp.where(flips & jax.random.bernoulli(key_flip), image[:, :, ::-1], image)
 
 
-def neighbours(image: Array) -> list[Array]:
+def neighbour_differences(image: Array) -> list[Array]:
     """Differences of images [B, H, W, C] to their neighbours: right, down and both diagonals."""
     return [
         image[:, :, :-1] - image[:, :, 1:],
@@ -92,21 +92,22 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     """
     _check(config, models)
     loss, synthesis, settings = config.loss, config.synthesis, config.pixels
-    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
+    batch_size = synthesis.batch_size
+    shape = (batch_size, *models.image_shape)
     warmup = contract.warmup_rounds(config.phases)
     learner = inversion.learner(config, models, shards)
     tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
-        image = jnp.zeros((batch, *shape))
+        image = jnp.zeros(shape)
         return State(
             round=contract.first_round(),
             student=learner.start(key),
             generator=(),
             extra=Extra(
-                bank=banks.empty(synthesis.bank, shape),
-                making=inversion.nothing(batch, shape, {}),
+                bank=banks.empty(synthesis.bank, models.image_shape),
+                batch=inversion.empty_batch(batch_size, models.image_shape, {}),
                 image=image,
                 opt_state=tx.init(image),
             ),
@@ -116,10 +117,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """New noise, classes and Adam."""
         del frozen
         key_label, key_image = jax.random.split(key)
-        label = jax.random.randint(key_label, (batch,), 0, classes, jnp.int32)
-        image = jax.random.normal(key_image, (batch, *shape))
+        label = jax.random.randint(key_label, (batch_size,), 0, models.num_classes, jnp.int32)
+        image = jax.random.normal(key_image, shape)
         extra = state.extra.replace(
-            making=inversion.begin(state.extra.making, label),
+            batch=inversion.begin(state.extra.batch, label),
             image=image,
             opt_state=tx.init(image),
         )
@@ -131,60 +132,60 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """One step of the images."""
-        extra, making = state.extra, state.extra.making
-        label, adversary = shards.share(making.label), state.round >= warmup
+        extra = state.extra
+        label, after_warmup = shards.share(extra.batch.label), state.round >= warmup
 
-        def image_loss(whole: Array) -> tuple[Array, Metrics]:
-            mine = shards.share(whole)
-            image = moved(mine, key, settings.jitter, synthesis.flip)
+        def loss_fn(whole: Array) -> tuple[Array, Metrics]:
+            share = shards.share(whole)
+            image = jitter(key, share, settings.jitter, synthesis.flip)
             teacher = models.teacher.apply(frozen.teacher, image)
             student = models.student.apply(state.student.variables, image)
-            of_teacher = frozen.teacher.get('batch_stats', {})
-            of_student = state.student.batch_stats
+            teacher_running = frozen.teacher.get('batch_stats', {})
+            student_running = state.student.batch_stats
             divergence = jensen_shannon(
                 student.logits, teacher.logits, loss.adversarial_temperature
             )
             terms = {
-                'bn': losses.bn_statistics(teacher.statistics, of_teacher),
-                'student_bn': losses.bn_statistics(student.statistics, of_student),
+                'bn': losses.bn_statistics(teacher.statistics, teacher_running),
+                'student_bn': losses.bn_statistics(student.statistics, student_running),
                 'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
                 'adversarial': -jnp.mean(divergence),
             }
-            scales = {
+            weights = {
                 'bn': loss.bn,
-                'student_bn': jnp.where(adversary, -loss.bn * loss.student_bn, 0.0),
+                'student_bn': jnp.where(after_warmup, -loss.bn * loss.student_bn, 0.0),
                 'ce': loss.ce,
-                'adversarial': jnp.where(adversary, loss.adversarial, 0.0),
+                'adversarial': jnp.where(after_warmup, loss.adversarial, 0.0),
             }
             if loss.tv:
-                terms['tv'] = sum((norm(x) for x in neighbours(mine)), jnp.zeros(()))
-                scales['tv'] = loss.tv
+                differences = neighbour_differences(share)
+                terms['tv'] = sum((norm(x) for x in differences), jnp.zeros(()))
+                weights['tv'] = loss.tv
             if loss.l2:
-                terms['l2'], scales['l2'] = norm(mine), loss.l2
-            total = sum((scales[name] * term for name, term in terms.items()), jnp.zeros(()))
+                terms['l2'], weights['l2'] = norm(share), loss.l2
+            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
             hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
             return total, terms | {'loss': total, 'hit': hit}
 
-        (total, terms), grads = shards.value_and_grad(image_loss)(extra.image)
-        making = inversion.keep(making, total, models.pixels(extra.image), {})
+        (total, terms), grads = shards.value_and_grad(loss_fn)(extra.image)
+        batch = inversion.keep_best(extra.batch, total, models.pixels(extra.image), {})
         updates, opt_state = tx.update(grads, extra.opt_state)
         black, white = (models.normalise(jnp.full((1, 1, 1, 1), x)) for x in (0.0, 1.0))
         image = jnp.clip(extra.image + updates, black, white)
-        extra = extra.replace(making=making, image=image, opt_state=opt_state)
+        extra = extra.replace(batch=batch, image=image, opt_state=opt_state)
         metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
         return state.replace(extra=extra), metrics
 
     def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """The images to the bank."""
         del frozen, key
-        extra = state.extra
-        making = extra.making
+        extra, batch = state.extra, state.extra.batch
         if settings.keep == 'last':
-            making = making.replace(best=models.pixels(extra.image))
-        making, bank = inversion.finish(making, extra.bank, 0.0)
-        return state.replace(extra=extra.replace(making=making, bank=bank)), {}
+            batch = batch.replace(best=models.pixels(extra.image))
+        batch, bank = inversion.finish(batch, extra.bank, 0.0)
+        return state.replace(extra=extra.replace(batch=batch, bank=bank)), {}
 
-    return Method(init, generator_step, learner.step, learner.sample, begin, finish)
+    return Method(init, generator_step, learner.student_step, learner.sample, begin, finish)
 
 
 def _check(config: Any, models: Models) -> None:

@@ -1,9 +1,9 @@
 """DFQ: data-free adversarial distillation with batch statistics (arXiv 2005.04136, CVPRW 2020).
 
 Proposed for quantised students, and compared since as a method of distillation: an adversarial
-generator that is held to the teacher's data by the teacher's batch norms, and to classes by what
-the teacher says.  With t, s the teacher's and the student's logits on G(z), z ~ N(0, I), and p the
-mean of softmax(t) over the batch:
+generator, whose images match the statistics of the teacher's batch norms and its classes.  With t,
+s the teacher's and the student's logits on G(z), z ~ N(0, I), and p the mean of softmax(t) over the
+batch:
 
     L_G = - adversarial E[KL(t || s)] + bn L_BN + one_hot E[CE(t, argmax t)]
           + balance sum_c p_c log p_c
@@ -17,10 +17,10 @@ matched statistics, and several generators and students; its authors publish no 
 weights and schedule are those of the benchmark code of CMI and Fast-DFKD, with one generator and
 one student, no quantisation.  What differs from that code:
 
-    the generator plays against the student; the benchmark hands over the teacher in its place, so
-        that the adversarial term and its gradient are zero (`synthesis.adversary='teacher'`)
-    the student is distilled at the temperature that the config says; the benchmark's code at 1,
-        whatever its `--T 20` says
+    the generator plays against the student; the benchmark passes the teacher in its place, so that
+        the adversarial term and its gradient are zero (`synthesis.adversary='teacher'`)
+    the student is distilled at the temperature of the config; the benchmark's code at 1, whatever
+        its `--T 20` says
     the student's rate falls step by step, theirs by the epoch
 """
 
@@ -35,28 +35,28 @@ from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import generator_only
-from dfkd_jax.methods.shared.generator_only import Seen
+from dfkd_jax.methods.shared.generator_only import Outputs
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
     """DFQ for these networks.  Raises ValueError where a batch or a generator does not fit."""
 
-    def adversarial(seen: Seen) -> Array:
-        return -jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits))
+    def adversarial(out: Outputs) -> Array:
+        return -jnp.mean(losses.kd(out.student.logits, out.teacher.logits))
 
-    def bn(seen: Seen) -> Array:
-        return losses.bn_statistics(seen.teacher.statistics, seen.running)
+    def bn(out: Outputs) -> Array:
+        return losses.bn_statistics(out.teacher.statistics, out.running)
 
-    def one_hot(seen: Seen) -> Array:
-        return jnp.mean(losses.one_hot(seen.teacher.logits))
+    def one_hot(out: Outputs) -> Array:
+        return jnp.mean(losses.one_hot(out.teacher.logits))
 
-    def balance(seen: Seen) -> Array:
-        share = jnp.mean(jax.nn.softmax(seen.teacher.logits), axis=0)
-        return losses.class_balance(seen.shards.mean(share))
+    def balance(out: Outputs) -> Array:
+        share = jnp.mean(jax.nn.softmax(out.teacher.logits), axis=0)
+        return losses.class_balance(out.shards.mean(share))
 
-    def kd(seen: Seen) -> Array:
+    def kd(out: Outputs) -> Array:
         temperature = config.loss.temperature
-        return jnp.mean(losses.kd(seen.student.logits, seen.teacher.logits, temperature))
+        return jnp.mean(losses.kd(out.student.logits, out.teacher.logits, temperature))
 
-    of_generator = {'adversarial': adversarial, 'bn': bn, 'one_hot': one_hot, 'balance': balance}
-    return generator_only.make(config, models, shards, of_generator, of_student={'kd': kd})
+    generator_terms = {'adversarial': adversarial, 'bn': bn, 'one_hot': one_hot, 'balance': balance}
+    return generator_only.make(config, models, shards, generator_terms, student_terms={'kd': kd})

@@ -1,26 +1,26 @@
 """DiffDFKD: images of a pretrained diffusion model, guided by the teacher (arXiv 2504.00870).
 
-A batch of synthesis is a trajectory of the model from noise to images of one class y.  At timestep
-t the noised images z_t [B, h, w, c] (latents, or pixels) are what is optimised.  With eps the
-model's noise (with a text, eps_u + s (eps_c - eps_u)), a_t the image's share of the variance, D the
-decoder, R resizing and normalising, and t, s the logits of the teacher and of a student so far:
+A batch of synthesis is a trajectory of the diffusion model from noise to images of one class y.  At
+timestep t, what is optimised is the noised images x_t [B, h, w, c] (latents, or pixels).  With eps
+the model's noise (with a text, eps_u + s (eps_c - eps_u)), a_t the image's share of the variance, D
+the decoder, R resizing and normalising, and t, s the logits of the teacher and of a student so far:
 
-    z_0 = (z_t - sqrt(1 - a_t) eps) / sqrt(a_t)      x = R(D(z_0))
-    L = bn L_BN(x) + ce CE(t(x), y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
-    z_t <- z_t - dL/dz_t                             through the decoder and the U-Net
-    z_t <- Latent CutMix of z_t                      at every fifth of the trajectory
-    z_t-1: a step of DDPM with the noise predicted at the new z_t
+    x_0 = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t)      image = R(D(x_0))
+    L = bn L_BN(image) + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
+    x_t <- x_t - dL/dx_t                             through the decoder and the U-Net
+    x_t <- Latent CutMix of x_t                      at every fifth of the trajectory
+    x_t-1: an ancestral step (DDPM) with the noise predicted at the new x_t
 
-The images of the last timestep are kept, on disk (`disk_bank`), and a student is distilled from
-them by ordinary KD at temperature 30 (`teach`); so there is no student step here.
+The images of the last timestep are kept on disk (`data.synthetic`), and a student is distilled from
+them by ordinary KD at temperature 30 (`loops.supervised`); so there is no student step here.
 
-Only the front of the paper could be read.  The terms, their weights and the order of things are its
-first figure's and those of the authors' repository, which they re-created after the original was
-lost and which does not run as published.  Where the two leave a choice, a field makes it:
+Only the front of the paper could be read.  The terms, their weights and the order of the steps are
+those of its first figure and of the authors' repository, which they re-created after the original
+was lost and which does not run as published.  Where the two leave a choice, a field makes it:
 
     prior.prompt  a text without a class (the figure), or with '{}' for its name (the repository)
     through_unet  the gradient passes the U-Net (the figure's arrows, and the code base of the
-                  repository); False: through z_0's own z_t and the decoder only
+                  repository); False: through x_0's own x_t and the decoder only
     per_image     each image's step is as long as in a batch of its own, the repository's size of a
                   batch; False: as its code would do with larger ones, steps shrink with them
     final         'fresh': the last images are of the noise predicted for them; 'stale': of the step
@@ -28,7 +28,7 @@ lost and which does not run as published.  Where the two leave a choice, a field
     cutmix_ratio  the part that stays is 'uniform', or 'double_beta' as drawn in the repository
     intermediate  keep the images at each fifth of the trajectory too, as the repository does
 
-`source` makes the controls: 'unguided' leaves the guidance out, 'noise' the diffusion model as well
+`source` makes the controls: 'unguided' leaves out the guidance, 'noise' the diffusion model as well
 (ours).
 """
 
@@ -41,24 +41,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from dfkd_jax import contract, losses
-from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
+from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, State
 from dfkd_jax.diffusion import resize_bicubic
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import trajectories
+from dfkd_jax.methods.shared.trajectories import PARTS
 
 SOURCES = ('guided', 'unguided', 'noise')
-PARTS = 5  # of a trajectory: at the ends of the first four, Latent CutMix
-
-
-class Prior(struct.PyTreeNode):
-    """`Frozen.extra`: the diffusion model's parameters, and the texts it is conditioned on.
-
-    text: [P, L, D], that of each class, or one for all of them; the last is the negative prompt's.
-      () for a model that sees no text.
-    """
-
-    params: Params
-    text: Any
 
 
 class Extra(struct.PyTreeNode):
@@ -81,213 +71,124 @@ class Extra(struct.PyTreeNode):
     intermediate: Array | None
 
 
-def make(config: Any, models: Models, shards: Shards) -> Method:
-    """DiffDFKD's synthesis; `frozen.extra` is a `Prior`.  One round is one trajectory.
+# 1. The steps of the paper.
 
-    Round r makes class r mod C.  Raises ValueError where config, prior and batch do not fit.
+
+def predict_noise(
+    models: Models, scale: float, frozen: Frozen, x: Array, t: Array, label: Array
+) -> Array:
+    """The noise eps in x [B, h, w, c] at timestep t [], as the diffusion model predicts it.
+
+    With text, under classifier-free guidance of this scale (Ho & Salimans 2022).
     """
-    _check(config, models, shards)
-    loss, synthesis, settings, prior = config.loss, config.synthesis, config.prior, models.prior
-    batch, stored = synthesis.batch_size, synthesis.stored_size
-    classes, (size, _, channels) = models.num_classes, models.image_shape
-    noised = (batch, *prior_shape(config, models))
-    timesteps: Any = ()
-    following: Any = ()
-    if prior is not None:
-        timesteps = schedules.timesteps(prior.schedule, settings.steps)
-        following = schedules.previous(prior.schedule, settings.steps)
-    part = max(settings.steps // PARTS, 1)
-    on_the_way = PARTS - 1  # where images are kept
-    learns = sessions(config)
-    # Trajectories until a student has learnt from images of every class, and may have a say.
-    silent = max(*learns[:1], -(-config.in_loop.start // batch) * classes, 0)
-
-    def init(frozen: Frozen, key: Key) -> State:
-        del frozen
-        student = models.student.init(key, jnp.zeros((1, *models.image_shape)))
-        image = (batch, stored, stored, channels)
-        return State(
-            round=contract.first_round(),
-            student=contract.Net(student['params'], student.get('batch_stats', {}), ()),
-            generator=(),
-            extra=Extra(
-                label=jnp.zeros((batch,), jnp.int32),
-                x=jnp.zeros(noised),
-                eps=jnp.zeros(noised),
-                step=jnp.zeros((), jnp.int32),
-                image=jnp.zeros(image, jnp.uint8),
-                intermediate=(
-                    jnp.zeros((on_the_way, *image), jnp.uint8) if synthesis.intermediate else None
-                ),
-            ),
-        )
-
-    def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        del frozen
-        x = jax.random.normal(key, noised)
-        label = jnp.broadcast_to(state.round % classes, (batch,))
-        extra = state.extra.replace(label=label, x=x, step=jnp.zeros((), jnp.int32))
-        return state.replace(extra=extra), {}
-
-    def predict(frozen: Frozen, x: Array, t: Array, label: Array) -> Array:
-        """The noise in this instance's images; with text, under classifier-free guidance."""
-        text = frozen.extra.text
-        times = jnp.broadcast_to(t, (len(x),))
-        if isinstance(text, tuple):
-            return prior.pure.eps(frozen.extra.params, x, times, None)
-        wanted = text[label if len(text) == classes + 1 else jnp.zeros_like(label)]
-        nothing = jnp.broadcast_to(text[-1], wanted.shape)
-        both = prior.pure.eps(
-            frozen.extra.params,
-            jnp.concatenate([x, x]),
-            jnp.concatenate([times, times]),
-            jnp.concatenate([wanted, nothing]),
-        )
-        with_text, without = jnp.split(both, 2)
-        return without + settings.scale * (with_text - without)
-
-    def resized(pixel: Array, side: int) -> Array:
-        """Decoded images [B, side, side, channels]; a little beyond [0, 1] where resizing rings."""
-        pixel = resize_bicubic(pixel, side)
-        if pixel.shape[-1] > channels:
-            pixel = jnp.mean(pixel, axis=-1, keepdims=True)
-        return jnp.broadcast_to(pixel, (*pixel.shape[:3], channels))
-
-    def judged(frozen: Frozen, state: State, pixel: Array, label: Array) -> tuple[Array, Metrics]:
-        """The loss of this instance's pixels, and its terms."""
-        image = models.normalise(pixel)
-        teacher = models.teacher.apply(frozen.teacher, image)
-        statistics = frozen.teacher['batch_stats']
-        terms = {
-            'bn': losses.bn_statistics(teacher.statistics, statistics),
-            'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
-        }
-        total = jnp.zeros(())
-        for name, weight in (('bn', loss.bn), ('ce', loss.ce)):
-            total = total + weight * terms[name] if weight else total
-        if learns:
-            student = models.student.apply(state.student.variables, image)
-            fixed = jax.lax.stop_gradient(teacher.logits)
-            terms['adversarial'] = jnp.mean(losses.adversarial(student.logits, fixed))
-            scale = jnp.where(state.round >= silent, loss.adversarial, 0.0)
-            total = total + scale * terms['adversarial']
-        wanted = jax.nn.softmax(teacher.logits)[jnp.arange(len(label)), label]
-        return total, terms | {'loss': total, 'confidence': jnp.mean(wanted)}
-
-    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        """One guided step of denoising."""
-        key_cutmix, key_noise = jax.random.split(key)
-        extra, label = state.extra, shards.share(state.extra.label)
-        t, t_next = jnp.asarray(timesteps)[extra.step], jnp.asarray(following)[extra.step]
-
-        def guidance(x: Array) -> tuple[Array, tuple[Metrics, Array]]:
-            x = shards.share(x)
-            eps = predict(frozen, x, t, label)
-            if not synthesis.through_unet:
-                eps = jax.lax.stop_gradient(eps)
-            z0 = schedules.to_x0(prior.schedule, eps, x, t)
-            pixel = prior.pure.decode(frozen.extra.params, z0)
-            total, terms = judged(frozen, state, resized(pixel, size), label)
-            return total, (terms, pixel)
-
-        x, metrics, intermediate = extra.x, {}, extra.intermediate
-        if synthesis.source == 'guided':
-            (_, (metrics, pixel)), grad = shards.value_and_grad(guidance)(x)
-            x = x - (batch if synthesis.per_image else 1) * grad
-            if intermediate is not None:
-                number = extra.step + 1
-                now = (jnp.arange(on_the_way) == number // part - 1) & (number % part == 0)
-                image = to_bytes(shards.gather(resized(pixel, stored)))
-                now = now[:, None, None, None, None]
-                intermediate = jnp.where(now, image[None], intermediate)
-        if synthesis.cutmix:
-            # Not after the last part: what follows repairs the seams.
-            number = extra.step + 1
-            now = (number % part == 0) & (number < part * PARTS)
-            x = jnp.where(now, cutmix(key_cutmix, x, synthesis.cutmix_ratio), x)
-        eps = shards.gather(predict(frozen, shards.share(x), t, label))
-        noise = jax.random.normal(key_noise, x.shape)
-        x = schedules.ddpm_step(prior.schedule, x, eps, t, t_next, noise)
-        extra = extra.replace(x=x, eps=eps, step=extra.step + 1, intermediate=intermediate)
-        metrics = shards.mean({'g/' + name: term for name, term in metrics.items()})
-        return state.replace(extra=extra), metrics
-
-    def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        """The images of the last timestep, as bytes, and what the teacher says of them."""
-        extra, label = state.extra, shards.share(state.extra.label)
-        if synthesis.source == 'noise':
-            shape = (batch, stored, stored, channels)
-            pixel = shards.share(models.pixels(jax.random.normal(key, shape)))
-        else:
-            t, x = timesteps[-1], shards.share(extra.x)
-            eps = shards.share(extra.eps)
-            if synthesis.final == 'fresh':
-                eps = predict(frozen, x, t, label)
-            z0 = schedules.to_x0(prior.schedule, eps, x, t)
-            pixel = resized(prior.pure.decode(frozen.extra.params, z0), stored)
-        seen = pixel if stored == size else resize_bicubic(pixel, size)
-        _, terms = judged(frozen, state, jnp.clip(seen, 0, 1), label)
-        image = shards.gather(to_bytes(pixel))
-        metrics = shards.mean({'g/final_' + name: term for name, term in terms.items()})
-        return state.replace(extra=extra.replace(image=image)), metrics
-
-    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        """The batch that was finished last."""
-        del frozen, key
-        pixel = state.extra.image.astype(jnp.float32) / 255
-        return Batch(models.normalise(resize_bicubic(pixel, size)), state.extra.label)
-
-    return Method(init, generator_step, contract.unchanged, sample, begin, finish)
+    eps, prior = models.prior.pure.eps, frozen.extra
+    times = jnp.broadcast_to(t, (len(x),))
+    if isinstance(prior.text, tuple):
+        return eps(prior.params, x, times, None)
+    one_for_each_class = len(prior.text) == models.num_classes + 1
+    prompt = prior.text[label if one_for_each_class else jnp.zeros_like(label)]
+    negative = jnp.broadcast_to(prior.text[-1], prompt.shape)
+    both = eps(
+        prior.params,
+        jnp.concatenate([x, x]),
+        jnp.concatenate([times, times]),
+        jnp.concatenate([prompt, negative]),
+    )
+    conditional, unconditional = jnp.split(both, 2)
+    return unconditional + scale * (conditional - unconditional)
 
 
-def per_trajectory(synthesis: Any) -> int:
-    """Images that a trajectory makes."""
-    return synthesis.batch_size * (PARTS if synthesis.intermediate else 1)
+def predict_pixels(models: Models, frozen: Frozen, x: Array, eps: Array, t: Array) -> Array:
+    """The decoded images of x without its noise eps, in [0, 1] but for what the decoder does."""
+    x0 = schedules.to_x0(models.prior.schedule, eps, x, t)
+    return models.prior.pure.decode(frozen.extra.params, x0)
 
 
-def trajectories(config: Any) -> int:
-    """Trajectories of a run: of every class, as many as its images need."""
-    synthesis = config.synthesis
-    return config.data.num_classes * -(-synthesis.per_class // per_trajectory(synthesis))
+def resize(models: Models, pixel: Array, size: int) -> Array:
+    """Decoded images [B, size, size, channels]; a little beyond [0, 1] where resizing rings."""
+    channels = models.image_shape[-1]
+    pixel = resize_bicubic(pixel, size)
+    if pixel.shape[-1] > channels:
+        pixel = jnp.mean(pixel, axis=-1, keepdims=True)
+    return jnp.broadcast_to(pixel, (*pixel.shape[:3], channels))
 
 
-def kept(config: Any, number: int) -> int:
-    """Images of a trajectory that are kept: the last of a class may make more than are wanted."""
-    made = per_trajectory(config.synthesis)
-    before = number // config.data.num_classes * made
-    return min(made, config.synthesis.per_class - before)
+def image_loss(
+    loss: Any,
+    models: Models,
+    frozen: Frozen,
+    state: State,
+    pixel: Array,
+    label: Array,
+    adversary_from: int | None,
+) -> tuple[Array, Metrics]:
+    """L of this instance's pixels [B, H, W, channels] and its terms.
 
-
-def sessions(config: Any) -> list[int]:
-    """The numbers of trajectories after which the in-loop student learns.
-
-    Whenever there are `in_loop.every` more images of every class, once they fill a batch, and
-    unless none are to follow.
+    loss: `config.loss`.  adversary_from: what `adversary_round` returns.
     """
-    every, classes = config.in_loop.every, config.data.num_classes
-    if not (every and config.loss.adversarial and config.synthesis.source == 'guided'):
-        return []
-    chosen, made = [], per_trajectory(config.synthesis)
-    for done in range(classes, trajectories(config), classes):
-        images = done // classes * made
-        crossed = images // every > (images - made) // every
-        if crossed and images * classes >= config.in_loop.batch_size:
-            chosen.append(done)
-    return chosen
+    image = models.normalise(pixel)
+    teacher = models.teacher.apply(frozen.teacher, image)
+    terms = {
+        'bn': losses.bn_statistics(teacher.statistics, frozen.teacher['batch_stats']),
+        'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
+    }
+    total = jnp.zeros(())
+    for name, weight in (('bn', loss.bn), ('ce', loss.ce)):
+        total = total + weight * terms[name] if weight else total
+    if adversary_from is not None:
+        student = models.student.apply(state.student.variables, image)
+        target = jax.lax.stop_gradient(teacher.logits)
+        terms['adversarial'] = jnp.mean(losses.adversarial(student.logits, target))
+        weight = jnp.where(state.round >= adversary_from, loss.adversarial, 0.0)
+        total = total + weight * terms['adversarial']
+    confidence = jax.nn.softmax(teacher.logits)[jnp.arange(len(label)), label]
+    return total, terms | {'loss': total, 'confidence': jnp.mean(confidence)}
 
 
-def to_bytes(pixel: Array) -> Array:
-    """Pixels in [0, 1], clipped, as uint8."""
-    return jnp.round(255 * jnp.clip(pixel, 0, 1)).astype(jnp.uint8)
+def adversary_round(config: Any) -> int | None:
+    """The round from which on the student takes part in the guidance; None: never.
+
+    By then it has been trained, and there are `in_loop.start` images of every class.
+    """
+    classes, batch_size = config.data.num_classes, config.synthesis.batch_size
+    trainings = trajectories.in_loop_trainings(
+        config.synthesis, config.in_loop, config.loss.adversarial, classes
+    )
+    if not trainings:
+        return None
+    return max(trainings[0], -(-config.in_loop.start // batch_size) * classes)
 
 
-def cutmix(key: Key, x: Array, ratio: str = 'uniform') -> Array:
+def guidance_loss(
+    config: Any,
+    models: Models,
+    frozen: Frozen,
+    state: State,
+    x: Array,
+    t: Array,
+    label: Array,
+    adversary_from: int | None,
+) -> tuple[Array, tuple[Metrics, Array]]:
+    """L of this instance's noised images x [B, h, w, c] at timestep t: what guides them.
+
+    Returns it with its terms and the pixels predicted at x.
+    """
+    eps = predict_noise(models, config.prior.scale, frozen, x, t, label)
+    if not config.synthesis.through_unet:
+        eps = jax.lax.stop_gradient(eps)
+    pixel = predict_pixels(models, frozen, x, eps, t)
+    seen = resize(models, pixel, models.image_shape[0])
+    total, terms = image_loss(config.loss, models, frozen, state, seen, label, adversary_from)
+    return total, (terms, pixel)
+
+
+def latent_cutmix(key: Key, x: Array, ratio: str = 'uniform') -> Array:
     """Latent CutMix: one box of all images [B, h, w, c] shows another image of the batch instead.
 
     The batch has one class, so labels stay.  ratio: of the part that stays, 'uniform' in [0, 1], or
     'double_beta': Beta(a, a) with a uniform.  The key is consumed.
     """
-    batch, height, width, _ = x.shape
+    _, height, width, _ = x.shape
     key_other, key_ratio, key_centre, key_beta = jax.random.split(key, 4)
     stays = jax.random.uniform(key_ratio)
     if ratio == 'double_beta':
@@ -303,6 +204,132 @@ def cutmix(key: Key, x: Array, ratio: str = 'uniform') -> Array:
 
     box = inside(height, 0)[:, None] & inside(width, 1)[None, :]
     return jnp.where(box[None, :, :, None], jax.random.permutation(key_other, x), x)
+
+
+def ancestral_step(
+    config: Any,
+    models: Models,
+    shards: Shards,
+    frozen: Frozen,
+    x: Array,
+    t: Array,
+    t_next: Array,
+    label: Array,
+    key: Key,
+) -> tuple[Array, Array]:
+    """The whole batch x [B, h, w, c] at t_next < t, and the noise predicted at x (DDPM).
+
+    label: [B], this instance's share.  The key is consumed.
+    """
+    eps = predict_noise(models, config.prior.scale, frozen, shards.share(x), t, label)
+    eps, noise = shards.gather(eps), jax.random.normal(key, x.shape)
+    return schedules.ddpm_step(models.prior.schedule, x, eps, t, t_next, noise), eps
+
+
+# 2. The method.
+
+
+def make(config: Any, models: Models, shards: Shards) -> Method:
+    """DiffDFKD's synthesis; `frozen.extra` is a `FrozenPrior`.  One round is one trajectory.
+
+    Round r makes class r mod C.  Raises ValueError where config, prior and batch do not fit.
+    """
+    _check(config, models, shards)
+    synthesis, prior, steps = config.synthesis, models.prior, config.prior.steps
+    batch_size, (size, _, channels) = synthesis.batch_size, models.image_shape
+    x_shape = (batch_size, *prior_shape(config, models))
+    stored_shape = (batch_size, synthesis.stored_size, synthesis.stored_size, channels)
+    timesteps: Any = () if prior is None else schedules.timesteps(prior.schedule, steps)
+    following: Any = () if prior is None else schedules.previous(prior.schedule, steps)
+    part = max(steps // PARTS, 1)  # steps
+    adversary_from = adversary_round(config)
+
+    def init(frozen: Frozen, key: Key) -> State:
+        del frozen
+        student = models.student.init(key, jnp.zeros((1, *models.image_shape)))
+        intermediate = None
+        if synthesis.intermediate:
+            intermediate = jnp.zeros((PARTS - 1, *stored_shape), jnp.uint8)
+        return State(
+            round=contract.first_round(),
+            student=contract.Net(student['params'], student.get('batch_stats', {}), ()),
+            generator=(),
+            extra=Extra(
+                label=jnp.zeros((batch_size,), jnp.int32),
+                x=jnp.zeros(x_shape),
+                eps=jnp.zeros(x_shape),
+                step=jnp.zeros((), jnp.int32),
+                image=jnp.zeros(stored_shape, jnp.uint8),
+                intermediate=intermediate,
+            ),
+        )
+
+    def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """Noise, and the class of the round."""
+        del frozen
+        x = jax.random.normal(key, x_shape)
+        label = jnp.broadcast_to(state.round % models.num_classes, (batch_size,))
+        extra = state.extra.replace(label=label, x=x, step=jnp.zeros((), jnp.int32))
+        return state.replace(extra=extra), {}
+
+    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """One guided step of denoising."""
+        key_cutmix, key_noise = jax.random.split(key)
+        extra, label = state.extra, shards.share(state.extra.label)
+        t, t_next = jnp.asarray(timesteps)[extra.step], jnp.asarray(following)[extra.step]
+        step, x, intermediate = extra.step + 1, extra.x, extra.intermediate
+        metrics: Metrics = {}
+
+        def loss_fn(x: Array) -> tuple[Array, tuple[Metrics, Array]]:
+            share = shards.share(x)
+            return guidance_loss(config, models, frozen, state, share, t, label, adversary_from)
+
+        if synthesis.source == 'guided':
+            (_, (metrics, pixel)), grad = shards.value_and_grad(loss_fn)(x)
+            x = x - (batch_size if synthesis.per_image else 1) * grad
+            if intermediate is not None:
+                now = (jnp.arange(PARTS - 1) == step // part - 1) & (step % part == 0)
+                image = to_bytes(shards.gather(resize(models, pixel, synthesis.stored_size)))
+                now = now[:, None, None, None, None]
+                intermediate = jnp.where(now, image[None], intermediate)
+        if synthesis.cutmix:
+            # Not after the last part: what follows repairs the seams.
+            now = (step % part == 0) & (step < part * PARTS)
+            x = jnp.where(now, latent_cutmix(key_cutmix, x, synthesis.cutmix_ratio), x)
+        x, eps = ancestral_step(config, models, shards, frozen, x, t, t_next, label, key_noise)
+        extra = extra.replace(x=x, eps=eps, step=step, intermediate=intermediate)
+        metrics = shards.mean({'g/' + name: term for name, term in metrics.items()})
+        return state.replace(extra=extra), metrics
+
+    def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+        """The images of the last timestep as bytes, and the teacher's loss of them."""
+        extra, label = state.extra, shards.share(state.extra.label)
+        if synthesis.source == 'noise':
+            pixel = shards.share(models.pixels(jax.random.normal(key, stored_shape)))
+        else:
+            t, x, eps = timesteps[-1], shards.share(extra.x), shards.share(extra.eps)
+            if synthesis.final == 'fresh':
+                eps = predict_noise(models, config.prior.scale, frozen, x, t, label)
+            pixel = predict_pixels(models, frozen, x, eps, t)
+            pixel = resize(models, pixel, synthesis.stored_size)
+        seen = jnp.clip(resize_bicubic(pixel, size), 0, 1)
+        _, terms = image_loss(config.loss, models, frozen, state, seen, label, adversary_from)
+        image = shards.gather(to_bytes(pixel))
+        metrics = shards.mean({'g/final_' + name: term for name, term in terms.items()})
+        return state.replace(extra=extra.replace(image=image)), metrics
+
+    def sample(frozen: Frozen, state: State, key: Key) -> Batch:
+        """The batch that was finished last."""
+        del frozen, key
+        pixel = state.extra.image.astype(jnp.float32) / 255
+        return Batch(models.normalise(resize_bicubic(pixel, size)), state.extra.label)
+
+    return Method(init, generator_step, contract.unchanged, sample, begin, finish)
+
+
+def to_bytes(pixel: Array) -> Array:
+    """Pixels in [0, 1], clipped, as uint8."""
+    return jnp.round(255 * jnp.clip(pixel, 0, 1)).astype(jnp.uint8)
 
 
 def prior_shape(config: Any, models: Models) -> tuple[int, int, int]:
@@ -360,7 +387,7 @@ def _check_distillation(config: Any, models: Models, shards: Shards) -> None:
     synthesis, size = config.synthesis, models.image_shape[0]
     if config.in_loop.every < 0:
         raise ValueError(f'config.in_loop.every={config.in_loop.every}: expected 0 or more.')
-    for group in ('distil', 'in_loop') if sessions(config) else ('distil',):
+    for group in ('distil', 'in_loop') if adversary_round(config) is not None else ('distil',):
         recipe = config[group]
         if not recipe.random_resized_crop and synthesis.stored_size != size:
             raise ValueError(

@@ -6,22 +6,22 @@ teacher's and the student's logits on augmented images, and y classes drawn at r
 
     L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
 
-(`inversion.loss`).  The images of the step with the lowest L_G go to the bank, before augmentation.
+(`inversion.py`).  The images of the step with the lowest L_G go to the bank, before augmentation.
 The meta-generator theta then takes one step of an Adam that lasts the whole run (`meta_lr`), along
 
     generator.meta='fomaml'    the sum of the gradients of the fast generator's steps
     generator.meta='reptile'   67 (theta - theta_fast)
-    generator.meta='none'      no gradient: it becomes the fast one, which is thus reused from batch
-                               to batch (the ablation without meta-learning)
+    generator.meta='none'      no gradient: it becomes the fast one, which thus goes on from
+                               batch to batch (the ablation without meta-learning)
 
-The Adam of the fast generator and of the latents starts anew at every batch.  Before the batch of
-number `generator.reset_batch`, counted from 1, the meta-generator's first linear layer and norm are
-drawn anew, N(0, 0.02), which its authors found to help diversity late in a run.  The first phase,
-without a student, is the warm-up: the student has no say in its images.
+The Adam of the fast generator and of the latents starts anew at every batch.  Before batch number
+`generator.reset_batch`, counted from 1, the first linear layer and norm of the meta-generator are
+drawn anew from N(0, 0.02), which its authors found to help diversity late in a run.  The first
+phase, without a student, is the warm-up: its images do not depend on the student.
 
 Differences from the authors' code, beside those of the bank (see `nayer.py`):
 
-    the student has a say from the first round after the warm-up; there from the last one of it
+    the student takes part from the first round after the warm-up; theirs from the last one of it
     the paper's text was not available to us: all is read from the code
 """
 
@@ -48,13 +48,13 @@ class Extra(struct.PyTreeNode):
     """Fast-DFKD's own state; the meta-generator is the state's `generator`.
 
     bank: synthetic images and the classes they were made for.
-    making: the batch in the making.
+    batch: the batch of synthesis under way.
     fast: its generator and latents, params {'generator': ..., 'latent': [B, latent]}.
     gradient: the sum of the fast generator's gradients over the batch's steps; () unless 'fomaml'.
     """
 
     bank: banks.Bank
-    making: inversion.Making
+    batch: inversion.SynthesisBatch
     fast: contract.Net
     gradient: Any
 
@@ -66,14 +66,14 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     """
     _check(config, models)
     loss, synthesis, settings = config.loss, config.synthesis, config.generator
-    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
+    batch_size, latent_shape = synthesis.batch_size, (synthesis.batch_size, models.generator.latent)
     learner = inversion.learner(config, models, shards)
     fast_tx = two_rates(settings)
     meta_tx = optax.adam(settings.meta_lr, settings.beta1, settings.beta2)
 
     def init(frozen: Frozen, key: Key) -> State:
         key_student, key_generator = jax.random.split(key)
-        latent = jnp.zeros((batch, models.generator.latent))
+        latent = jnp.zeros(latent_shape)
         whole = models.generator.clone(axis_name=None)
         variables = whole.init(key_generator, latent)
         params, batch_stats = variables['params'], variables['batch_stats']
@@ -83,8 +83,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             student=learner.start(key_student),
             generator=contract.start(params, batch_stats, meta_tx),
             extra=Extra(
-                bank=banks.empty(synthesis.bank, shape),
-                making=inversion.nothing(batch, shape, frozen.teacher.get('batch_stats', {})),
+                bank=banks.empty(synthesis.bank, models.image_shape),
+                batch=inversion.empty_batch(
+                    batch_size, models.image_shape, frozen.teacher.get('batch_stats', {})
+                ),
                 fast=contract.start(copy, jax.tree.map(jnp.zeros_like, batch_stats), fast_tx),
                 gradient=copy['generator'] if settings.meta == 'fomaml' else (),
             ),
@@ -96,15 +98,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         key_label, key_latent, key_reset = jax.random.split(key, 3)
         generator, extra = state.generator, state.extra
         if settings.reset_batch:
-            now = extra.making.batches + 1 == settings.reset_batch
-            fresh = reset_first_layer(generator.params, key_reset)
+            now = extra.batch.batches + 1 == settings.reset_batch
+            fresh = reset_first_layer(key_reset, generator.params)
             params = jax.tree.map(lambda a, b: jnp.where(now, a, b), fresh, generator.params)
             generator = generator.replace(params=params)
-        latent = jax.random.normal(key_latent, (batch, models.generator.latent))
+        latent = jax.random.normal(key_latent, latent_shape)
         params = {'generator': generator.params, 'latent': latent}
-        label = jax.random.randint(key_label, (batch,), 0, classes, jnp.int32)
+        label = jax.random.randint(key_label, (batch_size,), 0, models.num_classes, jnp.int32)
         extra = extra.replace(
-            making=inversion.begin(extra.making, label),
+            batch=inversion.begin(extra.batch, label),
             fast=contract.start(params, generator.batch_stats, fast_tx),
             gradient=jax.tree.map(jnp.zeros_like, extra.gradient),
         )
@@ -112,27 +114,26 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """One step of the fast generator and of the latents."""
-        moves = learner.draw(key, batch)
-        extra, making = state.extra, state.extra.making
-        label = shards.share(making.label)
+        crop_flip = learner.draw_crop_flip(key, batch_size)
+        extra, label = state.extra, shards.share(state.extra.batch.label)
 
-        def generator_loss(params: Params) -> tuple[Array, tuple]:
+        def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params['generator'], 'batch_stats': extra.fast.batch_stats}
             pixel, mutated = models.generator.apply(
                 variables, shards.share(params['latent']), train=True, mutable=['batch_stats']
             )
-            image = learner.view(pixel, moves)
-            total, terms, teacher = learner.judge(frozen, state, image, label)
+            image = learner.view(pixel, crop_flip)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
-        (total, (terms, batch_stats, latest, pixel)), grads = shards.value_and_grad(generator_loss)(
+        (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
             extra.fast.params
         )
         gradient = extra.gradient
         if settings.meta == 'fomaml':
             gradient = jax.tree.map(jnp.add, gradient, grads['generator'])
         extra = extra.replace(
-            making=inversion.keep(making, total, shards.gather(pixel), latest),
+            batch=inversion.keep_best(extra.batch, total, shards.gather(pixel), statistics),
             fast=contract.update(extra.fast, grads, fast_tx, batch_stats),
             gradient=gradient,
         )
@@ -151,35 +152,36 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         else:
             gap = jax.tree.map(lambda a, b: REPTILE * (a - b), generator.params, learnt)
             generator = contract.update(generator, gap, meta_tx)
-        making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
-        extra = extra.replace(making=making, bank=bank)
+        batch, bank = inversion.finish(extra.batch, extra.bank, loss.bn_momentum)
+        extra = extra.replace(batch=batch, bank=bank)
         return state.replace(generator=generator, extra=extra), {}
 
-    return Method(init, generator_step, learner.step, learner.sample, begin, finish)
+    return Method(init, generator_step, learner.student_step, learner.sample, begin, finish)
 
 
 def two_rates(settings: Any) -> optax.GradientTransformation:
-    """Adam of {'generator': ..., 'latent': ...}: the one at `lr`, the other at `latent_lr`."""
+    """Adam of {'generator': ..., 'latent': ...}: the one at `lr`, the other at `latent_lr`.
+
+    settings: `config.generator`.
+    """
     rates = {'generator': settings.lr, 'latent': settings.latent_lr}
-
-    def scale(updates: Params, params: Params) -> Params:
-        del params
-        return {
-            name: jax.tree.map(lambda u, rate=rates[name]: -rate * u, part)
-            for name, part in updates.items()
-        }
-
-    return optax.chain(optax.scale_by_adam(settings.beta1, settings.beta2), optax.stateless(scale))
+    return optax.partition(
+        {name: optax.adam(rate, settings.beta1, settings.beta2) for name, rate in rates.items()},
+        param_labels={name: name for name in rates},
+    )
 
 
-def reset_first_layer(params: Params, key: Key) -> Params:
-    """A generator's params with its first linear layer and norm anew; the key is consumed.
+def reset_first_layer(key: Key, params: Params) -> Params:
+    """A generator's params with a new first linear layer and norm.  The key is consumed.
 
-    Weights and scales are drawn from N(0, 0.02) and biases are zero.
+    Weights and scales are drawn from N(0, 0.02); biases are zero.
     """
     key_kernel, key_scale = jax.random.split(key)
     project, norm = params['project'], params['norm0']
-    normal = lambda key, like: 0.02 * jax.random.normal(key, like.shape)  # noqa: E731
+
+    def normal(key: Key, like: Array) -> Array:
+        return 0.02 * jax.random.normal(key, like.shape)
+
     return params | {
         'project': {
             'kernel': normal(key_kernel, project['kernel']),
@@ -193,7 +195,7 @@ def reset_first_layer(params: Params, key: Key) -> Params:
 
 
 def _check(config: Any, models: Models) -> None:
-    inversion.check_latents(config, models)
+    inversion.check_generator(config, models)
     if config.generator.meta not in META:
         raise ValueError(
             f'config.generator.meta={config.generator.meta!r}; expected one of {META}.'

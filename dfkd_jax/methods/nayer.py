@@ -1,9 +1,9 @@
 """NAYER: noisy layers over label-text embeddings (arXiv 2310.00258, CVPR 2024).
 
-A batch of synthesis asks for every class equally often.  The generator starts from the text
-embedding of the class asked for; what makes two images of a class differ is a *noisy layer*, a
-linear layer that is drawn anew at every batch, one for each repetition of the class list, and then
-trained with the rest of the generator for the batch's `g_steps`.  With t, s the teacher's and the
+A batch of synthesis has every class equally often.  The generator starts from the text embedding of
+the class asked for.  What makes two images of a class differ is a *noisy layer*: a linear layer for
+each repetition of the class list, drawn anew at every batch and then trained with the rest of the
+generator for the `g_steps` of the batch.  With t, s the teacher's and the
 student's logits on augmented images:
 
     L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
@@ -18,11 +18,11 @@ As in the authors' code, Adam starts anew at every batch, and every `g_life` rou
 the start and from the end of the warm-up (the first phase, without a student), the generator does
 too.  Differences from that code:
 
-    the student is in eval mode while the generator trains; there it is in train mode from the
-        second batch of a round on, and its running statistics move on synthetic images;
-    the bank has a size (`synthesis.bank`, the last images are kept) where theirs is a folder that
-        grows; batches of the student are drawn from it with replacement, theirs without;
-    pixels are rounded to bytes, theirs cut off.
+    the student is in eval mode while the generator trains; theirs is in train mode from the second
+        batch of a round on, and its running statistics move on synthetic images
+    the bank has a size (`synthesis.bank`, the newest images are kept); theirs is a folder that
+        grows.  Batches of the student are drawn from it with replacement, theirs without
+    pixels are rounded to bytes, theirs truncated
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Extra(struct.PyTreeNode):
     """NAYER's own state.
 
     bank: synthetic images and the classes they were made for.
-    making: the batch in the making.
-    renewed: [] int32, the round that last renewed the generator.
+    batch: the batch of synthesis under way.
+    last_renewal: [] int32, the round that last renewed the generator.
     """
 
     bank: banks.Bank
-    making: inversion.Making
-    renewed: Array
+    batch: inversion.SynthesisBatch
+    last_renewal: Array
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -61,7 +61,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     """
     _check(models)
     loss, synthesis, settings = config.loss, config.synthesis, config.generator
-    shape, classes, batch = models.image_shape, models.num_classes, synthesis.batch_size
+    classes, batch_size = models.num_classes, synthesis.batch_size
     warmup = contract.warmup_rounds(config.phases)
     learner = inversion.learner(config, models, shards)
     generator_tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
@@ -73,14 +73,16 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             student=learner.start(key_student),
             generator=new_generator(frozen, key_generator),
             extra=Extra(
-                bank=banks.empty(synthesis.bank, shape),
-                making=inversion.nothing(batch, shape, frozen.teacher['batch_stats']),
-                renewed=jnp.zeros((), jnp.int32),
+                bank=banks.empty(synthesis.bank, models.image_shape),
+                batch=inversion.empty_batch(
+                    batch_size, models.image_shape, frozen.teacher['batch_stats']
+                ),
+                last_renewal=jnp.zeros((), jnp.int32),
             ),
         )
 
     def new_generator(frozen: Frozen, key: Key) -> contract.Net:
-        embedding = frozen.extra[jnp.arange(batch) % classes]
+        embedding = frozen.extra[jnp.arange(batch_size) % classes]
         whole = models.generator.clone(axis_name=None)
         variables = whole.init(key, embedding)
         return contract.start(variables['params'], variables['batch_stats'], generator_tx)
@@ -89,60 +91,59 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """A new noisy layer and a new Adam; where its life is over, a new generator."""
         key_generator, key_label = jax.random.split(key)
         fresh = new_generator(frozen, key_generator)
-        ends = inversion.life_is_over(state.round, state.extra.renewed, settings.life, warmup)
+        due = inversion.renewal_due(state.round, state.extra.last_renewal, settings.life, warmup)
         params, batch_stats = jax.tree.map(
-            lambda new, old: jnp.where(ends, new, old),
+            lambda new, old: jnp.where(due, new, old),
             (fresh.params, fresh.batch_stats),
             (state.generator.params, state.generator.batch_stats),
         )
         params |= {name: fresh.params[name] for name in ('noisy_kernel', 'noisy_bias')}
         # Every class equally often, in the order of the class list; what is left over at random.
-        label = jnp.arange(batch, dtype=jnp.int32) % classes
-        chosen = jax.random.randint(key_label, (batch,), 0, classes, jnp.int32)
-        label = jnp.where(jnp.arange(batch) < batch - batch % classes, label, chosen)
+        row = jnp.arange(batch_size, dtype=jnp.int32)
+        chosen = jax.random.randint(key_label, (batch_size,), 0, classes, jnp.int32)
+        label = jnp.where(row < batch_size - batch_size % classes, row % classes, chosen)
         extra = state.extra.replace(
-            making=inversion.begin(state.extra.making, label),
-            renewed=jnp.where(ends, state.round, state.extra.renewed),
+            batch=inversion.begin(state.extra.batch, label),
+            last_renewal=jnp.where(due, state.round, state.extra.last_renewal),
         )
         return state.replace(
             generator=contract.start(params, batch_stats, generator_tx), extra=extra
         ), {}
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
-        moves = learner.draw(key, batch)
-        making = state.extra.making
-        label = shards.share(making.label)
+        crop_flip = learner.draw_crop_flip(key, batch_size)
+        label = shards.share(state.extra.batch.label)
         embedding = frozen.extra[label]
 
-        def generator_loss(params: Params) -> tuple[Array, tuple]:
+        def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.generator.batch_stats}
             pixel, mutated = models.generator.apply(
-                variables, embedding, first=shards.first_row(batch), train=True,
+                variables, embedding, first=shards.first_row(batch_size), train=True,
                 mutable=['batch_stats'],
             )  # fmt: skip
-            image = learner.view(pixel, moves)
-            total, terms, teacher = learner.judge(frozen, state, image, label)
+            image = learner.view(pixel, crop_flip)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
-        (total, (terms, generator_stats, latest, pixel)), grads = shards.value_and_grad(
-            generator_loss
-        )(state.generator.params)
-        making = inversion.keep(making, total, shards.gather(pixel), latest)
-        generator = contract.update(state.generator, grads, generator_tx, generator_stats)
+        (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
+            state.generator.params
+        )
+        batch = inversion.keep_best(state.extra.batch, total, shards.gather(pixel), statistics)
+        generator = contract.update(state.generator, grads, generator_tx, batch_stats)
         metrics = shards.mean({'g/' + name: term for name, term in terms.items()})
-        extra = state.extra.replace(making=making)
+        extra = state.extra.replace(batch=batch)
         return state.replace(generator=generator, extra=extra), metrics
 
     def finish(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """The best images to the bank; the last step's statistics to their average."""
         del frozen, key
         extra = state.extra
-        making, bank = inversion.finish(extra.making, extra.bank, loss.bn_momentum)
-        return state.replace(extra=extra.replace(making=making, bank=bank)), {}
+        batch, bank = inversion.finish(extra.batch, extra.bank, loss.bn_momentum)
+        return state.replace(extra=extra.replace(batch=batch, bank=bank)), {}
 
-    return Method(init, generator_step, learner.step, learner.sample, begin, finish)
+    return Method(init, generator_step, learner.student_step, learner.sample, begin, finish)
 
 
 def _check(models: Models) -> None:
-    if models.generator is None or not hasattr(models.generator, 'noisy_width'):
+    if models.generator is None or models.generator.conditioning != 'embedding':
         raise ValueError('nayer needs its noisy layer: set config.generator.model=nayer_generator.')

@@ -1,12 +1,12 @@
-"""KD with noise images: what a student learns from the teacher without looking for any image.
+"""KD on noise: what a student learns from the teacher without any search for images.
 
-The floor of every comparison, and the smallest method.  No generator: x ~ N(0, 1), drawn anew at
-every step in the normalised space that the networks see, and with t, s the teacher's and the
-student's logits on x
+The lower bound of every comparison, and the smallest method.  There is no generator: every step
+draws x ~ N(0, 1) in the normalised space that the networks see.  With t, s the teacher's and the
+student's logits on x, the student minimises
 
     L_S = T^2 KL(softmax(t / T) || softmax(s / T))
 
-Not a published method: papers name it as a control, with settings of their own.
+It is not a published method: papers use it as a control, each with its own settings.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return State(round=contract.first_round(), student=net, generator=())
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        """Noise, and what the teacher takes it for."""
+        """Noise, with the classes that the teacher predicts for it."""
         del state
-        # Drawn whole on every device, then shared: a run does not depend on how many there are.
+        # Every device draws the whole batch and takes its share: see `sharding`.
         image = shards.share(jax.random.normal(key, shape))
         logits = models.teacher.apply(frozen.teacher, image).logits
         return Batch(image, jnp.argmax(logits, -1).astype(jnp.int32))

@@ -1,4 +1,4 @@
-"""ZSKT and DFAD: a generator seeks what teacher and student disagree on, and nothing else.
+"""ZSKT and DFAD: a generator seeks images on which teacher and student disagree.
 
 ZSKT, zero-shot knowledge transfer by adversarial belief matching (arXiv 1905.09768, NeurIPS 2019),
 measures their disagreement by the divergence of their classes and lets the student follow the
@@ -13,20 +13,20 @@ resolution l, the mean of its squares over channels scaled to unit length:
     D = KL(softmax(t) || softmax(s))     `loss.discrepancy='kl'`, ZSKT
     D = mean_c |t_c - s_c|               `loss.discrepancy='l1'`, DFAD
 
-The last mean is over positions, as in ZSKT's code.  Maps are compared where both networks have one
-of that size; the student may be narrower.  A map is what a stage of the network returns.
+The last mean is over positions, as in ZSKT's code.  A map is what a stage of a network returns;
+maps are compared where both networks have one of that size, and the student may be narrower.
 
 ZSKT takes several steps of the student on the latents that the generator was trained on
-(`synthesis.fresh=False`), DFAD draws new ones.  Differences from the authors' code:
+(`synthesis.fresh=False`); DFAD draws new ones.  Differences from the authors' code:
 
-    the student is in train mode against the generator, as there, but its running statistics move
-        in its own steps alone
-    ZSKT's divergence is a mean over classes there: here its weights are 1 / classes
-    one generator for both, of DFAD's shape without the biases that a norm takes out again; ZSKT's
-        starts at 10 x 10 pixels, and does without the tanh before its last norm
+    the student is in train mode while the generator trains, as theirs, but its running statistics
+        move in its own steps only
+    their divergence for ZSKT is a mean over classes: here its weights are 1 / classes
+    one generator for both, of DFAD's shape without the biases that a batch norm would cancel;
+        ZSKT's starts at 10 x 10 pixels and has no tanh before its last norm
 
-The benchmark code of CMI and Fast-DFKD (the flag `benchmark`) has no attention; of the generator's
-adversary there see `dfkd_jax/generative.py`, and of its temperature `dafl.py`.
+The benchmark code of CMI and Fast-DFKD (the flag `benchmark`) has no attention; on its adversary
+see `shared/generator_only.py`, on its temperature `dafl.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dfkd_jax import losses
 from dfkd_jax.contract import Array, Method, Models
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import generator_only
-from dfkd_jax.methods.shared.generator_only import Seen
+from dfkd_jax.methods.shared.generator_only import Outputs
 
 
 def discrepancy(loss: Any, student_logits: Array, teacher_logits: Array) -> Array:
@@ -59,7 +59,7 @@ def attention(x: Array) -> Array:
 def attention_transfer(student: Any, teacher: Any) -> Array:
     """The squared difference of two networks' attention, [B]: mean over positions, sum over maps.
 
-    student, teacher: their `Output.stages`; those of a size that the other lacks are left out.
+    student, teacher: their `Output.stages`; a map of a size that the other lacks is left out.
     """
     same_size = {x.shape[1:3]: x for x in teacher}
     pairs = [(x, same_size[x.shape[1:3]]) for x in student if x.shape[1:3] in same_size]
@@ -79,19 +79,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     if loss.attention:
         _check_stages(models)
 
-    def adversarial(seen: Seen) -> Array:
-        return -jnp.mean(discrepancy(loss, seen.student.logits, seen.teacher.logits))
+    def adversarial(out: Outputs) -> Array:
+        return -jnp.mean(discrepancy(loss, out.student.logits, out.teacher.logits))
 
-    def kd(seen: Seen) -> Array:
-        return jnp.mean(discrepancy(loss, seen.student.logits, seen.teacher.logits))
+    def kd(out: Outputs) -> Array:
+        return jnp.mean(discrepancy(loss, out.student.logits, out.teacher.logits))
 
-    def transfer(seen: Seen) -> Array:
-        return jnp.mean(attention_transfer(seen.student.stages, seen.teacher.stages))
+    def transfer(out: Outputs) -> Array:
+        return jnp.mean(attention_transfer(out.student.stages, out.teacher.stages))
 
     return generator_only.make(
         config, models, shards,
-        of_generator={'adversarial': adversarial},
-        of_student={'kd': kd, 'attention': transfer},
+        generator_terms={'adversarial': adversarial},
+        student_terms={'kd': kd, 'attention': transfer},
     )  # fmt: skip
 
 

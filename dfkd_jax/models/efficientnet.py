@@ -93,6 +93,6 @@ class EfficientNetLite0(nn.Module):
             maps[x.shape[1:3]] = x
         x = norm(layers.conv(x, 1280, 1, name='conv_head', dtype=self.dtype), 'bn1')
 
-        features = jnp.mean(x.astype(jnp.float32), (1, 2))
+        features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc')
         return Output(logits, features, taps, tuple(maps.values()))

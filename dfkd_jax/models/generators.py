@@ -1,12 +1,18 @@
 """Image generators: latents, and labels or label embeddings, to images.
 
+A generator says what it is conditioned on, which decides what it is called with:
+
+    conditioning = 'none'       latents [B, latent]
+    conditioning = 'label'      latents [B, latent] and labels [B]
+    conditioning = 'embedding'  label embeddings [B, embedding]
+
 Layers equal those of the methods' PyTorch code under ported weights; latents are spread over
 channels first, as PyTorch reshapes them, so that a linear layer ports as a plain transpose.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +25,9 @@ from dfkd_jax.models.layers import Array, BatchNorm, Dtype
 class ConditionalBatchNorm(nn.Module):
     """Batch norm over the whole batch, then a scale and a shift looked up by class.
 
-    spread: the standard deviation of the class tables at the start, scales around 1 and shifts
-    around 0.  CPSC-DFKD's code starts every class equal (0); with a spread the classes differ from
-    the first step (ours).
+    spread: the standard deviation of the initial class tables, of scales around 1 and of shifts
+    around 0.  CPSC-DFKD's code starts with equal classes (0); with a spread they differ from the
+    first step on (ours).
     """
 
     num_classes: int
@@ -41,8 +47,8 @@ class ConditionalBatchNorm(nn.Module):
 
             return self.param(name, init, (self.num_classes, x.shape[-1]))
 
-        # A product with one-hot rows rather than a gather: its gradient is a product too, where a
-        # gather's is a scatter, which GPUs add up in an order that changes from run to run.
+        # A product with one-hot rows, not a gather: the gradient of a gather is a scatter, which
+        # GPUs add up in an order that changes from run to run.
         row = jax.nn.one_hot(label, self.num_classes)
         scale = jnp.dot(row, table('scale', 1.0), precision='highest')[:, None, None, :]
         shift = jnp.dot(row, table('bias', 0.0), precision='highest')[:, None, None, :]
@@ -55,10 +61,11 @@ class CPSCGenerator(nn.Module):
     Called with latents [B, latent] and labels [B]; returns images [B, H, W, channels] of about
     zero mean and unit variance per channel, read by the networks as already normalised.
 
-    class_brightness: whether the last norm's scale and shift, the brightness and contrast of an
-    image, are the class's as in the authors' code or all classes' (ours).
+    class_brightness: whether each class has its own scale and shift in the last norm, the contrast
+    and brightness of an image, as in the authors' code; False: one for all classes (ours).
     """
 
+    conditioning: ClassVar[str] = 'label'
     num_classes: int = 10
     image_size: int = 32
     channels: int = 3
@@ -87,7 +94,7 @@ class CPSCGenerator(nn.Module):
         rows, row = (self.num_classes, label) if self.class_brightness else (1, 0 * label)
         x = ConditionalBatchNorm(rows, axis_name=self.axis_name, dtype=self.dtype,
                                  name='norm3')(jnp.tanh(x), row, train)  # fmt: skip
-        return x.astype(jnp.float32)
+        return layers.wide(x)
 
 
 class CPSCDeepGenerator(nn.Module):
@@ -98,6 +105,7 @@ class CPSCDeepGenerator(nn.Module):
     epsilon: of the four inner norms; 0.8 in the authors' code, where a momentum was meant.
     """
 
+    conditioning: ClassVar[str] = 'label'
     num_classes: int = 10
     image_size: int = 64
     channels: int = 3
@@ -122,7 +130,7 @@ class CPSCDeepGenerator(nn.Module):
             x = nn.leaky_relu(norm(x, f'norm{i}', self.epsilon), 0.2)
         x = layers.conv(x, self.channels, 3, bias=True, kernel_init=normal, name='conv5',
                         dtype=self.dtype)  # fmt: skip
-        return jnp.tanh(x).astype(jnp.float32)
+        return layers.wide(jnp.tanh(x))
 
 
 class DCGANGenerator(nn.Module):
@@ -135,6 +143,7 @@ class DCGANGenerator(nn.Module):
         unit variance per channel and the networks read them as normalised (DAFL's, DFAD's).
     """
 
+    conditioning: ClassVar[str] = 'none'
     image_size: int = 32
     channels: int = 3
     latent: int = 256
@@ -153,6 +162,7 @@ class DCGANGenerator(nn.Module):
 class DCGANDeepGenerator(nn.Module):
     """As `DCGANGenerator`, for 224 px (any multiple of 16): NAYER's deep trunk on plain latents."""
 
+    conditioning: ClassVar[str] = 'none'
     image_size: int = 224
     channels: int = 3
     latent: int = 256
@@ -171,13 +181,15 @@ class DCGANDeepGenerator(nn.Module):
 class NAYERGenerator(nn.Module):
     """NAYER's generator: label embedding, batch norm, a noisy layer, then the DCGAN trunk.
 
-    Called with label embeddings [B, embedding] laid out as the class list again and again;
-    repetition i passes through noisy linear i.  A share of a batch says which of its rows is the
-    first.  Returns images [B, H, W, channels] in [0, 1].
+    Called with label embeddings [B, embedding] that repeat the class list; repetition i passes
+    through noisy linear i.  A share of a batch is called with the number of its first row.
+    Returns images [B, H, W, channels] in [0, 1].
 
-    repeats: noisy linears; at least the batch's size over the number of classes, rounded up.
+    repeats: the number of noisy linears; at least the batch size over the number of classes,
+    rounded up.
     """
 
+    conditioning: ClassVar[str] = 'embedding'
     num_classes: int = 10
     repeats: int = 40
     image_size: int = 32
@@ -201,6 +213,7 @@ class NAYERDeepGenerator(nn.Module):
     Called as `NAYERGenerator`.
     """
 
+    conditioning: ClassVar[str] = 'embedding'
     num_classes: int = 1000
     repeats: int = 1
     image_size: int = 224
@@ -219,7 +232,7 @@ class NAYERDeepGenerator(nn.Module):
 
 
 def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool) -> Array:
-    """Batch norm, then each repetition of the class list through a linear of its own.
+    """Batch norm, then a linear layer for each repetition of the class list.
 
     embedding: [B, E], rows `first` to `first` + B of a whole batch; returns [B, noisy_width].
     """
@@ -227,7 +240,7 @@ def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool)
     kernel = module.param('noisy_kernel', nn.initializers.normal(1.0),
                         (module.repeats, x.shape[-1], module.noisy_width))  # fmt: skip
     bias = module.param('noisy_bias', nn.initializers.zeros, (module.repeats, module.noisy_width))
-    # The repetitions that these rows reach into, and the rows at their place in them.
+    # The repetitions that these rows belong to, and the rows at their place in them.
     batch = x.shape[0]
     count = min(module.repeats, -(-batch // module.num_classes) + 1)
     start = jnp.minimum(first // module.num_classes, module.repeats - count)
@@ -293,4 +306,4 @@ def _end(x: Array, ending: str, axis_name: str | None, dtype: Dtype, train: bool
     else:
         norm = BatchNorm(affine=False, axis_name=axis_name, dtype=dtype, name='norm')
         x, _ = norm(jnp.tanh(x), train)
-    return x.astype(jnp.float32)
+    return layers.wide(x)

@@ -28,17 +28,25 @@ class Output(NamedTuple):
     stages are the last map of each resolution, finest first.
     """
 
-    logits: Array  # [B, num_classes] float32
-    features: Array  # [B, F] float32, the input of the last linear layer
+    logits: Array  # [B, num_classes], `wide`
+    features: Array  # [B, F], `wide`: the input of the last linear layer
     statistics: dict[str, Any]  # {layer: {'mean': [C], 'var': [C]}}, nested as the module is
     stages: tuple[Array, ...] = ()  # [B, h, w, C] each, in the module's dtype
+
+
+def wide(x: Array) -> Array:
+    """`x` in float32, or in float64 if that is its type.
+
+    So are moments and outputs, whatever the type of the layers between.
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm over all axes but the last, returning also the moments of its input.
 
-    Moments are float32 whatever `dtype`; with `axis_name` they are those of the whole batch over
-    that mapped axis, which makes n devices optimise what one device does.
+    Moments are `wide` whatever `dtype`.  With `axis_name` they are those of the whole batch over
+    that mapped axis, so n devices optimise what one device does.
 
     momentum: the weight of the old running value (1 minus PyTorch's).
     """
@@ -57,8 +65,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         axes = tuple(range(x.ndim - 1))
-        x32 = x.astype(jnp.float32)
-        mean, square = jnp.mean(x32, axes), jnp.mean(jnp.square(x32), axes)
+        x_wide = wide(x)
+        mean, square = jnp.mean(x_wide, axes), jnp.mean(jnp.square(x_wide), axes)
         count = x.size // channels
         if self.axis_name is not None and not self.is_initializing():
             mean, square = jax.lax.pmean((mean, square), self.axis_name)
@@ -138,12 +146,12 @@ MOST_PARTS = 16  # of a batch: each is traced and compiled
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **rest: Any) -> Array:
-    """`lax.conv_general_dilated`, whose kernel's gradient comes in parts of the batch on CPUs.
+    """`lax.conv_general_dilated`; on CPUs, its kernel's gradient is summed over parts of the batch.
 
-    XLA sums it over all pixels of all images at once, and on CPUs falls to a tenth of its speed
-    where these do not fit into a cache.  With parts a student's forward and backward pass at batch
-    128 takes 0.6 to 0.7 of the time (WRN-16, ResNet-18); smaller parts gain little more and take
-    longer to compile.  With a kernel for each channel, see `convolve_channels`.
+    XLA sums it over all pixels of all images at once, and on CPUs falls to a tenth of its speed if
+    they do not fit into a cache.  In parts, the forward and backward pass of a student at batch 128
+    takes 0.6 to 0.7 of the time (WRN-16, ResNet-18); smaller parts gain little more and take longer
+    to compile.  For one kernel for each channel, see `convolve_channels`.
     """
     if rest.get('feature_group_count', 1) == x.shape[-1] == kernel.shape[-1] > 1:
         return convolve_channels(x, kernel, strides, padding, **rest)
@@ -182,8 +190,8 @@ def convolve_channels(
 ) -> Array:
     """`lax.conv_general_dilated` of each channel with its own kernel: [B, H, W, C] x [h, w, 1, C].
 
-    On CPUs a sum of shifted products in float32, which compiles longer: there XLA's convolution in
-    groups takes 9 to 80 times longer, and the gradient of its kernel 2 to 16 times.
+    On CPUs it is a sum of shifted products (`wide`), which takes longer to compile: XLA's grouped
+    convolution takes 9 to 80 times longer there, and the gradient of its kernel 2 to 16 times.
     """
     height, width = kernel.shape[:2]
     if isinstance(padding, str):
@@ -193,14 +201,14 @@ def convolve_channels(
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
     def products(x: Array, kernel: Array) -> Array:
-        x32 = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+        padded = jnp.pad(wide(x), ((0, 0), *padding, (0, 0)))
         of_row, of_column = (
             [slice(i, i + whole - size + 1, stride) for i in range(size)]
-            for whole, size, stride in zip(x32.shape[1:3], (height, width), strides)
+            for whole, size, stride in zip(padded.shape[1:3], (height, width), strides)
         )
-        row = kernel.astype(jnp.float32)[:, :, None]  # [h, w, 1, 1, C]
+        row = wide(kernel)[:, :, None]  # [h, w, 1, 1, C]
         shifted = [
-            x32[:, rows, columns] * row[None, i, j]
+            padded[:, rows, columns] * row[None, i, j]
             for i, rows in enumerate(of_row)
             for j, columns in enumerate(of_column)
         ]
@@ -227,9 +235,9 @@ def convolve_channels(
 def convolve_transposed(x: Array, kernel: Array) -> Array:
     """torch.nn.ConvTranspose2d(4, stride 2, padding 1): [B, H, W, C] -> [B, 2H, 2W, features].
 
-    The gradient of its kernel [4, 4, features, C] is that of the convolution which it transposes,
-    and is taken there: by itself XLA is fifty times slower at it on CPUs, where it was 95 % of a
-    generator's step at 224 px.
+    The gradient of its kernel [4, 4, features, C] is computed as that of the convolution which it
+    transposes: XLA's own is fifty times slower on CPUs, where it was 95 % of a generator's step at
+    224 px.
     """
 
     def convolution(image: Array, kernel: Array) -> Array:
@@ -274,15 +282,15 @@ def linear(
     name: str,
     kernel_init: nn.initializers.Initializer | None = None,
     bias_init: nn.initializers.Initializer | None = None,
-    dtype: Dtype = jnp.float32,
+    dtype: Dtype | None = None,
 ) -> Array:
-    """torch.nn.Linear inside a compact module."""
+    """torch.nn.Linear inside a compact module; `dtype` defaults to that of x."""
     default = torch_uniform(x.shape[-1])
     return nn.Dense(
         features,
         kernel_init=kernel_init or default,
         bias_init=bias_init or default,
-        dtype=dtype,
+        dtype=dtype or x.dtype,
         name=name,
     )(x)
 
@@ -313,10 +321,10 @@ def upsample2(x: Array) -> Array:
 class UpsampleConv(nn.Module):
     """Nearest-neighbour upsampling by two, then a 3x3 convolution with padding 1, as one.
 
-    Equal to ``conv(upsample2(x), features, 3)`` with the same kernel at under half its
-    multiplications.  Each of an output pixel's three taps along an axis falls on one of two input
-    pixels, so the four outputs of an input pixel are 2x2 convolutions of the input itself, with
-    taps added up beforehand; the upsampled map, four times the input, is never made.
+    Equal to ``conv(upsample2(x), features, 3)`` with the same kernel, with under half of its
+    multiplications.  Along an axis, the three taps of an output pixel fall on two input pixels.  So
+    the four outputs of an input pixel are 2x2 convolutions of the input itself, with taps added up
+    beforehand, and the upsampled map, four times as large, is never made.
     """
 
     features: int

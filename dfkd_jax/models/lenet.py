@@ -46,5 +46,5 @@ class LeNet5(nn.Module):
             maps[x.shape[1:3]] = x
         features = x.reshape(x.shape[0], -1)
         x = nn.relu(layers.linear(features, self.widths[3], name='fc_0', dtype=self.dtype))
-        logits = layers.linear(x.astype(jnp.float32), self.num_classes, name='fc_2')
-        return Output(logits, features.astype(jnp.float32), {}, tuple(maps.values()))
+        logits = layers.linear(layers.wide(x), self.num_classes, name='fc_2')
+        return Output(logits, layers.wide(features), {}, tuple(maps.values()))

@@ -91,7 +91,7 @@ class MobileNetV2(nn.Module):
             maps[x.shape[1:3]] = x
         x = conv_norm(x, 1280, 1, 1, f'features_{len(blocks) + 1}')
 
-        features = jnp.mean(x.astype(jnp.float32), (1, 2))
+        features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='classifier_1',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip

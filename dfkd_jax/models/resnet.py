@@ -108,7 +108,7 @@ class ResNet(nn.Module):
                 x, taps[name] = block(x, train)
             maps[x.shape[1:3]] = x
 
-        features = jnp.mean(x.astype(jnp.float32), (1, 2))
+        features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name=self.head)
         return Output(logits, features, taps, tuple(maps.values()))
 

@@ -52,7 +52,7 @@ class VGG(nn.Module):
             if block < 3 or (block == 3 and height == 64):
                 x = layers.max_pool(x, 2)
 
-        features = jnp.mean(x.astype(jnp.float32), (1, 2))
+        features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='classifier',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip

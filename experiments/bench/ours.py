@@ -164,7 +164,7 @@ class Steps:
                 rows = (image_bank.draw(self.state.extra.bank, key_bank, batch),)
             draws = (
                 *rows,
-                *augment.draw_moves(key, batch, padding, self.config.synthesis.flip),
+                *augment.draw_crop_flip(key, batch, padding, self.config.synthesis.flip),
             )
         return jax.device_get(draws)
 

@@ -228,7 +228,8 @@ class Statistics:
     def tap(self, norm: nn.Module, inputs: Any, output: Any) -> None:
         del norm, output
         if torch.is_grad_enabled():  # not where the teacher only labels
-            self.seen.append(torch.var_mean(inputs[0].float(), (0, 2, 3), unbiased=False))
+            wide = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
+            self.seen.append(torch.var_mean(wide, (0, 2, 3), unbiased=False))
 
     def pop(self) -> list[tuple[Tensor, Tensor]]:
         """Variance and mean at each norm in the last forward pass."""

@@ -27,6 +27,7 @@ from dfkd_jax.contract import Frozen, Models
 from dfkd_jax.diffusion import clip_text, prior, schedule, unet, vae
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import diffdfkd
+from dfkd_jax.methods.shared import trajectories
 from dfkd_jax.storage import workdir
 
 UNET = {
@@ -107,7 +108,7 @@ def measure(batch: int, size: int, remat: bool, run: bool) -> dict[str, Any]:
         }
         states = jnp.zeros((2, 77, 768))
         return Frozen(nets.teacher.init(key, np.zeros((1, 32, 32, 3), np.float32)),
-                      diffdfkd.Prior(params, states))  # fmt: skip
+                      trajectories.FrozenPrior(params, states))  # fmt: skip
 
     key = jax.random.key(0)
     frozen = jax.eval_shape(init, key)

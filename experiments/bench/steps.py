@@ -120,7 +120,7 @@ def torch_side(library: ours.Steps, device: str, compiled: bool = False) -> plai
     nayer = plain_torch.Nayer(
         library.config, library.weights, library.table, images, norm, device, compiled
     )
-    nayer.label = torch.tensor(np.asarray(library.state.extra.making.label), device=device).long()
+    nayer.label = torch.tensor(np.asarray(library.state.extra.batch.label), device=device).long()
     return nayer
 
 

@@ -1,13 +1,13 @@
 """A generator of latents and a student in turns: what DAFL, ZSKT, DFAD and DFQ share.
 
-No class is asked for and no image is kept.  A step of the generator G draws z ~ N(0, I) and lowers
-a weighted sum of terms of what the networks make of G(z); a step of the student draws G(z) anew and
-lowers a sum of its own.  A method is two tables of terms, whose names are those of their weights in
-`config.loss`.  Besides, the config chooses
+No class is asked for and no image is kept.  A step of the generator G draws z ~ N(0, I) and
+minimises a weighted sum of terms, functions of what the networks make of G(z); a step of the
+student draws G(z) anew and minimises a sum of its own.  A method is two tables of terms, named as
+their weights in `config.loss`.  Besides, the config chooses
 
     synthesis.fresh       latents are drawn at every step; False: once a batch of synthesis, for
                           the steps of generator and student alike
-    synthesis.adversary   whom the generator plays against: 'train', the student as it trains, its
+    synthesis.adversary   what the generator plays against: 'train', the student as it trains, its
                           batch norms on the batch's own moments (which it does not remember);
                           'eval', on their running ones; 'teacher', the teacher itself
     student.optimiser     'sgd' or 'adam'; its rate falls by a cosine to `final_lr`, or to a tenth
@@ -40,8 +40,8 @@ CHOICES = {
 }
 
 
-class Seen(NamedTuple):
-    """A batch of synthetic images in the networks' eyes: what a term is a function of.
+class Outputs(NamedTuple):
+    """What the networks make of a batch of synthetic images; a term is a function of it.
 
     teacher, student: their `Output`s; the student is None where a generator has no adversary.
     running: the teacher's running statistics.
@@ -54,7 +54,7 @@ class Seen(NamedTuple):
     shards: Shards
 
 
-Term = Callable[[Seen], Array]  # a scalar, the mean over this instance's share of the batch
+Term = Callable[[Outputs], Array]  # a scalar, the mean over this instance's share of the batch
 
 
 class Latents(struct.PyTreeNode):
@@ -67,25 +67,25 @@ def make(
     config: Any,
     models: Models,
     shards: Shards,
-    of_generator: Mapping[str, Term],
-    of_student: Mapping[str, Term],
+    generator_terms: Mapping[str, Term],
+    student_terms: Mapping[str, Term],
 ) -> Method:
-    """A method from the terms that its generator and its student lower.
+    """A method from the terms that its generator and its student minimise.
 
     A term of weight 0 is left out of the program; 'adversarial' is the one that sees the student.
     Raises ValueError where a batch, a choice or the generator does not fit.
     """
     _check(config, models, shards)
     loss, synthesis = config.loss, config.synthesis
-    shape, latent = models.image_shape, models.generator.latent
     student_tx, generator_tx = optimisers(config)
-    of_generator = {name: term for name, term in of_generator.items() if loss[name]}
-    of_student = {name: term for name, term in of_student.items() if loss[name]}
+    generator_terms = {name: term for name, term in generator_terms.items() if loss[name]}
+    student_terms = {name: term for name, term in student_terms.items() if loss[name]}
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
         key_student, key_generator = jax.random.split(key)
-        student = models.student.init(key_student, jnp.zeros((1, *shape)))
+        student = models.student.init(key_student, jnp.zeros((1, *models.image_shape)))
+        latent = models.generator.latent
         generator = models.generator.init(key_generator, jnp.zeros((1, latent)))
         return State(
             round=contract.first_round(),
@@ -97,84 +97,66 @@ def make(
     def begin(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """The latents of a batch."""
         del frozen
-        z = jax.random.normal(key, (synthesis.batch_size, latent))
+        z = jax.random.normal(key, (synthesis.batch_size, models.generator.latent))
         return state.replace(extra=Latents(z)), {}
 
     def latents(state: State, key: Key, batch_size: int) -> Array:
-        """This instance's share of a step's latents."""
+        """This instance's share of the latents of a step."""
         if synthesis.fresh:
-            return shards.share(jax.random.normal(key, (batch_size, latent)))
+            return shards.share(jax.random.normal(key, (batch_size, models.generator.latent)))
         return shards.share(state.extra.z)
-
-    def generate(variables: Any, z: Array) -> tuple[Array, Params]:
-        """Images [B, H, W, channels] as the networks see them; G's new running statistics."""
-        image, mutated = models.generator.apply(variables, z, train=True, mutable=['batch_stats'])
-        if models.generator.ending == 'pixels':
-            image = models.normalise(image)
-        return image, mutated['batch_stats']
-
-    def train_student(variables: Any, image: Array) -> tuple[Any, Params]:
-        """The student in train mode, and its new running statistics."""
-        out, mutated = models.student.apply(variables, image, train=True, mutable=['batch_stats'])
-        return out, mutated.get('batch_stats', {})
-
-    def adversary(frozen: Frozen, state: State, image: Array) -> Any:
-        """The output of whom the generator plays against."""
-        if synthesis.adversary == 'teacher':
-            return models.teacher.apply(frozen.teacher, image)
-        if synthesis.adversary == 'eval':
-            return models.student.apply(state.student.variables, image)
-        return train_student(state.student.variables, image)[0]
-
-    def total(terms: Mapping[str, Term], seen: Seen) -> tuple[Array, Metrics]:
-        """The weighted sum of the terms, and each."""
-        values = {name: term(seen) for name, term in terms.items()}
-        whole = sum((loss[name] * value for name, value in values.items()), jnp.zeros(()))
-        return whole, values | {'loss': whole}
 
     def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         z = latents(state, key, synthesis.batch_size)
 
         def generator_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.generator.batch_stats}
-            image, batch_stats = generate(variables, z)
+            image, batch_stats = generate(models, variables, z)
             teacher = models.teacher.apply(frozen.teacher, image)
-            student = adversary(frozen, state, image) if 'adversarial' in of_generator else None
-            seen = Seen(teacher, student, frozen.teacher.get('batch_stats', {}), shards)
-            whole, values = total(of_generator, seen)
-            return whole, (values, batch_stats)
+            student = None
+            if 'adversarial' in generator_terms:
+                student = adversary(synthesis.adversary, models, frozen, state, image)
+            running = frozen.teacher.get('batch_stats', {})
+            total, values = weighted_sum(
+                loss, generator_terms, Outputs(teacher, student, running, shards)
+            )
+            return total, (values, batch_stats)
 
         (_, (values, batch_stats)), grads = shards.value_and_grad(generator_loss)(
             state.generator.params
         )
         generator = contract.update(state.generator, grads, generator_tx, batch_stats)
-        return state.replace(generator=generator), _named('g/', values, shards)
+        metrics = shards.mean({'g/' + name: value for name, value in values.items()})
+        return state.replace(generator=generator), metrics
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
-        """A batch in the student's eyes, labelled by the teacher."""
+        """A batch as the student would see it, labelled by the teacher."""
         z = latents(state, key, synthesis.student_batch_size)
-        image, _ = generate(state.generator.variables, z)
+        image, _ = generate(models, state.generator.variables, z)
         logits = models.teacher.apply(frozen.teacher, image).logits
         return Batch(image, jnp.argmax(logits, -1).astype(jnp.int32))
 
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         z = latents(state, key, synthesis.student_batch_size)
-        image, _ = generate(state.generator.variables, z)
+        image, _ = generate(models, state.generator.variables, z)
         teacher = models.teacher.apply(frozen.teacher, image)
 
         def student_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
-            out, batch_stats = train_student(variables, image)
-            seen = Seen(teacher, out, frozen.teacher.get('batch_stats', {}), shards)
-            whole, values = total(of_student, seen)
-            agreement = jnp.mean(losses.agreement(out.logits, teacher.logits))
-            return whole, (values | {'agreement': agreement}, batch_stats)
+            student, batch_stats = apply_in_train_mode(models.student, variables, image)
+            running = frozen.teacher.get('batch_stats', {})
+            total, values = weighted_sum(
+                loss, student_terms, Outputs(teacher, student, running, shards)
+            )
+            agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
+            return total, (values | {'agreement': agreement}, batch_stats)
 
         (_, (values, batch_stats)), grads = shards.value_and_grad(student_loss)(
             state.student.params
         )
         student = contract.update(state.student, grads, student_tx, batch_stats)
-        return state.replace(student=student), _named('s/', values, shards)
+        metrics = shards.mean({'s/' + name: value for name, value in values.items()})
+        return state.replace(student=student), metrics
 
     return Method(
         init, generator_step, student_step, sample,
@@ -182,8 +164,46 @@ def make(
     )  # fmt: skip
 
 
+def generate(models: Models, variables: Any, z: Array) -> tuple[Array, Params]:
+    """Images [B, H, W, channels] as the networks see them; the generator's new running statistics.
+
+    z: [B, latent].
+    """
+    image, batch_stats = apply_in_train_mode(models.generator, variables, z)
+    if models.generator.ending == 'pixels':
+        image = models.normalise(image)
+    return image, batch_stats
+
+
+def apply_in_train_mode(module: Any, variables: Any, x: Array) -> tuple[Any, Params]:
+    """What a network returns with the moments of the batch, and its new running statistics."""
+    out, mutated = module.apply(variables, x, train=True, mutable=['batch_stats'])
+    return out, mutated.get('batch_stats', {})
+
+
+def adversary(kind: str, models: Models, frozen: Frozen, state: State, image: Array) -> Any:
+    """The output of the network that the generator plays against.
+
+    kind: `config.synthesis.adversary`.
+    """
+    if kind == 'teacher':
+        return models.teacher.apply(frozen.teacher, image)
+    if kind == 'eval':
+        return models.student.apply(state.student.variables, image)
+    return apply_in_train_mode(models.student, state.student.variables, image)[0]
+
+
+def weighted_sum(
+    weights: Any, terms: Mapping[str, Term], outputs: Outputs
+) -> tuple[Array, Metrics]:
+    """The sum of the terms, each times its weight in `config.loss`; and the terms themselves."""
+    values = {name: term(outputs) for name, term in terms.items()}
+    total = sum((weights[name] * value for name, value in values.items()), jnp.zeros(()))
+    return total, values | {'loss': total}
+
+
 def optimisers(config: Any) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """The student's and the generator's."""
+    """The student's and the generator's, with their learning rates over the whole run."""
     student, generator, phases = config.student, config.generator, config.phases
 
     def rate(start: float, steps: int, falls: bool = True) -> Any:
@@ -229,12 +249,8 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
             f'config.student.milestones={tuple(config.student.milestones)}: expected shares of the '
             'run, above 0 and below 1.'
         )
-    if not hasattr(models.generator, 'ending'):
+    if models.generator.conditioning != 'none':
         raise ValueError(
-            f'{config.method} needs a generator of plain latents: set config.generator.model to '
+            f'{config.method} needs a generator of latents alone: set config.generator.model to '
             'dcgan_generator or dcgan_deep_generator.'
         )
-
-
-def _named(prefix: str, values: Metrics, shards: Shards) -> Metrics:
-    return shards.mean({prefix + name: value for name, value in values.items()})

@@ -1,8 +1,8 @@
-"""A bank of synthetic images on the device: a ring of the last that were put in.
+"""A bank of synthetic images on the device: a ring buffer of the newest ones.
 
-It is plain data in a method's state, so checkpoints keep it; and it is the same on every device:
-what is put in is the whole batch, what comes out are the rows asked for.  Pixels take a byte each,
-which a network trained on 8-bit images does not notice: 160,000 images of 32 x 32 x 3 take 493 MB.
+It is plain data in the state of a method, so checkpoints hold it.  It is the same on every device:
+whole batches are put in, and the rows asked for are taken out.  A pixel takes one byte, as in the
+8-bit images that networks are trained on: 160,000 images of 32 x 32 x 3 take 493 MB.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ Key = jax.Array
 
 
 class Bank(struct.PyTreeNode):
+    """N images and what they were made for."""
+
     image: Array  # [N, H, W, C] uint8 pixels
     label: Array  # [N] int32, the classes that were asked for
     source: Array  # [N] int32, what else a method remembers of each; 0 if nothing
-    written: Array  # [] int32: images ever put in
+    written: Array  # [] int32, images ever put in
 
 
 def empty(size: int, image_shape: tuple[int, int, int]) -> Bank:
@@ -35,8 +37,9 @@ def empty(size: int, image_shape: tuple[int, int, int]) -> Bank:
 
 
 def check(synthesis: Any) -> None:
-    """Raises ValueError where a config's bank, of `synthesis.bank` images, does not fit its batch
-    or the mixing of its images is out of range.
+    """Checks the fields of a bank in `config.synthesis`.
+
+    Raises ValueError unless it holds whole batches, and for mixing that is out of range.
     """
     if synthesis.bank <= 0 or synthesis.bank % synthesis.batch_size:
         raise ValueError(
@@ -49,9 +52,9 @@ def check(synthesis: Any) -> None:
 
 
 def put(bank: Bank, pixel: Array, label: Array, source: Array | None = None) -> Bank:
-    """Puts in a batch in place of the oldest: pixels [B, H, W, C] in [0, 1], labels, sources [B].
+    """Replaces the oldest images by a batch: pixels [B, H, W, C] in [0, 1], labels, sources [B].
 
-    Raises ValueError unless the bank's size is a multiple of B: a batch never wraps around.
+    Raises ValueError unless the size of the bank is a multiple of B: a batch never wraps around.
     """
     size, batch = len(bank.image), len(pixel)
     if size % batch:
@@ -68,9 +71,9 @@ def put(bank: Bank, pixel: Array, label: Array, source: Array | None = None) -> 
 
 
 def draw(bank: Bank, key: Key, batch: int) -> Array:
-    """Rows to take, [B], uniform over what was put in.  The key is consumed.
+    """Rows to take, [B], uniform over the images put in so far.  The key is consumed.
 
-    Of an empty bank they are rows of black images.
+    An empty bank gives rows of black images.
     """
     filled = jnp.clip(bank.written, 1, len(bank.image))
     return jax.random.randint(key, (batch,), 0, filled)

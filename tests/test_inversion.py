@@ -1,10 +1,9 @@
-"""DeepInversion, CMI and Fast-DFKD: what makes each that method."""
+"""The methods with a bank of images: what they share; then DeepInversion, CMI and Fast-DFKD."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -13,35 +12,23 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tiny import Built
 
 from configs import cifar10, cifar100, common, imagenet
 from dfkd_jax import contract, losses
-from dfkd_jax.contract import Frozen, Method, State
+from dfkd_jax.contract import State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cmi, deepinversion
+from dfkd_jax.methods.shared import inversion
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
-ALL = ('deepinversion', 'cmi', 'fast')
-STEPS = ('begin', 'generator_step', 'finish')
+TRAINED = ('deepinversion', 'cmi', 'fast')  # what these train is made anew for every batch
+ALL = (*TRAINED, 'nayer', 'cae')
 WARMUP = 4  # rounds
 
 
-class Built(NamedTuple):
-    """A method on the tiny networks, its synthesis compiled, and its start."""
-
-    config: Any
-    method: Method
-    frozen: Frozen
-    state: State
-
-
-@cache
-def built(name: str, *changes: tuple[str, Any]) -> Built:
-    config = tiny.config(name, **dict(changes))
-    config.phases = (common.phase(rounds=WARMUP, g_steps=2, s_steps=0), *config.phases)
-    method, frozen = tiny.method(config, sharding.Shards()), tiny.frozen()
-    compiled = method._replace(**{step: jax.jit(getattr(method, step)) for step in STEPS})
-    return Built(config, compiled, frozen, jax.jit(method.init)(frozen, jax.random.key(0)))
+def built(name: str, **changes: Any) -> Built:
+    return tiny.built(name, WARMUP, **changes)
 
 
 def begun(run: Built, state: State | None = None, seed: int = 0) -> State:
@@ -57,27 +44,25 @@ def finished(run: Built, state: State) -> State:
     return run.method.finish(run.frozen, state, None)[0]
 
 
-def leaf(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-
-
 def at(state: State, number: int) -> State:
     return state.replace(round=jnp.asarray(number, jnp.int32))
 
 
-# 1. All three.
+# 1. All methods with a bank.
 
 
 @pytest.mark.parametrize('name', ALL)
 def test_the_student_has_a_say_after_the_warm_up_only(name: str):
     run = built(name)
     state = begun(run)
-    (_, early), (_, late) = (stepped(run, at(state, WARMUP - i)) for i in (1, 0))
+    (before, early), (after, late) = (stepped(run, at(state, WARMUP - i)) for i in (1, 0))
     assert early['adversarial'] == late['adversarial'] < 0
     gap = run.config.loss.adversarial * late['adversarial']
     if name == 'deepinversion':
         gap -= run.config.loss.bn * run.config.loss.student_bn * late['student_bn']
     np.testing.assert_allclose(late['loss'] - early['loss'], gap, rtol=1e-2)
+    trained = [tiny.vector((end.generator, end.extra)) for end in (before, after)]
+    assert not np.array_equal(*trained), 'and not in the metrics alone'
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -87,20 +72,22 @@ def test_the_bank_gets_the_images_of_the_lowest_loss(name: str):
     for i in range(6):
         state, metrics = stepped(run, state, i)
         totals.append(metrics['loss'])
-        bests.append(np.asarray(state.extra.making.best))
-    np.testing.assert_allclose(state.extra.making.lowest, min(totals), rtol=1e-6)
-    np.testing.assert_array_equal(bests[-1], bests[int(np.argmin(totals))])
+        bests.append(np.asarray(state.extra.batch.best))
+        np.testing.assert_allclose(state.extra.batch.lowest, min(totals), rtol=1e-6)
+        np.testing.assert_array_equal(bests[-1], bests[int(np.argmin(totals))])
     bank = finished(run, state).extra.bank
     expected = np.round(255 * np.clip(bests[-1], 0, 1)).astype(np.uint8)
     np.testing.assert_array_equal(bank.image[: tiny.BATCH], expected)
-    np.testing.assert_array_equal(bank.label[: tiny.BATCH], state.extra.making.label)
+    np.testing.assert_array_equal(bank.label[: tiny.BATCH], state.extra.batch.label)
+    np.testing.assert_array_equal(bank.source[: tiny.BATCH], state.extra.batch.source)
+    assert begun(run, state, seed=9).extra.batch.lowest == inversion.HIGHEST
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', TRAINED)
 def test_synthesis_finds_what_it_is_asked_for(name: str):
     """The loss falls, and hits are above chance."""
-    rates = {'deepinversion': ()}.get(name, (('generator__lr', 1e-2),))
-    run = built(name, *rates, ('loss__bn', 1.0))
+    rates = {} if name == 'deepinversion' else {'generator__lr': 1e-2}
+    run = built(name, **rates, loss__bn=1.0)
     state, found = begun(run), []
     for i in range(40):
         state, metrics = stepped(run, state, i)
@@ -132,7 +119,7 @@ def test_the_divergence_is_clamped():
 def test_deepinversion_lowers_its_loss_and_raises_the_students_share():
     changes = dict(loss__student_bn=0.25, loss__tv=1e-2, loss__l2=1e-3)
     changes |= dict(pixels__jitter=0, synthesis__flip=False)
-    run = built('deepinversion', *changes.items())
+    run = built('deepinversion', **changes)
     state = at(begun(run), WARMUP)
     _, found = stepped(run, state)
     loss, image = run.config.loss, state.extra.image
@@ -155,7 +142,7 @@ def test_deepinversion_lowers_its_loss_and_raises_the_students_share():
     for name, value in {
         'bn': losses.bn_statistics(teacher.statistics, run.frozen.teacher['batch_stats']),
         'student_bn': losses.bn_statistics(student.statistics, state.student.batch_stats),
-        'ce': jnp.mean(losses.cross_entropy(teacher.logits, state.extra.making.label)),
+        'ce': jnp.mean(losses.cross_entropy(teacher.logits, state.extra.batch.label)),
         'adversarial': -jnp.mean(divergence),
         'tv': sum(np.linalg.norm(pair) for pair in pairs),
         'l2': np.linalg.norm(x),
@@ -171,7 +158,7 @@ def test_images_move_as_one():
     x = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype(np.float32)
     seen = set()
     for seed in range(40):
-        found = np.asarray(deepinversion.moved(jnp.asarray(x), jax.random.key(seed), 1, True))
+        found = np.asarray(deepinversion.jitter(jax.random.key(seed), jnp.asarray(x), 1, True))
         ways = [
             (row, column, mirrored)
             for row in (-1, 0, 1)
@@ -184,7 +171,7 @@ def test_images_move_as_one():
         assert len(ways) == 1
         seen |= set(ways)
     assert len(seen) > 12
-    still = deepinversion.moved(jnp.asarray(x), jax.random.key(0), 0, False)
+    still = deepinversion.jitter(jax.random.key(0), jnp.asarray(x), 0, False)
     np.testing.assert_array_equal(still, x)
 
 
@@ -195,21 +182,21 @@ def test_images_start_from_noise_and_stay_in_the_range_of_pixels():
     state, _ = stepped(run, state)
     pixel = 0.5 + 0.25 * state.extra.image
     assert pixel.min() >= 0 and pixel.max() <= 1
-    assert np.any(leaf(state.extra.opt_state))
+    assert np.any(tiny.vector(state.extra.opt_state))
     again = begun(run, state, seed=1)
-    assert not np.any(leaf(again.extra.opt_state))
+    assert not np.any(tiny.vector(again.extra.opt_state))
     assert not np.array_equal(again.extra.image, begun(run).extra.image)
 
 
 def test_the_published_code_keeps_the_last_images():
-    run = built('deepinversion', ('pixels__keep', 'last'), ('pixels__lr', 10.0))
+    run = built('deepinversion', pixels__keep='last', pixels__lr=10.0)
     state = begun(run)
     for i in range(3):
         state, _ = stepped(run, state, i)
     pixel = 0.5 + 0.25 * state.extra.image
     bank = finished(run, state).extra.bank
     assert np.abs(np.round(255 * np.asarray(pixel)) - bank.image[: tiny.BATCH]).max() <= 1
-    assert not np.allclose(pixel, state.extra.making.best, atol=0.1)
+    assert not np.allclose(pixel, state.extra.batch.best, atol=0.1)
     assert cifar10.get_config('deepinversion,as_published').pixels.keep == 'last'
     assert cifar10.get_config('deepinversion').pixels.keep == 'best'
 
@@ -222,18 +209,22 @@ def test_every_batch_has_a_new_generator_and_the_head_lasts():
     state, _ = stepped(run, begun(run))
     again = begun(run, state, seed=1)
     chex.assert_trees_all_equal(again.extra.memory, state.extra.memory)
-    assert not np.any(leaf(again.generator.opt_state)) and np.any(leaf(state.generator.opt_state))
+    assert not np.any(tiny.vector(again.generator.opt_state)) and np.any(
+        tiny.vector(state.generator.opt_state)
+    )
     params = again.generator.params['generator']
     for kind, mean, deviation in (('kernel', 0, 0.02), ('scale', 1, 0.02), ('bias', 0, 0)):
-        x = leaf([layer[kind] for layer in params.values() if kind in layer])
+        x = tiny.vector([layer[kind] for layer in params.values() if kind in layer])
         np.testing.assert_allclose([np.mean(x), np.std(x)], [mean, deviation], atol=0.01)
         old = state.generator.params['generator'].values()
-        assert not np.array_equal(x, leaf([layer[kind] for layer in old if kind in layer]))
+        assert not np.array_equal(x, tiny.vector([layer[kind] for layer in old if kind in layer]))
     latent = again.generator.params['latent']
     np.testing.assert_allclose(np.std(latent), 1, rtol=0.3)
     moved, _ = stepped(run, again)
     assert not np.array_equal(moved.generator.params['latent'], latent), 'it is trained'
-    assert not np.array_equal(leaf(moved.extra.memory.head), leaf(again.extra.memory.head))
+    assert not np.array_equal(
+        tiny.vector(moved.extra.memory.head), tiny.vector(again.extra.memory.head)
+    )
 
 
 def test_features_are_means_over_positions():
@@ -253,12 +244,14 @@ def test_the_contrast_is_cross_entropy_to_the_diagonal():
     similarity = (local @ whole.T / temperature)[:6, :6]
     lost = np.log(np.exp(similarity).sum(-1)) - np.diag(similarity)
     given = jnp.asarray(local, jnp.float32), jnp.asarray(whole, jnp.float32)
-    found = cmi.contrast(*given, jnp.asarray(valid), new, temperature)
+    found = cmi.contrastive_loss(*given, jnp.asarray(valid), new, temperature)
     np.testing.assert_allclose(found, lost[:3].mean() + lost[3:].mean(), rtol=1e-5)
-    grads = jax.grad(cmi.contrast, (0, 1))(*given, jnp.asarray(valid), new, temperature)
-    assert np.all(np.isfinite(leaf(grads))) and not np.any(grads[1]), 'none to the global views'
+    grads = jax.grad(cmi.contrastive_loss, (0, 1))(*given, jnp.asarray(valid), new, temperature)
+    assert np.all(np.isfinite(tiny.vector(grads))) and not np.any(grads[1]), (
+        'none to the global views'
+    )
     assert np.any(grads[0][0]) and not np.any(grads[0][6])
-    alone = cmi.contrast(*given, jnp.arange(7) < 3, new, temperature)
+    alone = cmi.contrastive_loss(*given, jnp.arange(7) < 3, new, temperature)
     similarity = similarity[:3, :3]
     lost = np.log(np.exp(similarity).sum(-1)) - np.diag(similarity)
     np.testing.assert_allclose(alone, lost.mean(), rtol=1e-5)
@@ -267,12 +260,14 @@ def test_the_contrast_is_cross_entropy_to_the_diagonal():
 def test_what_is_recalled_was_written_and_is_no_row_twice():
     memory = jnp.arange(12.0)[:, None]
     for written, expected in ((0, 0), (3, 3), (9, 5), (12, 5), (40, 5)):
-        rows, held = cmi.recall(jax.random.key(written), memory, jnp.asarray(written), 5)
+        rows, held = cmi.draw_negatives(jax.random.key(written), memory, jnp.asarray(written), 5)
         rows = np.asarray(rows)[np.asarray(held), 0]
         assert len(set(rows)) == len(rows) == expected
         assert np.all(rows < written)
-    draws = [cmi.recall(jax.random.key(i), memory, jnp.asarray(12), 5)[0] for i in range(30)]
-    assert len(set(leaf(draws))) == 12
+    draws = [
+        cmi.draw_negatives(jax.random.key(i), memory, jnp.asarray(12), 5)[0] for i in range(30)
+    ]
+    assert len(set(tiny.vector(draws))) == 12
 
 
 def test_the_memory_is_written_in_a_circle_with_the_best_features():
@@ -282,7 +277,7 @@ def test_the_memory_is_written_in_a_circle_with_the_best_features():
     for batch in range(3):
         state, best = begun(run, state, seed=batch), None
         for i in range(4):
-            lowest = float(state.extra.making.lowest)
+            lowest = float(state.extra.batch.lowest)
             state, metrics = stepped(run, state, i)
             if metrics['loss'] < lowest:
                 best = np.asarray(state.extra.memory.best)
@@ -303,7 +298,7 @@ def test_the_contrast_of_a_step_is_that_of_its_views():
     views = head.apply({'params': state.extra.memory.head.params}, feature)
     valid = jnp.ones(tiny.BATCH, bool)
     temperature = run.config.loss.contrast_temperature
-    expected = cmi.contrast(views[:, 0], views[:, 1], valid, tiny.BATCH, temperature)
+    expected = cmi.contrastive_loss(views[:, 0], views[:, 1], valid, tiny.BATCH, temperature)
     np.testing.assert_allclose(found['contrast'], expected, rtol=1e-4)
     loss = run.config.loss
     total = loss.bn * found['bn'] + loss.ce * found['ce'] + loss.adversarial * found['adversarial']
@@ -312,7 +307,7 @@ def test_the_contrast_of_a_step_is_that_of_its_views():
 
 
 def test_without_the_contrast_there_is_no_memory():
-    run = built('cmi', ('loss__contrast', 0.0))
+    run = built('cmi', loss__contrast=0.0)
     state, found = stepped(run, begun(run))
     assert state.extra.memory == () and 'contrast' not in found
     assert finished(run, state).extra.bank.written == tiny.BATCH
@@ -327,7 +322,8 @@ def two_steps(run: Built, state: State) -> tuple[State, Any]:
     state = begun(run, state)
     for i in range(2):
         state, _ = stepped(run, state, i)
-        moments.append(state.extra.fast.opt_state[0].mu['generator'])
+        adam = state.extra.fast.opt_state.inner_states['generator'].inner_state[0]
+        moments.append(adam.mu['generator'])
     total = jax.tree.map(lambda a, b: (a + b - beta * a) / (1 - beta), *moments)
     return state, total
 
@@ -341,7 +337,7 @@ def stepped_meta(run: Built, net: contract.Net, grads: Any) -> contract.Net:
 
 @pytest.mark.parametrize('meta', ['fomaml', 'reptile'])
 def test_the_meta_generator_follows_its_gradient_with_an_adam_that_lasts(meta: str):
-    run = built('fast') if meta == 'fomaml' else built('fast', ('generator__meta', meta))
+    run = built('fast') if meta == 'fomaml' else built('fast', generator__meta=meta)
     state = run.state
     for batch in range(2):
         before = state.generator
@@ -366,14 +362,14 @@ def test_a_batch_starts_from_the_meta_generator_with_a_new_adam():
     state = finished(run, two_steps(run, run.state)[0])
     again = begun(run, state, seed=5)
     chex.assert_trees_all_equal(again.extra.fast.params['generator'], state.generator.params)
-    assert not np.any(leaf((again.extra.fast.opt_state, again.extra.gradient)))
+    assert not np.any(tiny.vector((again.extra.fast.opt_state, again.extra.gradient)))
     latent = again.extra.fast.params['latent']
     np.testing.assert_allclose(np.std(latent), 1, rtol=0.3)
     assert not np.array_equal(latent, begun(run, state, seed=6).extra.fast.params['latent'])
 
 
 def test_without_meta_learning_the_generator_goes_on():
-    run = built('fast', ('generator__meta', 'none'))
+    run = built('fast', generator__meta='none')
     assert run.state.extra.gradient == ()
     state, _ = two_steps(run, run.state)
     learnt = state.extra.fast
@@ -383,7 +379,7 @@ def test_without_meta_learning_the_generator_goes_on():
     chex.assert_trees_all_equal(state.generator.opt_state, run.state.generator.opt_state)
     again = begun(run, state, seed=5)
     chex.assert_trees_all_equal(again.extra.fast.params['generator'], learnt.params['generator'])
-    assert not np.any(leaf(again.extra.fast.opt_state))
+    assert not np.any(tiny.vector(again.extra.fast.opt_state))
 
 
 def test_latents_have_a_rate_of_their_own():
@@ -392,18 +388,24 @@ def test_latents_have_a_rate_of_their_own():
     state = begun(run)
     after, _ = stepped(run, state)
     for name, rate in (('generator', 2e-3), ('latent', 0.01)):
-        moved = np.abs(leaf(after.extra.fast.params[name]) - leaf(state.extra.fast.params[name]))
+        moved = np.abs(
+            tiny.vector(after.extra.fast.params[name]) - tiny.vector(state.extra.fast.params[name])
+        )
         np.testing.assert_allclose(np.quantile(moved, 0.9), rate, rtol=2e-2)
 
 
 def test_the_first_layer_is_drawn_anew_once():
-    run = built('fast', ('generator__reset_batch', 3))
+    run = built('fast', generator__reset_batch=3)
     state = run.state
     for number in range(1, 6):
         before = state.generator.params
         state = begun(run, state, seed=number)
         params = state.generator.params
-        same = {name for name in params if np.array_equal(leaf(params[name]), leaf(before[name]))}
+        same = {
+            name
+            for name in params
+            if np.array_equal(tiny.vector(params[name]), tiny.vector(before[name]))
+        }
         assert params.keys() - same == ({'project', 'norm0'} if number == 3 else set())
         chex.assert_trees_all_equal(state.extra.fast.params['generator'], params)
         if number == 3:
@@ -419,7 +421,7 @@ def test_the_first_layer_is_drawn_anew_once():
 def test_published_numbers():
     """The scripts of Fast-DFKD's repository."""
     for configs in (cifar10, cifar100):
-        for name in ALL:
+        for name in TRAINED:
             config = configs.get_config(name)
             synthesis, student = config.synthesis, config.student
             assert (synthesis.batch_size, synthesis.student_batch_size) == (256, 256)
@@ -473,7 +475,13 @@ def test_the_untrained_control_trains_nothing():
 @pytest.mark.parametrize(
     ('name', 'changes', 'match'),
     [
-        *((name, dict(synthesis__bank=0), 'bank=0 must be a positive multiple') for name in ALL),
+        *(
+            (name, dict(synthesis__bank=bank), f'bank={bank} must be a positive multiple')
+            for name in ALL
+            for bank in (0, tiny.BATCH + 1)
+        ),
+        ('nayer', dict(generator__model='cpsc_generator'), 'nayer needs its noisy layer'),
+        ('cae', dict(generator__model='nayer_generator'), 'cae needs a generator of pixels'),
         ('fast', dict(generator__meta='maml'), "meta='maml'; expected one of"),
         ('fast', dict(generator__reset_batch=-1), 'reset_batch=-1: expected the number'),
         ('fast', dict(generator__model='nayer_generator'), 'fast needs a generator of pixels'),
@@ -501,7 +509,7 @@ def test_a_student_that_never_learns_is_a_mistake(name: str):
 
 def test_a_teacher_without_maps_has_nothing_to_contrast():
     config = tiny.config('cmi')
-    nets = tiny.nets(config)._replace(teacher=Flat())
+    nets = tiny.nets(config)._replace(teacher=tiny.WithoutMaps())
     with pytest.raises(ValueError, match='returns no maps'):
         cmi.make(config, nets, sharding.Shards())
     config.loss.contrast = 0.0
@@ -512,10 +520,3 @@ def test_deepinversion_has_no_generator():
     nets = tiny.nets(tiny.config('fast'))
     with pytest.raises(ValueError, match='trains no generator'):
         deepinversion.make(tiny.config('deepinversion'), nets, sharding.Shards())
-
-
-class Flat(tiny.Classifier):
-    """A classifier that hides its maps."""
-
-    def __call__(self, images: jax.Array, train: bool = False) -> Any:
-        return super().__call__(images, train)._replace(stages=())
