@@ -36,9 +36,9 @@ def with_method(config: ConfigDict, arg: str | None, default: str = 'cpsc') -> C
     known = ('smoke', *method.FLAGS)
     if unknown := sorted(flags.difference(known)):
         raise ConfigError(
-            f'config argument {arg!r}: {", ".join(unknown)} is no flag of {name}, which has '
-            f'{", ".join(known)}. Expected METHOD[,FLAG...], METHOD one of {", ".join(METHODS)} '
-            f'(if none is named, {default}).'
+            f'config argument {arg!r}: found {", ".join(unknown)}; expected METHOD[,FLAG...], '
+            f'METHOD one of {", ".join(METHODS)} (if none is named, {default}), and FLAG, for '
+            f'{name}, one of {", ".join(known)}.'
         )
     config.method, config.loop = name, method.LOOP
     method.published(config)

@@ -2,8 +2,8 @@
 
     python -m dfkd_jax.main --config=digits
 
-The images ship with scikit-learn.  The run trains its own teacher, which reaches 99.68 ± 0.27 % (six
-seeds, experiments/digits).
+The images ship with scikit-learn.  The run trains its own teacher, which reaches 99.68 ± 0.27 %
+(six seeds, experiments/digits).
 """
 
 from dfkd_jax.configs import common

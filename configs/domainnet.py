@@ -8,8 +8,8 @@ FOLDER holds the images of one domain (clipart, infograph, painting, quickdraw, 
 train/CLASS/* and test/CLASS/*.  Classes are numbered alphabetically; the authors' checkpoints have
 airplane, clock, axe, basketball, bicycle, bird, strawberry, flower, pizza, bracelet.
 
-DiffDFKD's settings are its authors'.  The other methods have their ImageNet settings: nobody
-publishes a run of theirs.  No full run is on record.
+DiffDFKD's settings are its authors'.  The other methods have their ImageNet settings: no run of
+theirs is published.  No full run is on record.
 """
 
 from dfkd_jax.configs import common

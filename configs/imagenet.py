@@ -3,9 +3,9 @@
     python -m dfkd_jax.main --config=imagenet:fast --config.data.data_dir=DIR \\
         --config.teacher.checkpoint=resnet50.pth
 
-Settings are ours, except Fast-DFKD's: nobody publishes a run of the other methods on ImageNet.  The
-generators are those that CPSC-DFKD's and NAYER's code offer for 224 px; batches and rates are scaled
-down from their settings.  No full run is on record.
+Settings are ours, except Fast-DFKD's: no run of the other methods on ImageNet is published.  The
+generators are those that CPSC-DFKD's and NAYER's code offer for 224 px; batches and rates are
+scaled down from their settings.  No full run is on record.
 """
 
 from dfkd_jax.configs import common

@@ -4,8 +4,8 @@
         --config.teacher.checkpoint=FILE
 
 NAYER's settings are its authors'.  CPSC-DFKD's authors run this data set with the generator of
-CIFAR-100 at 64 px and do not publish its weights; it has those of CIFAR-100 here.  No full run is on
-record.
+CIFAR-100 at 64 px and do not publish the weights of its losses; here they are those of CIFAR-100.
+No full run is on record.
 """
 
 from dfkd_jax.configs import common

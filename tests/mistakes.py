@@ -30,8 +30,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from configs import digits
 from dfkd_jax import build, cli, diffusion, loops, port, transfer_dense
+from dfkd_jax.configs import digits
 from dfkd_jax.data import __main__ as data_command
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes

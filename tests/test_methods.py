@@ -21,8 +21,8 @@ import tiny
 from flax import struct
 from reference import Sided, near
 
-from configs import cifar100
 from dfkd_jax import contract, losses, models, port
+from dfkd_jax.configs import cifar100
 from dfkd_jax.contract import Batch, Method, State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.loops import alternating
