@@ -36,7 +36,10 @@ def get_config(name: str, argument: str = ''):
 def facts_without_files(monkeypatch):
     """What `data.check` would say were the data set there."""
 
+    shape: tuple[int, ...] = ()
+
     def check(config):
+        nonlocal shape
         spec = DATASETS[config.name]
         shape = (config.image_size, config.image_size, config.channels)
         return data.Facts(
@@ -44,13 +47,8 @@ def facts_without_files(monkeypatch):
             100, 100, spec.flip, spec.padding,
         )  # fmt: skip
 
-    def load_prior(config):
-        if 'prior' not in config:
-            return None
-        size, channels = config.data.image_size, config.data.channels
-        return tiny.prior()._replace(
-            shape=(size, size, channels), frozen=tiny.prior_params(channels)
-        )
+    def load_prior(*_):  # after `check`
+        return tiny.prior()._replace(shape=shape, frozen=tiny.prior_params(shape[-1]))
 
     monkeypatch.setattr(data, 'check', check)
     monkeypatch.setattr(build, 'load_prior', load_prior)
