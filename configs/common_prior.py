@@ -3,11 +3,14 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dfkd_jax.errors import ConfigError
+
 
 def prior(image_size: int, channels: int, widths: tuple[int, ...], attention: tuple[int, ...]):
     """A small UNet2DModel on a cosine schedule."""
     return ConfigDict(
         dict(
+            loop='diffusion_prior',
             seed=0,
             parallel='shard_map',  # jit (one device) / pmap / shard_map (all devices of the host)
             weights='float16',  # of what is kept: float16 / float32
@@ -52,10 +55,10 @@ def prior(image_size: int, channels: int, widths: tuple[int, ...], attention: tu
 def finish(config: ConfigDict, arg: str | None) -> ConfigDict:
     """Applies the one flag, `smoke`: the same program at a fraction of its length and width.
 
-    Raises ValueError for another.
+    Raises ConfigError for another.
     """
     if arg not in (None, '', 'smoke'):
-        raise ValueError(f'config argument {arg!r}: expected nothing or `smoke`.')
+        raise ConfigError(f'config argument {arg!r}: expected nothing or smoke.')
     if arg:
         config.unet.widths = (8,) * len(config.unet.widths)
         config.train.update(steps=20, batch_size=8, warmup_steps=2)

@@ -2,13 +2,13 @@
 
     apt-get download openclipart-png && dpkg-deb -x openclipart-png_*.deb CLIPART
     python experiments/prior_data.py clipart --source=CLIPART --output=clipart32
-    python -m dfkd_jax.diffusion.train --config=configs/prior_clipart.py --workdir=DIR \\
+    python -m dfkd_jax.diffusion.train --config=prior_clipart --workdir=DIR \\
         --config.data.folder=clipart32
 
 Loss of images held out 0.1555; the receipt and samples are in dfkd_jax/diffusion/priors/clipart32.
 """
 
-from configs import common_prior
+from dfkd_jax.configs import common_prior
 
 
 def get_config(arg: str | None = None):

@@ -1,13 +1,13 @@
 """A prior of random strokes, 16 px grey on black, for the digits' teacher: three minutes of a core.
 
     python experiments/prior_data.py strokes --output=strokes16
-    python -m dfkd_jax.diffusion.train --config=configs/prior_strokes.py --workdir=DIR \\
+    python -m dfkd_jax.diffusion.train --config=prior_strokes --workdir=DIR \\
         --config.data.folder=strokes16
 
 Loss of images held out 0.1695; the receipt and samples are in dfkd_jax/diffusion/priors/strokes16.
 """
 
-from configs import common_prior
+from dfkd_jax.configs import common_prior
 
 
 def get_config(arg: str | None = None):

@@ -1,28 +1,111 @@
-"""The command line that `main` and `teach` share: flags, and mistakes told in one line."""
+"""The command line that the programs of a run share: flags, and mistakes told in one line."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import pkgutil
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from dfkd_jax import build
+from dfkd_jax import configs
 from dfkd_jax.distributed import processes
-from dfkd_jax.errors import HostError
+from dfkd_jax.errors import ConfigError, UserError
 
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The run: FILE[:method[,flag...]], a file of configs/.', lock_config=True
-)
+CONTINUES = 'What was saved is whole: the same command continues from it.'
+
+
+# 1. Configs
+
+
+def config_names() -> list[str]:
+    """The configs that ship: files of the folder ``configs/``, but for what they share."""
+    modules = pkgutil.iter_modules(configs.__path__)
+    return sorted(m.name for m in modules if not m.ispkg and not m.name.startswith('common'))
+
+
+def load_config(argument: str) -> ConfigDict:
+    """The config that `argument` names: ``NAME[:ARGUMENT]`` or ``PATH/FILE.py[:ARGUMENT]``.
+
+    NAME is one that ships, and so is ``configs/NAME.py`` where there is no such file.  ARGUMENT
+    goes to the file's `get_config`; for those that ship it is METHOD[,FLAG...].  A file of your own
+    imports what they share: ``from dfkd_jax.configs import common``.
+    Raises ConfigError where there is no such config, and where its file fails.
+    """
+    where, *rest = argument.split(':', 1)
+    path = Path(where)
+    name = path.stem if path == Path('configs', f'{path.stem}.py') else where
+    try:
+        if path.suffix == '.py' and path.is_file():
+            module = _module(path)
+        elif name in config_names():
+            module = importlib.import_module(f'dfkd_jax.configs.{name}')
+        else:
+            raise ConfigError(
+                f'there is no config {where!r}: expected one of {", ".join(config_names())}, or '
+                'the path of a file, PATH/FILE.py; after it, a method and flags: '
+                'digits:nayer,smoke.'
+            )
+        config = module.get_config(*rest) if hasattr(module, 'get_config') else None
+    except UserError:
+        raise
+    except Exception as error:  # a file of the user's may fail in any way
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
+        line = f', line {lines[-1]},' if lines else ''
+        raise ConfigError(f'{where}{line} fails: {type(error).__name__}: {error}.') from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f'{where}: expected a function get_config that returns a ml_collections.ConfigDict.'
+        )
+    return config
+
+
+def _module(path: Path) -> ModuleType:
+    """A file as a module, which is not kept."""
+    spec = importlib.util.spec_from_file_location('config_file', path)
+    assert spec and spec.loader  # since its name ends with .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Parses the value of ``--config``; ml_collections itself knows paths only."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        try:
+            return load_config(argument).lock()
+        except UserError as error:
+            raise flags.Error(str(error)) from error
+
+
+# 2. Flags
+
+
+def define_config(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
+    """Defines ``--config``, whose fields can be set as ``--config.field=value``."""
+    holder = config_flags.DEFINE_config_file(
+        'config',
+        help_string='The run: NAME or FILE.py, then [:method[,flag...]], e.g. digits:nayer,smoke.',
+        flag_values=flag_values,
+    )
+    flag_values['config'].parser = _ConfigParser()
+    return holder
+
+
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make, or to continue in.')
 flags.mark_flag_as_required('config')
-CONTINUES = 'What was saved is whole: the same command continues from it.'
-EXPECTED_ERRORS = (*build.EXPECTED_ERRORS, HostError)
 
 
 def launch(job: Callable[[Any, str | None], Any]) -> None:
@@ -40,15 +123,11 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
                 '--config.field=value.'
             )
         try:
-            CONFIG.value.to_dict()  # a file that did not load is reported at its first use only
-        except OSError as error:
-            sys.exit(f'error: {" ".join(str(error).split())}')
-        try:
             if 'distributed' in CONFIG.value:
                 processes.join(CONFIG.value.distributed)
             job(CONFIG.value, WORKDIR.value)
             processes.leave()
-        except EXPECTED_ERRORS as error:
+        except UserError as error:
             _exit(str(error))
         except OSError as error:
             _exit(f'{error}. {CONTINUES}')
@@ -77,12 +156,11 @@ def _parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
-        # absl puts the traceback of a failing config file into its message; its end says it all.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        absent = re.match(r'flag --(\w+)=None', lines[-1])
+        text = ' '.join(str(error).split())
+        absent = re.search(r'flag --(\w+)=None', text)
         if absent:
             sys.exit(f'error: --{absent[1]} is missing. {flags.FLAGS[absent[1]].help}')
-        sys.exit(f'error: {lines[-1].removeprefix("ValueError: ")}')
+        sys.exit(f'error: {text}')
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections names a field that does not exist, or a value of the wrong type.
         text = ' '.join(str(error).replace('\\n', ' ').replace('\\', '').split()).strip('"')

@@ -55,7 +55,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from table import NAMES, VARIANTS, save, spread
 
-from configs import common
+from dfkd_jax.configs import common
 from dfkd_jax.reporting import metrics
 from dfkd_jax.storage import files, model_folder
 
@@ -136,7 +136,7 @@ def pairs(text: str) -> list[Pair]:
 
 def load(name: str, argument: str = '') -> Any:
     """The config of a file of configs/."""
-    return importlib.import_module(f'configs.{name}').get_config(argument)
+    return importlib.import_module(f'dfkd_jax.configs.{name}').get_config(argument)
 
 
 def find_teacher(pair: Pair, args: argparse.Namespace) -> Path | None:

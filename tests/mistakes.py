@@ -30,11 +30,12 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from configs import digits
 from dfkd_jax import build, cli, diffusion, loops, port, transfer_dense
+from dfkd_jax.configs import digits
 from dfkd_jax.data import __main__ as data_command
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes
+from dfkd_jax.errors import UserError
 from dfkd_jax.loops import alternating, supervised
 from dfkd_jax.port import __main__ as port_command
 from dfkd_jax.storage import model_folder, safe_read, workdir
@@ -328,7 +329,8 @@ def shell(*arguments: str) -> Act:
     """`python -m dfkd_jax.main`, its flags read anew."""
 
     def act(folder: Folder) -> Any:
-        argv = ['dfkd_jax.main', f'--workdir={folder / "run"}', *arguments]
+        given = [each.replace('DIR', str(folder)) for each in arguments]
+        argv = ['dfkd_jax.main', f'--workdir={folder / "run"}', *given]
         with mock.patch.object(sys, 'argv', argv):
             cli.launch(alternating.run)
 
@@ -367,14 +369,21 @@ KIND = {'_class_name': 'UNet2DModel'}
 CASES: dict[str, dict[str, Act]] = {
     'the command line': {
         'no config': shell(),
-        'a config that is not there': shell('--config=configs/digitz.py'),
-        'neither a method nor a flag': shell('--config=configs/digits.py:cpsk'),
-        'two methods': shell('--config=configs/digits.py:cpsc,nayer'),
-        'a misspelt field': shell('--config=configs/digits.py', '--config.student.lrr=1'),
-        'a word for a number': shell('--config=configs/digits.py', '--config.student.lr=fast'),
-        'a fraction for a count': shell('--config=configs/digits.py', '--config.seed=0.5'),
-        'an unknown flag': shell('--config=configs/digits.py', '--wrkdir=here'),
-        'a stray word': shell('--config=configs/digits.py', 'stray'),
+        'a config that is not there': shell('--config=digitz'),
+        'a config file that is not there': shell('--config=DIR/mine.py'),
+        'a config file that fails': after(
+            write('mine.py', 'def get_config():\n    return one\n'), shell('--config=DIR/mine.py')
+        ),
+        'a config file that gives none': after(write('mine.py', ''), shell('--config=DIR/mine.py')),
+        'neither a method nor a flag': shell('--config=digits:cpsk'),
+        'two methods': shell('--config=digits:cpsc,nayer'),
+        'a flag of another method': shell('--config=digits:nayer,as_published'),
+        'a flag of a prior': shell('--config=prior_strokes:smok'),
+        'a misspelt field': shell('--config=digits', '--config.student.lrr=1'),
+        'a word for a number': shell('--config=digits', '--config.student.lr=fast'),
+        'a fraction for a count': shell('--config=digits', '--config.seed=0.5'),
+        'an unknown flag': shell('--config=digits', '--wrkdir=here'),
+        'a stray word': shell('--config=digits', 'stray'),
     },
     'fields of the config': {
         'an unknown method': run(method='cpsk'),
@@ -666,7 +675,7 @@ def said(act: Act, folder: Folder) -> str:
     try:
         with contextlib.redirect_stderr(printed):
             act(folder)
-    except cli.EXPECTED_ERRORS as error:
+    except UserError as error:
         text, cause = f'error: {error}', error.__cause__
     except SystemExit as end:
         lines = printed.getvalue().strip().splitlines()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import common
 from dfkd_jax import losses
+from dfkd_jax.configs import common
 from dfkd_jax.contract import Method, State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cae

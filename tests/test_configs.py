@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tiny
 from absl import flags
-from ml_collections import config_flags
 
-from configs import common
-from dfkd_jax import build, data
+from dfkd_jax import build, cli, data
+from dfkd_jax.configs import common
 from dfkd_jax.contract import Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import ConfigError
@@ -23,15 +22,12 @@ from dfkd_jax.methods import METHODS
 from dfkd_jax.methods.shared.trajectories import FrozenPrior
 from dfkd_jax.models import layers
 
-NAMES = sorted(
-    path.stem
-    for path in Path('configs').glob('*.py')
-    if not path.stem.startswith(('__init__', 'common', 'prior'))
-)
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [name for name in cli.config_names() if not name.startswith('prior')]
 
 
 def get_config(name: str, argument: str = ''):
-    config = importlib.import_module(f'configs.{name}').get_config(argument)
+    config = cli.load_config(f'{name}:{argument}')
     if 'labels' in config and config.labels.source == 'minilm':
         config.labels.source = 'onehot'  # the encoder is a package that need not be there
     return config
@@ -41,7 +37,10 @@ def get_config(name: str, argument: str = ''):
 def facts_without_files(monkeypatch):
     """What `data.check` would say were the data set there."""
 
+    shape: tuple[int, ...] = ()
+
     def check(config):
+        nonlocal shape
         spec = DATASETS[config.name]
         shape = (config.image_size, config.image_size, config.channels)
         return data.Facts(
@@ -49,13 +48,8 @@ def facts_without_files(monkeypatch):
             100, 100, spec.flip, spec.padding,
         )  # fmt: skip
 
-    def load_prior(config):
-        if 'prior' not in config:
-            return None
-        size, channels = config.data.image_size, config.data.channels
-        return tiny.prior()._replace(
-            shape=(size, size, channels), frozen=tiny.prior_params(channels)
-        )
+    def load_prior(*_):  # after `check`
+        return tiny.prior()._replace(shape=shape, frozen=tiny.prior_params(shape[-1]))
 
     monkeypatch.setattr(data, 'check', check)
     monkeypatch.setattr(build, 'load_prior', load_prior)
@@ -92,7 +86,7 @@ def test_steps_keep_the_state_at_true_size(monkeypatch, name, method):
     run = build.build(config)
     key = jax.random.key(0)
     blank = np.zeros((1, *run.models.image_shape), np.float32)
-    extra = FrozenPrior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
+    extra = FrozenPrior(run.extra.frozen, ()) if 'prior' in config else run.extra
     frozen = Frozen(jax.eval_shape(run.models.teacher.init, key, blank), extra)
     state = jax.eval_shape(run.whole.init, frozen, key)
     steps = (run.whole.begin, run.whole.generator_step, run.whole.finish, run.whole.student_step)
@@ -121,11 +115,11 @@ def test_a_teacher_without_batch_norms(method):
     key = jax.random.key(0)
     blank = np.zeros((1, *run.models.image_shape), np.float32)
     teacher = {'batch_stats': {}} | jax.eval_shape(run.models.teacher.init, key, blank)
-    extra = FrozenPrior(run.extra.frozen, ()) if method == 'diffdfkd' else run.extra
-    phase = common.phase(rounds=1, loops=2, g_steps=3, s_steps=0 if method == 'diffdfkd' else 5)
+    extra = FrozenPrior(run.extra.frozen, ()) if 'prior' in config else run.extra
+    phase = common.phase(rounds=1, loops=2, g_steps=3, s_steps=0 if 'prior' in config else 5)
     [queries] = build.queries(config, run.models, Frozen(teacher, extra), (phase,))
     batch = config.synthesis.batch_size
-    if method == 'diffdfkd':  # a batch's last images are judged too
+    if 'prior' in config:  # a batch's last images are judged too
         assert queries == 2 * (3 + 1) * batch
     else:
         steps = 0 if method == 'noise' else 2 * 3
@@ -141,8 +135,8 @@ def test_references(name):
     assert 'synthesis' not in config and 'phases' not in config
     assert get_config(name, 'diffdfkd,noise').synthesis.source == 'noise'
     assert get_config(name, 'noise').method == 'noise'
-    with pytest.raises(ValueError, match='trains no generator'):
-        get_config(name, 'noise,untrained')
+    loops = {'kd': 'kd', 'diffdfkd': 'offline', 'noise': 'alternating', 'cpsc': 'alternating'}
+    assert {method: get_config(name, method).loop for method in loops} == loops
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -196,17 +190,72 @@ def test_published_numbers_of_diffdfkd():
     assert get_config('domainnet').method == 'diffdfkd'
 
 
-def test_argument_is_checked():
-    with pytest.raises(ValueError, match='cpsk.*expected one method of cpsc'):
-        get_config('digits', 'cpsk')
+@pytest.mark.parametrize('method', common.METHODS)
+def test_a_flag_that_the_method_does_not_have_is_refused(method):
+    has = {'smoke', *importlib.import_module(f'dfkd_jax.configs.methods.{method}').FLAGS}
+    for flag in ('smoke', 'as_published', 'benchmark', 'untrained', 'unguided', 'noise'):
+        if flag == method:
+            continue  # the word names it
+        if flag in has:
+            assert get_config('digits', f'{method},{flag}').method == method
+            continue
+        with pytest.raises(ConfigError, match=f'found {flag}; .* FLAG, for {method}, one of smoke'):
+            get_config('digits', f'{method},{flag}')
+
+
+@pytest.mark.parametrize('argument', ['cpsk', 'cpsc,cpsk', 'cpsc,nayer', 'kd,untrained'])
+def test_argument_is_checked(argument):
+    expected = (
+        f'{argument!r}: found .*; expected METHOD.*, METHOD one of {", ".join(common.METHODS)}'
+    )
+    with pytest.raises(ConfigError, match=expected):
+        get_config('digits', argument)
+
+
+def test_a_flag_that_is_also_a_method():
+    """Noise is a control after the name of a method that has it, else a method, in any order."""
+    assert get_config('digits', 'diffdfkd,noise').method == 'diffdfkd'
+    assert get_config('domainnet', 'smoke,noise').method == 'noise'
+
+
+def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in cli.config_names():
+        by_name = cli.load_config(name)
+        assert by_name == cli.load_config(f'configs/{name}.py')
+        assert by_name == cli.load_config(str(ROOT / 'configs' / f'{name}.py'))
+    assert cli.load_config('configs/digits.py:nayer,smoke').method == 'nayer'
+    text = """
+from dfkd_jax.configs import digits
+def get_config(arg=None):
+    config = digits.get_config(arg)
+    config.seed = 7
+    return config
+"""
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'digits.py').write_text(text)  # the user's, which goes first
+    for path in ('configs/digits.py', './configs/digits.py', tmp_path / 'configs' / 'digits.py'):
+        config = cli.load_config(f'{path}:nayer,smoke')
+        assert (config.seed, config.method) == (7, 'nayer')
+    assert cli.load_config('digits').seed == 0
+
+
+def test_no_method_is_a_case_of_its_own():
+    """What a method needs is in its file: the others name none, but as the default."""
+    for path in ROOT.glob('configs/*.py'):
+        text = path.read_text()
+        _, code = text.split('"""\n', 1)
+        named = {method for method in common.METHODS if f"'{method}'" in code}
+        assert named <= {'cpsc', 'diffdfkd'}, path
+        assert len(text.splitlines()) < 200
 
 
 def test_fields_are_overridden_and_locked(monkeypatch):
     def parse(*arguments):
-        command = ['program', '--config=configs/digits.py:cpsc', *arguments]
+        command = ['program', '--config=digits:cpsc', *arguments]
         monkeypatch.setattr(sys, 'argv', command)  # ml_collections looks there for overrides
         values = flags.FlagValues()
-        config = config_flags.DEFINE_config_file('config', flag_values=values, lock_config=True)
+        config = cli.define_config(values)
         values(command)
         return config.value
 

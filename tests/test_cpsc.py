@@ -16,8 +16,8 @@ import tiny
 from reference import near
 from tiny import Built
 
-from configs import cifar100
 from dfkd_jax import contract, losses, models, port
+from dfkd_jax.configs import cifar100
 from dfkd_jax.contract import Method, State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cpsc

@@ -19,8 +19,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import prior_clipart, prior_strokes
 from dfkd_jax import diffusion
+from dfkd_jax.configs import prior_clipart, prior_strokes
 from dfkd_jax.data.image_folder import read_folder
 from dfkd_jax.diffusion import prior as priors
 from dfkd_jax.diffusion import recipe as recipes
@@ -337,7 +337,7 @@ def test_at_the_shell(tmp_path: Path) -> None:
 def test_configs_fit(file: Any) -> None:
     for argument in (None, 'smoke'):
         diffusion_prior.check(file.get_config(argument))
-    with pytest.raises(ValueError, match="'smok': expected nothing or `smoke`"):
+    with pytest.raises(ConfigError, match="'smok': expected nothing or smoke"):
         file.get_config('smok')
 
 

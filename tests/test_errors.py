@@ -71,7 +71,7 @@ def test_what_ends_a_run_from_outside_is_one_line(tmp_path, monkeypatch, raised,
         raise raised
 
     monkeypatch.setattr(alternating, 'run', run)
-    said = mistakes.said(mistakes.shell(f'--config={ROOT / "configs" / "digits.py"}'), tmp_path)
+    said = mistakes.said(mistakes.shell('--config=digits'), tmp_path)
     assert re.fullmatch(f'error: .*{message}.* What was saved is whole: the same command .*', said)
 
 
@@ -179,10 +179,10 @@ def test_shares_are_named_after_their_field():
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['--config=configs/digits.py:cpsc', '--config.method=cpsk'], 'unknown method'),
-        (['--config=configs/digits.py:cpsc', '--config.student.lrr=1'], 'lrr'),
-        (['--config=configs/digits.py:nonsense'], 'nonsense'),
-        (['--config=configs/digits.py', 'stray'], 'stray'),
+        (['--config=digits:cpsc', '--config.method=cpsk'], 'unknown method'),
+        (['--config=digits:cpsc', '--config.student.lrr=1'], 'lrr'),
+        (['--config=digits:nonsense'], 'nonsense'),
+        (['--config=digits', 'stray'], 'stray'),
     ],
 )
 def test_at_the_shell(tmp_path, arguments, message):

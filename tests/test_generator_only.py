@@ -11,9 +11,10 @@ import optax
 import pytest
 import tiny
 
-from configs import cifar10, cifar100
 from dfkd_jax import contract, losses
+from dfkd_jax.configs import cifar10, cifar100
 from dfkd_jax.distributed import sharding
+from dfkd_jax.errors import ConfigError
 from dfkd_jax.methods import zskt
 from dfkd_jax.methods.shared import generator_only
 
@@ -284,7 +285,7 @@ def test_the_benchmark_runs_all_four_alike():
     loss = cifar10.get_config('dafl,benchmark').loss
     assert (loss.one_hot, loss.activation, loss.balance) == (1, 1e-3, 20)
     assert cifar10.get_config('zskt,benchmark').loss.attention == 0
-    with pytest.raises(ValueError, match='benchmark is a setting of dafl'):
+    with pytest.raises(ConfigError, match='found benchmark; .* FLAG, for nayer, one of smoke'):
         cifar10.get_config('nayer,benchmark')
 
 

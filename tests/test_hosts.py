@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from processes import BATCHES, ROUNDS, SMALL, at_row
 from together import together
 
-from configs import common, digits
 from dfkd_jax import build
+from dfkd_jax.configs import common, digits
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, HostError
 from dfkd_jax.reporting import metrics

@@ -14,8 +14,8 @@ import pytest
 import tiny
 from tiny import Built
 
-from configs import cifar10, cifar100, common, imagenet
 from dfkd_jax import contract, losses
+from dfkd_jax.configs import cifar10, cifar100, common, imagenet
 from dfkd_jax.contract import State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import cmi, deepinversion

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import pytest
 
-from configs import common, digits
 from dfkd_jax import loops
+from dfkd_jax.configs import common, digits
 from dfkd_jax.loops import alternating
 
 pytestmark = pytest.mark.usefixtures('fast_runs')

@@ -15,8 +15,8 @@ import reference
 import tiny
 from reference import near
 
-from configs import cifar10, cifar100, common
 from dfkd_jax import contract, losses, models, port
+from dfkd_jax.configs import cifar10, cifar100, common
 from dfkd_jax.contract import State
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import nayer

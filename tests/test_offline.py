@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from processes import at_row, killed_at, output, to_the_end
 from reference import near
 
-from configs import digits
 from dfkd_jax import build, data, diffusion, loops
+from dfkd_jax.configs import digits
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import BankError

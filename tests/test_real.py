@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, digits
 from dfkd_jax import loops
+from dfkd_jax.configs import common, digits
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import kd, supervised
 from dfkd_jax.methods import METHODS

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import common, common_prior, digits
 from dfkd_jax import build, contract, loops
+from dfkd_jax.configs import common, common_prior, digits
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import NonFiniteError
 from dfkd_jax.loops import Stopped, alternating, diffusion_prior, offline, session, supervised

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import common, digits
 from dfkd_jax import contract, data
+from dfkd_jax.configs import common, digits
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import supervised

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from processes import TIMEOUT, at_row, killed_at, output, process, to_the_end, wait_for
 
-from configs import common, digits
 from dfkd_jax import build, loops, port
+from dfkd_jax.configs import common, digits
 from dfkd_jax.contract import Frozen
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import Stopped, alternating, supervised

@@ -12,8 +12,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from configs import common
 from dfkd_jax import contract, diffusion, models
+from dfkd_jax.configs import common
 from dfkd_jax.contract import Frozen, Method, Models, State
 from dfkd_jax.diffusion import unet
 from dfkd_jax.distributed import sharding
@@ -85,34 +85,33 @@ class SmoothGenerator(nn.Module):
         return norm(jnp.tanh(x), 'norm1')
 
 
+# What is smaller than published, wherever a method has and uses it.
+SMALLER = {
+    'student': {'warmup_steps': 0},
+    'generator': {'latent': 8, 'width': 4, 'noisy_width': 8},
+    'head': {'width': 8},
+    'prior': {'steps': 6},
+    'in_loop': {'start': 0},
+    'synthesis': {
+        'batch_size': BATCH, 'student_batch_size': BATCH, 'bank': 2 * BATCH, 'crop_padding': 1,
+        'memory': 2 * BATCH, 'negatives': BATCH,
+    },
+}  # fmt: skip
+
+
 def config(method: str = 'cpsc', **changes: Any) -> ConfigDict:
     """A run of a method on `nets`; changes are given as `group__field=value`."""
-    config = common.run(method)
-    config.data = common.data('digits', num_classes=CLASSES, image_size=SIZE, channels=CHANNELS)
-    getattr(common, method)(config, student='tiny')
-    config.synthesis.batch_size = BATCH
-    if method == 'diffdfkd':
-        config.prior.steps, config.in_loop.start = 6, 0
-    else:
-        if 'generator' in config:
-            config.generator.width = 4
-        config.synthesis.student_batch_size = BATCH
-    if method == 'cpsc':
-        config.generator.update(latent=8, spread=0.5)
-        config.student.warmup_steps = 0
-    elif method in common.EMBEDDED:
-        if method == 'nayer':
-            config.generator.noisy_width = 8
-        config.synthesis.update(bank=2 * BATCH, crop_padding=1)
-    elif method in common.GENERATIVE:
-        config.generator.latent = 8
-    elif method in common.INVERTED:
-        config.synthesis.update(bank=2 * BATCH, crop_padding=1)
-        if method != 'deepinversion':
-            config.generator.latent = 8
-        if method == 'cmi':
-            config.head.width = 8
-            config.synthesis.update(memory=2 * BATCH, negatives=BATCH)
+    config = common.run()
+    # A data set that no method has settings for, so that they are the published ones.
+    config.data = common.data('tiny', num_classes=CLASSES, image_size=SIZE, channels=CHANNELS)
+    config.student = common.student('tiny')
+    common.with_method(config, method)
+    for group, sizes in SMALLER.items():
+        for field, size in sizes.items():
+            if group in config and config[group].get(field):  # a bank of 0 stays one
+                config[group][field] = size
+    if 'spread' in config.get('generator', ()):
+        config.generator.spread = 0.5
     config.phases = (common.phase(rounds=20, g_steps=2, s_steps=2),)
     for name, value in changes.items():
         group, _, field = name.partition('__')

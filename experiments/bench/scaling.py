@@ -56,7 +56,7 @@ def main() -> None:
 
 def measure(size: str, name: str, devices: int) -> Any:
     """A row for every step of a round."""
-    config = importlib.import_module(f'configs.{size}').get_config(name)
+    config = importlib.import_module(f'dfkd_jax.configs.{size}').get_config(name)
     plan = sharding.make('shard_map', jax.devices()[:devices], fused=False)
     facts = _Facts(config.data)
     table = None

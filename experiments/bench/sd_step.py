@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import cifar10
 from dfkd_jax import build, diffusion
+from dfkd_jax.configs import cifar10
 from dfkd_jax.contract import Frozen, Models
 from dfkd_jax.diffusion import clip_text, prior, schedule, unet, vae
 from dfkd_jax.distributed import sharding

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument('--turns', type=int, default=10)
     parser.add_argument('--output', type=Path)
     args = parser.parse_args()
-    config = importlib.import_module(f'configs.{args.config}').get_config(args.method)
+    config = importlib.import_module(f'dfkd_jax.configs.{args.config}').get_config(args.method)
     config.parallel = 'jit'
     run = build.build(config)
     blank = jnp.zeros((1, *run.models.image_shape))

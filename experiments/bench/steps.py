@@ -44,8 +44,8 @@ import plain_torch
 import torch
 import torch.nn.functional as F
 
-from configs import cifar10, common, digits, fashion_mnist
 from dfkd_jax import build
+from dfkd_jax.configs import cifar10, common, digits, fashion_mnist
 
 CONFIGS = {'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'digits': digits}
 # The largest relative difference of any loss term at equal weights and draws; relative to at least

@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 import ours
 
-from configs import common
+from dfkd_jax.configs import common
 from dfkd_jax.methods import METHODS
 
 SIZES = 'digits,cifar10:wrn40_2/wrn16_2,cifar10:resnet34/resnet18,imagenet'
@@ -89,7 +89,7 @@ def median(call: Callable[[], Any], seconds: float) -> float:
 def make_config(args: argparse.Namespace, size: str, method: str) -> Any:
     """The published setting of a method at a size, with rounds that take a CPU seconds."""
     name, _, networks = size.partition(':')
-    config = importlib.import_module(f'configs.{name}').get_config(method)
+    config = importlib.import_module(f'dfkd_jax.configs.{name}').get_config(method)
     if networks:
         config.teacher.model, config.student.model = networks.split('/')
     config.dtype, config.parallel = args.dtype, 'shard_map'
