@@ -231,18 +231,18 @@ def _open(settings: Settings) -> tuple[Facts, Any, str]:
         spec, test = DATASETS['digits'], _DIGITS_TEST
         stored = _Stored(10, 1, (8, 8), spec.class_names, spec.mean, spec.std, 1797 - test, test)
         return _facts(settings, spec, stored), None, 'test'
-    builder = find(settings)
+    builder = find(settings.name, settings.data_dir)
     stored, test_split = _stored(settings.name, spec, builder)
     return _facts(settings, spec, stored), builder, test_split
 
 
-def find(settings: Settings) -> Any:
-    """The TFDS builder of the newest version in the data folder.
+def find(name: str, data_dir: str | None) -> Any:
+    """The TFDS builder of a data set's newest version in the data folder.
 
+    data_dir: as in `Settings`.
     Raises DataError where there is none that can be read.
     """
-    name = settings.name
-    directory, origin = _data_dir(settings.data_dir)
+    directory, origin = _data_dir(data_dir)
     spec = spec_of(name)
     stored_as = spec.tfds_name if spec and spec.tfds_name else name
     versions = [
