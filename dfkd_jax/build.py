@@ -16,7 +16,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dfkd_jax import data, diffusion, labels, models, port
-from dfkd_jax.config import DataConfig, LabelsConfig, PriorConfig
 from dfkd_jax.contract import Frozen, Method, Models
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import (
@@ -168,12 +167,12 @@ def make_plan(mode: str) -> sharding.Plan:
         raise ConfigError(str(error)) from error
 
 
-def load_table(settings: LabelsConfig, images: DataConfig, about: data.Facts) -> np.ndarray:
+def load_table(settings: labels.Settings, images: data.Settings, about: data.Facts) -> np.ndarray:
     """The label embeddings that `config.labels` names, [C, E]."""
     return labels.load(settings, images.name, about.class_names, images.num_classes)
 
 
-def load_prior(settings: PriorConfig, synthesis: Any) -> diffusion.Prior | None:
+def load_prior(settings: Any, synthesis: Any) -> diffusion.Prior | None:
     """The diffusion model that `config.prior` names; None if the run samples from none."""
     if synthesis.bank or synthesis.source == 'noise':
         return None
@@ -219,7 +218,7 @@ def make_models(
 
 def make_generator(
     settings: Any,
-    images: DataConfig,
+    images: data.Settings,
     batch_size: int,
     dtype: str,
     axis_name: str | None = None,
@@ -243,7 +242,7 @@ def make_generator(
 
 
 def make_classifier(
-    name: str, images: DataConfig, dtype: str = 'float32', axis_name: str | None = None
+    name: str, images: data.Settings, dtype: str = 'float32', axis_name: str | None = None
 ) -> Any:
     """A classifier for the images' classes.  Raises ConfigError if it cannot take the images."""
     module = make_model(name, images.num_classes, dtype, axis_name)
@@ -279,7 +278,7 @@ def make_model(name: str, num_classes: int, dtype: str, axis_name: str | None, *
         raise ConfigError(str(error)) from error
 
 
-def load_network(path: str | Path, name: str, images: DataConfig) -> dict[str, Any]:
+def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str, Any]:
     """A classifier's variables from a model folder or a PyTorch file, checked against `images`.
 
     `batch_stats` is empty for a network without batch norms.  Raises PortError, CheckpointError or
@@ -304,7 +303,7 @@ def load_network(path: str | Path, name: str, images: DataConfig) -> dict[str, A
     return {'batch_stats': {}} | variables
 
 
-def _check_variables(path: str | Path, name: str, images: DataConfig, variables: Any) -> None:
+def _check_variables(path: str | Path, name: str, images: data.Settings, variables: Any) -> None:
     """Raises CheckpointError unless `variables` are exactly the network's arrays and finite."""
     module = make_model(name, images.num_classes, 'float32', None)
     shape = (images.image_size, images.image_size, images.channels)

@@ -10,6 +10,7 @@ Arrays are channels-last.  Images are normalised, as the teacher expects them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -94,6 +95,15 @@ def per_channel(values: tuple[float, ...]) -> Array:
     return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
 
 
+class Phase(Protocol):
+    """One of `config.phases`: `rounds` times, batches of synthesis and then the student."""
+
+    rounds: int
+    loops: int  # batches of synthesis a round
+    g_steps: int  # generator steps a batch
+    s_steps: int  # student steps a round
+
+
 class InitFn(Protocol):
     """Makes the state of round 0.  The key is consumed."""
 
@@ -153,7 +163,7 @@ def update(
     )
 
 
-def warmup_rounds(phases: Any) -> int:
+def warmup_rounds(phases: Iterable[Phase]) -> int:
     """The number of rounds before the student's first step."""
     rounds = 0
     for phase in phases:
@@ -163,7 +173,7 @@ def warmup_rounds(phases: Any) -> int:
     return rounds
 
 
-def sgd_by_round(student: Any, phases: Any) -> optax.GradientTransformation:
+def sgd_by_round(student: Any, phases: Sequence[Phase]) -> optax.GradientTransformation:
     """SGD with momentum; a cosine from `lr` to `final_lr`, constant within a round.
 
     student, phases: the config's.  Raises ValueError unless there are phases after the warm-up and

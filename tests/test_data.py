@@ -39,7 +39,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def run_python(code: str, *args: object) -> str:
-    """What a new process prints, outside the repository: it cannot know our code."""
+    """What a new process prints that starts outside the repository and so does not see our code."""
     command = [sys.executable, '-c', code, *map(str, args)]
     return subprocess.run(command, cwd='/', check=True, capture_output=True, text=True).stdout
 
@@ -57,7 +57,7 @@ def test_import_is_light():
 
 
 def test_official_names_read_by_tfds_alone(root):
-    """`tfds.data_source` of another process finds what is stored, by official name, and agrees."""
+    """`tfds.data_source`, in another process, reads the same images by their official names."""
     code = """
 import json, sys
 import tensorflow_datasets as tfds
@@ -85,9 +85,8 @@ print(json.dumps([answer, 'tensorflow' in sys.modules]))
 @pytest.mark.parametrize('name', sorted(data.DATASETS))
 def test_listed_sets(root, name):
     spec = data.DATASETS[name]
-    config = standins.config(
-        name, root, resize='crop' if name in ('imagenet', 'domainnet') else 'resize'
-    )
+    resize = 'crop' if name in ('imagenet', 'domainnet') else 'resize'
+    config = standins.config(name, root, resize=resize)
     facts = data.check(config)
     assert facts.mean == spec.mean and facts.std == spec.std
     assert len(facts.class_names) == facts.num_classes == spec.num_classes
@@ -235,8 +234,7 @@ def test_lazy_sets_give_the_same_images(root):
 def test_files_that_vanish_after_the_first_look(root, tmp_path):
     shutil.copytree(root / 'cifar10', tmp_path / 'cifar10')
     lazy = data.load(standins.config('cifar10', tmp_path), 'train', in_memory_bytes=0)
-    for path in (tmp_path / 'cifar10').rglob('*train*'):
-        path.write_bytes(b'')
+    next((tmp_path / 'cifar10').rglob('*train*')).write_bytes(b'')
     with pytest.raises(DataError, match='images of train in .* can no longer be read'):
         lazy.fetch(np.arange(4))
 
@@ -315,8 +313,21 @@ def test_tiny_imagenet_layout(root):
     assert 'thing 2' in names
 
 
+def prepared(folder: Path, images: dict[str, Image.Image], **changes) -> list[data.Dataset]:
+    """Both splits of a set that has these images, by their files' names, in each of two classes."""
+    for name in ('a', 'b'):
+        (folder / 'files' / name).mkdir(parents=True)
+        for file, image in images.items():
+            image.save(folder / 'files' / name / file)
+    prepare.prepare('kinds', folder, folder / 'files')
+    config = standins.config('kinds', folder, num_classes=2, image_size=8, **changes)
+    return [data.load(config, split) for split in ('train', 'test')]
+
+
 def test_other_kinds_of_images_become_colour(tmp_path):
     rgb = Image.fromarray(standins.picture(0, 0, 8))
+    clear = rgb.quantize(16)
+    clear.info['transparency'] = bytes(range(16))
     kinds = {
         'palette.png': rgb.quantize(16),
         'alpha.png': rgb.convert('RGBA'),
@@ -324,35 +335,18 @@ def test_other_kinds_of_images_become_colour(tmp_path):
         'cmyk.jpg': rgb.convert('CMYK'),
         'bitmap.bmp': rgb,
         'two.gif': rgb.convert('P'),
+        'clear.png': clear,
     }
-    clear = rgb.quantize(16)
-    clear.info['transparency'] = bytes(range(16))
-    kinds['clear.png'] = clear
-    for name in ('a', 'b'):
-        (tmp_path / 'files' / name).mkdir(parents=True)
-        for file, image in kinds.items():
-            image.save(tmp_path / 'files' / name / file)
-    prepare.prepare('kinds', tmp_path, tmp_path / 'files')
-    config = standins.config('kinds', tmp_path, num_classes=2, image_size=8)
-    sets = [data.load(config, split) for split in ('train', 'test')]
+    sets = prepared(tmp_path, kinds)
     assert sum(dataset.size for dataset in sets) == 14
-    close = [
-        np.abs(x.astype(int) - np.asarray(rgb)).mean() < 25
-        for dataset in sets
-        for x in dataset.images
-    ]
-    assert all(close)
+    for image in np.concatenate([dataset.images for dataset in sets]).astype(int):
+        assert np.abs(image - np.asarray(rgb)).mean() < 25
 
 
 def test_grey_folder_stays_grey(tmp_path):
-    for name in ('a', 'b'):
-        (tmp_path / 'files' / name).mkdir(parents=True)
-        for i in range(3):
-            image = Image.fromarray(standins.picture(i, 0, 8, 1)[..., 0])
-            image.save(tmp_path / 'files' / name / f'{i}.png')
-    prepare.prepare('grey', tmp_path, tmp_path / 'files')
-    changes = dict(num_classes=2, channels=1, image_size=8)
-    assert data.load(standins.config('grey', tmp_path, **changes), 'train').images.shape[-1] == 1
+    grey = {f'{i}.png': Image.fromarray(standins.picture(i, 0, 8, 1)[..., 0]) for i in range(3)}
+    train, _ = prepared(tmp_path, grey, channels=1)
+    assert train.images.shape == (4, 8, 8, 1)
 
 
 @pytest.mark.slow
@@ -529,10 +523,10 @@ def test_sources_that_cannot_be_used(tmp_path):
     folder = standins.class_folders(tmp_path / 'files', 'ant bee cow', each=3)
     refused('tiny_imagenet', folder, 'tiny_imagenet has 200 classes, .* has 3 folders of images')
     (folder / 'ant' / '0.png').write_bytes(b'no image')
-    refused('my_set', folder, '0.png is not an image that Pillow reads')
+    refused('my_set', folder, '0.png cannot be read as an image')
     whole = (folder / 'ant' / '1.png').read_bytes()
     (folder / 'ant' / '0.png').write_bytes(whole[:-60])
-    refused('my_set', folder, '0.png cannot be decoded')
+    refused('my_set', folder, '0.png cannot be read as an image')
     shutil.rmtree(folder / 'ant')
     standins.class_folders(folder, 'ant', each=1)
     refused('my_set', folder, 'class ant has 1 image: expected two')

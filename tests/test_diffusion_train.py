@@ -244,7 +244,7 @@ def test_folders_are_read_in_order_on_black(tmp_path: Path) -> None:
     assert (images[1, :, :2] == 0).all() and (images[1, :, 2:] == [255, 0, 0]).all()
     assert (read_folder(tmp_path, 2, 1)[1, :, 1] == 76).all()  # 0.299 red
     (tmp_path / 'c.jpg').write_bytes(b'no picture')
-    with pytest.raises(DataError, match='c.jpg cannot be read.*copy it again'):
+    with pytest.raises(DataError, match='c.jpg cannot be read as an image.*get it again'):
         read_folder(tmp_path, 4, 1)
 
 
@@ -315,7 +315,7 @@ def test_mistakes_in_images(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(ConfigError, match='set one of --config.data.folder'):
         diffusion_prior.load_images(config.data)
     config.data.folder = str(tmp_path)
-    with pytest.raises(DataError, match='there are no .png, .jpg, .jpeg images in'):
+    with pytest.raises(DataError, match='there are no images in'):
         diffusion_prior.load_images(config.data)
     config.data.update(folder=str(pictures), held_out=24)
     with pytest.raises(DataError, match='24 images, of which config.data.held_out=24'):

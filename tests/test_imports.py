@@ -21,7 +21,6 @@ PACKAGE = 'dfkd_jax'
 # room: (rooms it may import, packages of others it may import)      *: all rooms above, any package
 ROOMS = {
     'errors': ('', ''),
-    'config': ('', ''),
     'losses': ('', 'jax optax'),
     'augment': ('', 'jax'),
     'contract': ('errors', 'jax flax optax'),
@@ -46,7 +45,7 @@ COMMANDS = {'main.py', 'cli.py', 'teach.py', 'transfer_dense.py', 'diffusion/tra
 APART = {'distributed/sharding.py': 'jax numpy', 'storage/safe_read.py': ''}
 
 # What only computes, and so needs of the standard library only this.
-PURE = ('config.py', 'losses.py', 'augment.py', 'contract.py', 'models/', 'methods/')
+PURE = ('losses.py', 'augment.py', 'contract.py', 'models/', 'methods/')
 PURE += ('distributed/sharding.py',)
 PURE_STANDARD = set('__future__ collections dataclasses difflib functools math typing'.split())
 

@@ -1,4 +1,4 @@
-"""Probes see what is in features and change nothing; fine-tuning starts from all but the head."""
+"""A probe reads features and changes nothing; fine-tuning starts from all weights but the head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,26 +27,18 @@ from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import CheckpointError, DataError
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.transfer import classification, segmentation
+from dfkd_jax.transfer import network as networks
+from dfkd_jax.transfer.__main__ import main as classify
+from dfkd_jax.transfer.measurement import Recipe
+from dfkd_jax.transfer.network import Network
+from dfkd_jax.transfer_dense import main as segment
 from experiments import transfer_data
+
+pytestmark = pytest.mark.usefixtures('fast_runs')
 
 SIZE = 8
 FEW = (0.01, 1.0)  # values of C
-RECIPE = classification.Recipe(epochs=2, batch_size=128, lr=0.1)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_to_compile() -> Iterator[None]:
-    """Programs that compile in a third of the time, each once."""
-    changes = {
-        'jax_disable_most_optimizations': True,
-        'jax_persistent_cache_min_compile_time_secs': 0.0,
-    }
-    before = {name: jax.config.values[name] for name in changes}
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+RECIPE = Recipe(epochs=2, batch_size=128, lr=0.1)
 
 
 @pytest.fixture(scope='module')
@@ -86,15 +77,15 @@ def rng() -> np.random.Generator:
 
 def tiny_network(
     num_classes: int = tiny.CLASSES,
-) -> tuple[Any, dict[str, Any], classification.Network]:
+) -> tuple[Any, dict[str, Any], Network]:
     """A tiny module for other classes, and a network of `tiny.frozen`'s weights."""
-    facts = {'model': 'tiny', 'image_size': tiny.SIZE, 'channels': tiny.CHANNELS}
+    metadata = {'model': 'tiny', 'image_size': tiny.SIZE, 'channels': tiny.CHANNELS}
     weights = jax.device_get(tiny.frozen().teacher)
     ones = (1.0,) * tiny.CHANNELS
     return (
         tiny.Classifier(num_classes=num_classes),
         weights,
-        classification.Network(facts, weights, ones, ones),
+        Network(metadata, weights, ones, ones),
     )
 
 
@@ -135,7 +126,7 @@ def test_features_are_the_penultimate_and_then_the_means_of_the_stages(key: jax.
     module = models.make('resnet8_half')
     images = jax.random.normal(key, (2, 16, 16, 1))
     variables = module.init(key, images)
-    out, stages = classification.maps(module, variables, images)
+    out, stages = networks.maps(module, variables, images)
     assert [stage.shape for stage in stages] == [(2, 16, 16, 8), (2, 8, 8, 16), (2, 4, 4, 32)]
     np.testing.assert_array_equal(out.logits, module.apply(variables, images).logits)
     np.testing.assert_allclose(jnp.mean(stages[-1], (1, 2)), out.features, rtol=1e-6)
@@ -150,7 +141,7 @@ def test_every_family_has_stages(name: str) -> None:
 
     def shapes(key: jax.Array) -> list[jax.Array]:
         images = jnp.zeros((2, 32, 32, 3))
-        return classification.maps(module, module.init(key, images), images)[1]
+        return networks.maps(module, module.init(key, images), images)[1]
 
     stages = jax.eval_shape(shapes, jax.random.key(0))
     heights = [stage.shape[1] for stage in stages]
@@ -178,7 +169,7 @@ def test_a_probe_leaves_its_files_and_the_network_alone(
 
 
 def test_images_have_the_constants_that_the_network_knows(folder: Path) -> None:
-    network = classification.load(folder)
+    network = networks.load(folder)
     settings = classification.settings_of('digits', network)
     facts = classification.read(settings, network, data.check(settings)).facts
     spec = data.DATASETS['fashion_mnist']
@@ -187,9 +178,9 @@ def test_images_have_the_constants_that_the_network_knows(folder: Path) -> None:
     config = folder / 'config.json'
     own = {'name': 'fashion_mnist', 'mean': [0.5], 'std': [0.25]}
     files.write_json(config, {'data': own})
-    assert classification.load(folder)[2:] == ((0.5,), (0.25,))
+    assert networks.load(folder)[2:] == ((0.5,), (0.25,))
     files.write_json(config, {'data': own | {'name': 'another'}})
-    assert classification.load(folder)[2:] == (spec.mean, spec.std)
+    assert networks.load(folder)[2:] == (spec.mean, spec.std)
     config.unlink()
 
 
@@ -206,8 +197,8 @@ def test_colours_become_luma_for_a_grey_network(
 
 
 def test_grey_images_fill_the_channels_of_a_colour_network(folder: Path) -> None:
-    network = classification.load(folder)
-    network = network._replace(facts=network.facts | {'channels': 3}, mean=(0.5,) * 3)
+    network = networks.load(folder)
+    network = network._replace(metadata=network.metadata | {'channels': 3}, mean=(0.5,) * 3)
     settings = classification.settings_of('digits', network)
     settings.std = (0.25,) * 3
     images = classification.read(settings, network._replace(std=settings.std), data.check(settings))
@@ -222,7 +213,7 @@ def test_all_but_the_head_is_copied() -> None:
     for classes in (tiny.CLASSES, tiny.CLASSES + 3):  # a new head even for as many classes
         module, weights, network = tiny_network(classes)
         key = jax.random.key(3)
-        renewed = jax.device_get(classification.renew_head(plan, module, network, key))
+        renewed = jax.device_get(networks.renew_head(plan, module, network, key))
         old, new = model_folder.flatten(weights), model_folder.flatten(renewed)
         assert old.keys() == new.keys()
         for name, array in new.items():
@@ -231,7 +222,7 @@ def test_all_but_the_head_is_copied() -> None:
                 assert array.shape != old[name].shape or not np.array_equal(array, old[name])
             else:
                 np.testing.assert_array_equal(array, old[name])
-        control = classification.renew_head(plan, module, network, key, untrained=True)
+        control = networks.renew_head(plan, module, network, key, untrained=True)
         control = model_folder.flatten(jax.device_get(control))
         assert not np.array_equal(control['params/conv1/kernel'], old['params/conv1/kernel'])
         np.testing.assert_array_equal(control['params/fc/kernel'], new['params/fc/kernel'])
@@ -240,9 +231,7 @@ def test_all_but_the_head_is_copied() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     module, _, network = tiny_network()
     with pytest.raises(build.ConfigError, match='those of another architecture'):
-        classification.renew_head(
-            sharding.make(), module.clone(width=4), network, jax.random.key(0)
-        )
+        networks.renew_head(sharding.make(), module.clone(width=4), network, jax.random.key(0))
 
 
 def test_fine_tuning_lowers_the_loss_and_repeats(folder: Path) -> None:
@@ -260,11 +249,11 @@ def test_fine_tuning_lowers_the_loss_and_repeats(folder: Path) -> None:
 
 
 def test_fine_tuning_keeps_the_weights_it_is_given(folder: Path) -> None:
-    network, plan = classification.load(folder), sharding.make('jit')
+    network, plan = networks.load(folder), sharding.make('jit')
     settings = classification.settings_of('digits', network)
     images = classification.read(settings, network, data.check(settings))
-    module = classification.module_of(network, 10)
-    variables = classification.renew_head(plan, module, network, jax.random.key(0))
+    module = networks.make_module(network, 10)
+    variables = networks.renew_head(plan, module, network, jax.random.key(0))
     before = jax.device_get(variables)
     recipe = RECIPE._replace(epochs=1)
     classification.finetune(plan, module, variables, images, recipe, jax.random.key(1), seed=0)
@@ -301,7 +290,7 @@ def test_intersection_over_union_by_hand() -> None:
 
 @pytest.mark.parametrize('frozen', [False, True])
 def test_a_head_learns_to_segment(folder: Path, scenes: Path, tmp_path: Path, frozen: bool) -> None:
-    recipe = classification.Recipe(epochs=12, batch_size=16, lr=0.1)
+    recipe = Recipe(epochs=12, batch_size=16, lr=0.1)
     result = segmentation.run(
         folder, scenes, size=16, recipe=recipe, frozen=frozen, output=tmp_path / 'a.json'
     )
@@ -318,7 +307,7 @@ def test_a_head_learns_to_segment(folder: Path, scenes: Path, tmp_path: Path, fr
         (dict(scenes='/nowhere'), '/nowhere/train has no images/'),
         (dict(student='/nowhere'), 'neither a model folder'),
         (dict(stages=0), 'expected 1 or more'),
-        (dict(recipe=classification.Recipe(batch_size=64)), 'larger than the 32 training scenes'),
+        (dict(recipe=Recipe(batch_size=64)), 'larger than the 32 training scenes'),
     ],
 )
 def test_mistakes_of_segmentation(
@@ -386,36 +375,60 @@ def test_a_folder_that_does_not_tell(folder: Path, tmp_path: Path) -> None:
     facts, variables = model_folder.load_model(folder / 'student')
     model_folder.save_model(tmp_path, facts['model'], variables, num_classes=10, channels=1)
     with pytest.raises(build.ConfigError, match='dataset: give --source_dataset=NAME'):
-        classification.load(tmp_path)
+        networks.load(tmp_path)
     with pytest.raises(build.ConfigError, match='image_size: give --image_size=PIXELS'):
-        classification.load(tmp_path, 'digits')
-    assert classification.load(tmp_path, 'digits', SIZE).mean == data.DATASETS['digits'].mean
+        networks.load(tmp_path, 'digits')
+    assert networks.load(tmp_path, 'digits', SIZE).mean == data.DATASETS['digits'].mean
     with pytest.raises(DataError, match="unknown data set 'photos'"):
-        classification.load(tmp_path, 'photos', SIZE, str(tmp_path))
+        networks.load(tmp_path, 'photos', SIZE, str(tmp_path))
     model_folder.save_model(tmp_path / 'damaged', 'resnet8_half', variables, num_classes=10)
     with pytest.raises(build.ConfigError, match='lacks channels'):
-        classification.load(tmp_path / 'damaged', 'digits', SIZE)
+        networks.load(tmp_path / 'damaged', 'digits', SIZE)
     (tmp_path / model_folder.VARIABLES).write_bytes(b'half')
     with pytest.raises(CheckpointError, match='safetensors'):
-        classification.load(tmp_path, 'digits', SIZE)
+        networks.load(tmp_path, 'digits', SIZE)
 
 
 @pytest.mark.usefixtures('nothing_compiles')
 def test_channels_that_no_image_has(folder: Path) -> None:
-    network = classification.load(folder)
-    network = network._replace(facts=network.facts | {'channels': 2})
+    network = networks.load(folder)
+    network = network._replace(metadata=network.metadata | {'channels': 2})
     with pytest.raises(build.ConfigError, match='digits cannot be brought to the 2 channels'):
         classification.settings_of('digits', network)
 
 
-def test_at_the_shell(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    'module, flags, message',
+    [
+        ('transfer', ['--dataset=nothing', '--protocol=probe'], "unknown data set 'nothing'"),
+        ('transfer_dense', ['--scenes=/nowhere'], '/nowhere/train has no images/'),
+    ],
+)
+def test_at_the_shell(
+    folder: Path, tmp_path: Path, module: str, flags: list[str], message: str
+) -> None:
     """One line that starts with `error:`, and no traceback."""
-    command = [sys.executable, '-m', 'dfkd_jax.transfer', f'--student={folder}']
-    command += ['--dataset=nothing', '--protocol=probe', f'--data_dir={tmp_path}']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, '-m', f'dfkd_jax.{module}', f'--student={folder}', *flags]
+    command.append(f'--data_dir={tmp_path}')
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: unknown data set 'nothing'")
+    assert done.stderr.startswith(f'error: {message}')
     assert 'Traceback' not in done.stderr
+
+
+def test_the_commands_print_one_line(
+    folder: Path, scenes: Path, capsys: pytest.CaptureFixture
+) -> None:
+    classify([f'--student={folder}', '--dataset=digits', '--protocol=finetune', '--epochs=1',
+              '--batch_size=128', '--untrained'])  # fmt: skip
+    said = capsys.readouterr().out
+    assert said.startswith('finetune of resnet8_half (untrained): ')
+    assert ' % of the 360 test images of digits, ' in said
+    segment([f'--student={folder}', f'--scenes={scenes}', '--size=16', '--epochs=1',
+             '--batch_size=16'])  # fmt: skip
+    said = capsys.readouterr().out
+    assert said.startswith('segmentation by resnet8_half (trained on fashion_mnist): mIoU ')
+    assert ' % of 8 scenes of 2 classes, ' in said
 
 
 # The packages

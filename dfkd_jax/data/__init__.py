@@ -1,11 +1,15 @@
-"""Images: real ones, for teachers and for measuring, and the synthetic ones that a run keeps."""
+"""Real images for teachers and for measuring; the synthetic images that a run keeps on disk.
 
-from dfkd_jax.data.loading import EVERY as EVERY
+`loading` reads data sets, `sets` lists what is known of each, `prepare` writes them, `image_folder`
+reads plain folders of images, and `synthetic` keeps a bank of synthetic images.
+"""
+
 from dfkd_jax.data.loading import IN_MEMORY_BYTES as IN_MEMORY_BYTES
 from dfkd_jax.data.loading import RESIZE as RESIZE
 from dfkd_jax.data.loading import Batch as Batch
 from dfkd_jax.data.loading import Dataset as Dataset
 from dfkd_jax.data.loading import Facts as Facts
+from dfkd_jax.data.loading import Settings as Settings
 from dfkd_jax.data.loading import check as check
 from dfkd_jax.data.loading import denormalise as denormalise
 from dfkd_jax.data.loading import find as find
@@ -14,4 +18,3 @@ from dfkd_jax.data.loading import normalise as normalise
 from dfkd_jax.data.sets import DATASETS as DATASETS
 from dfkd_jax.data.sets import Spec as Spec
 from dfkd_jax.data.sets import spec_of as spec_of
-from dfkd_jax.errors import DataError as DataError

@@ -1,4 +1,4 @@
-"""python -m dfkd_jax.data prepare NAME --data_dir=DIR [--source=FOLDER]."""
+"""Prepares data sets: ``python -m dfkd_jax.data prepare NAME --data_dir=DIR [--source=FOLDER]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dfkd_jax.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prepares one data set and says where it is."""
+    """Prepares one data set and prints where it is."""
     parser = argparse.ArgumentParser(prog='python -m dfkd_jax.data', description=prepare.__doc__)
     commands = parser.add_subparsers(required=True, metavar='prepare')
     command = commands.add_parser('prepare', help='put a data set into a data folder')

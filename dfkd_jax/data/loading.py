@@ -1,19 +1,10 @@
-"""Real images, for teachers, for the real-data upper bound and for reporting accuracies.
+"""Reads real images, for teachers, for the upper bound with real data and for test accuracies.
 
-Data sets are read in the format and at the place of tensorflow-datasets (TFDS), ``data_dir/name/
-version``, without TensorFlow; ``python -m dfkd_jax.data prepare`` puts them there.  `digits` comes
-with scikit-learn.  A configuration has the fields
+Data sets lie in the format and at the place of tensorflow-datasets (TFDS), ``data_dir/name/
+version``; they are read without TensorFlow, and ``python -m dfkd_jax.data prepare`` writes them.
+`digits` comes with scikit-learn.
 
-    name, data_dir, image_size, channels, num_classes, mean, std, resize
-
-where data_dir None means $TFDS_DATA_DIR, else ~/tensorflow_datasets; mean and std None mean the
-published constants; and resize says how an image becomes image_size x image_size:
-
-    'pad'     zeros on all sides (28 -> 32)
-    'resize'  bilinear, each side on its own (Pillow, antialiased when it shrinks)
-    'crop'    bilinear, the short side to image_size * 256 / 224, then the centre (ImageNet)
-
-Images are uint8 until `normalise`: a byte a pixel on the host and on the way to the device.
+Images are uint8 until `normalise`: one byte per pixel on the host and on the way to the device.
 """
 
 from __future__ import annotations
@@ -28,51 +19,74 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.data.sets import DATASETS as DATASETS
-from dfkd_jax.data.sets import Spec as Spec
-from dfkd_jax.data.sets import how_to_prepare, spec_of
-from dfkd_jax.errors import DataError as DataError
+from dfkd_jax.data.sets import DATASETS, Spec, how_to_prepare, spec_of
+from dfkd_jax.errors import DataError
 from dfkd_jax.storage import safe_read
 
 RESIZE = ('pad', 'resize', 'crop')
-EVERY = slice(None)  # row of a batch
+EVERY = slice(None)  # all rows of a batch
 IN_MEMORY_BYTES = 2 * 2**30  # larger splits are decoded batch by batch
 
 # Indices [n] to images [n, H, W, C] uint8 and labels [n] int32.
 Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+class Settings(Protocol):
+    """The group `data` of a config.
+
+    Attributes:
+      name: a data set of `DATASETS`, or one that you prepared under a name of your own.
+      data_dir: the folder of data sets; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      image_size: the side, in pixels, of the images that networks see.
+      channels: of these images: 1 (grey) or 3; grey images fill three channels.
+      mean, std: of images in [0, 1], one value or one per channel; None: the published constants.
+      resize: how a stored image becomes image_size x image_size:
+        'pad': zeros on all sides (28 -> 32);
+        'resize': bilinear, each side on its own (Pillow, antialiased when it shrinks);
+        'crop': bilinear, the short side to image_size * 256 / 224, then the centre (ImageNet).
+    """
+
+    name: str
+    data_dir: str | None
+    num_classes: int
+    image_size: int
+    channels: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    resize: str
+
+
 class Facts(NamedTuple):
-    """A data set as a configuration sees it, known before any image is read."""
+    """What is known of a data set, for given settings, before any image is read."""
 
     name: str
     num_classes: int
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (H, W, channels) as networks get them
+    image_shape: tuple[int, int, int]  # (H, W, channels), as networks see them
     mean: tuple[float, ...]  # [channels], of images in [0, 1]
     std: tuple[float, ...]  # [channels]
     train_size: int  # images
     test_size: int
-    flip: bool  # whether mirroring keeps an image in its class
-    padding: int  # pixels, of random crops
+    flip: bool  # whether a mirrored image keeps its class
+    padding: int  # of random crops, in pixels
 
 
 class Batch(NamedTuple):
-    """Images of one fixed shape; the last batch of a pass is filled up with images to leave out."""
+    """Images of one fixed shape.  The last batch of a pass is filled up with invalid ones."""
 
     image: np.ndarray  # [B, H, W, C] uint8
     label: np.ndarray  # [B] int32
-    valid: np.ndarray  # [B] bool
+    valid: np.ndarray  # [B] bool; False: not an image, leave it out
 
 
 class Dataset(NamedTuple):
-    """One split: in memory where it fits, decoded in threads when asked for where it does not."""
+    """One split: in memory where it fits, otherwise decoded in threads on request."""
 
     facts: Facts
     size: int
@@ -81,9 +95,9 @@ class Dataset(NamedTuple):
     labels: np.ndarray | None  # [size] int32
 
     def batches(self, batch_size: int, rows: slice = EVERY) -> Iterator[Batch]:
-        """One pass in stored order, in batches of one shape, so that evaluation compiles once.
+        """One pass in stored order.  All batches have one shape, so evaluation compiles once.
 
-        rows: which of every batch to read, the others being another process's.
+        rows: the rows of every batch to read; the others belong to other processes.
         """
         starts = range(0, self.size, batch_size)
         number = len(range(batch_size)[rows])
@@ -99,10 +113,11 @@ class Dataset(NamedTuple):
     def shuffled(
         self, batch_size: int, seed: int, start: int = 0, rows: slice = EVERY
     ) -> Iterator[Batch]:
-        """Endless training batches from step `start` on; step i depends on (seed, i) alone.
+        """Endless training batches from step `start` on.  Step i depends on (seed, i) alone.
 
         Every epoch has its own order and size // batch_size whole batches; the rest is left out.
         rows: as in `batches`.
+        Raises DataError, at the first batch, where the split is smaller than a batch.
         """
         per_epoch = self.size // batch_size
         if not per_epoch:
@@ -138,50 +153,53 @@ class Dataset(NamedTuple):
                 yield coming.popleft().result()
 
 
-def check(config: Any) -> Facts:
-    """Everything about a configuration's data that can be verified without reading an image.
+def check(settings: Settings) -> Facts:
+    """Checks the settings against the data set, without reading an image.
 
-    Raises DataError for an unknown or missing data set and for sizes, channels, classes or
+    Raises DataError for an unknown or missing data set, and for sizes, channels, classes or
     constants that do not fit it.
     """
-    facts, _, _ = _open(config)
+    facts, _, _ = _open(settings)
     return facts
 
 
 def load(
-    config: Any, split: str, limit: int | None = None, in_memory_bytes: int = IN_MEMORY_BYTES
+    settings: Settings,
+    split: str,
+    limit: int | None = None,
+    in_memory_bytes: int = IN_MEMORY_BYTES,
 ) -> Dataset:
-    """The 'train' or 'test' images of a configuration's data set.
+    """The images of one split, 'train' or 'test'.
 
-    'test' is the split that accuracies are reported on: 'validation' for ImageNet.
+    'test' is the split on which accuracies are reported: 'validation' for ImageNet.
 
-    limit: the first so many images only; sets are shuffled when they are prepared.
+    limit: take only the first so many images; `prepare` has shuffled them.
     Raises DataError as `check` does, and for files that cannot be decoded.
     """
     if split not in ('train', 'test'):
         raise DataError(f"split {split!r}: expected 'train' or 'test'")
-    facts, builder, test_split = _open(config)
+    facts, builder, test_split = _open(settings)
     if builder is None:
-        return _digits(config, facts, split, limit)
+        return _digits(settings, facts, split, limit)
     size = facts.train_size if split == 'train' else facts.test_size
     size = size if limit is None else min(limit, size)
-    fetch = _reader(config, facts, builder, 'train' if split == 'train' else test_split)
+    fetch = _reader(settings, facts, builder, 'train' if split == 'train' else test_split)
     if size * int(np.prod(facts.image_shape)) > in_memory_bytes:
         return Dataset(facts, size, fetch, None, None)
     return _in_memory(facts, *fetch(np.arange(size)))
 
 
 def normalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """What networks see: uint8 images [..., C] to float32, ``(images / 255 - mean) / std``.
+    """uint8 images [..., C] to what networks see: float32, ``(images / 255 - mean) / std``.
 
-    mean, std: one value, or one for each channel.
+    mean, std: one value, or one per channel.
     """
     x = jnp.asarray(images).astype(jnp.float32) / 255
     return (x - _per_channel(mean, x.ndim)) / _per_channel(std, x.ndim)
 
 
 def denormalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Normalised images [..., C] back to pictures in [0, 1], clipped."""
+    """Normalised images [..., C] back to [0, 1], clipped."""
     x = jnp.asarray(images, jnp.float32)
     return jnp.clip(x * _per_channel(std, x.ndim) + _per_channel(mean, x.ndim), 0, 1)
 
@@ -190,7 +208,7 @@ def _per_channel(values: Sequence[float], rank: int) -> jax.Array:
     return jnp.asarray(values, jnp.float32).reshape((1,) * (rank - 1) + (-1,))
 
 
-# --- From a configuration to facts ---------------------------------------------------------
+# --- From settings to facts ----------------------------------------------------------------
 
 
 class _Stored(NamedTuple):
@@ -206,50 +224,34 @@ class _Stored(NamedTuple):
     test_size: int
 
 
-def _open(config: Any) -> tuple[Facts, Any, str]:
-    """The facts, and where to read: a TFDS builder and its test split, or None for digits."""
-    spec = spec_of(config.name)
-    if config.name == 'digits':
+def _open(settings: Settings) -> tuple[Facts, Any, str]:
+    """The facts, and where to read: a TFDS builder and its test split; None for digits."""
+    spec = spec_of(settings.name)
+    if settings.name == 'digits':
         spec, test = DATASETS['digits'], _DIGITS_TEST
         stored = _Stored(10, 1, (8, 8), spec.class_names, spec.mean, spec.std, 1797 - test, test)
-        return _facts(config, spec, stored), None, 'test'
-    builder = find(config)
-    stored, test_split = _stored(config, spec, builder)
-    return _facts(config, spec, stored), builder, test_split
+        return _facts(settings, spec, stored), None, 'test'
+    builder = find(settings.name, settings.data_dir)
+    stored, test_split = _stored(settings.name, spec, builder)
+    return _facts(settings, spec, stored), builder, test_split
 
 
-def find(config: Any) -> Any:
-    """The TFDS builder of the newest version in the data folder."""
-    if config.data_dir:
-        root, origin = config.data_dir, 'config.data.data_dir'
-    elif os.environ.get('TFDS_DATA_DIR'):
-        root, origin = os.environ['TFDS_DATA_DIR'], '$TFDS_DATA_DIR'
-    else:
-        root, origin = '~/tensorflow_datasets', 'the default; or set config.data.data_dir'
-    directory = Path(root).expanduser()
-    spec = spec_of(config.name)
-    name = spec.tfds_name if spec and spec.tfds_name else config.name
+def find(name: str, data_dir: str | None) -> Any:
+    """The TFDS builder of a data set's newest version in the data folder.
 
+    data_dir: as in `Settings`.
+    Raises DataError where there is none that can be read.
+    """
+    directory, origin = _data_dir(data_dir)
+    spec = spec_of(name)
+    stored_as = spec.tfds_name if spec and spec.tfds_name else name
     versions = [
         (tuple(map(int, path.parent.name.split('.'))), path.parent)
-        for path in (directory / name).glob('*/dataset_info.json')
+        for path in (directory / stored_as).glob('*/dataset_info.json')
         if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)  # not one half written
     ]
-    if not versions and spec:
-        raise DataError(
-            f'no data set {config.name!r} in {directory} ({origin}). Prepare it once:\n'
-            f'{how_to_prepare(config.name, str(directory))}'
-        )
     if not versions:
-        here = sorted({path.parts[-3] for path in directory.glob('*/*/dataset_info.json')})
-        known = sorted({*DATASETS, *here})
-        near = difflib.get_close_matches(config.name, known, n=3)
-        raise DataError(
-            f'unknown data set {config.name!r}.'
-            + (f' Did you mean {" or ".join(near)}?' if near else '')
-            + f' Known: {", ".join(known)}. In {directory} ({origin}): {", ".join(here) or "none"}.'
-            f' To make one:\n{how_to_prepare(config.name, str(directory))}'
-        )
+        raise _not_found(name, directory, origin)
 
     place = max(versions)[1]
     import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
@@ -263,18 +265,45 @@ def find(config: Any) -> Any:
     except Exception as error:
         raise DataError(
             f'{place} cannot be read as a data set ({error}). Remove it and prepare it again:\n'
-            f'{how_to_prepare(config.name, str(directory))}'
+            f'{how_to_prepare(name, str(directory))}'
         ) from error
     raise DataError(
         f'{place} holds {" and ".join(formats)} files, which only TensorFlow reads; expected '
-        f'array_record. Prepare it in another data_dir:\n{how_to_prepare(config.name, "DIR")}'
+        f'array_record. Prepare it in another data_dir:\n{how_to_prepare(name, "DIR")}'
+    )
+
+
+def _data_dir(given: str | None) -> tuple[Path, str]:
+    """The folder of data sets, and what decided it."""
+    if given:
+        root, origin = given, 'config.data.data_dir'
+    elif os.environ.get('TFDS_DATA_DIR'):
+        root, origin = os.environ['TFDS_DATA_DIR'], '$TFDS_DATA_DIR'
+    else:
+        root, origin = '~/tensorflow_datasets', 'the default; or set config.data.data_dir'
+    return Path(root).expanduser(), origin
+
+
+def _not_found(name: str, directory: Path, origin: str) -> DataError:
+    """The error for a data set that is not in the data folder, listed or unknown."""
+    how = how_to_prepare(name, str(directory))
+    if spec_of(name):
+        return DataError(f'no data set {name!r} in {directory} ({origin}). Prepare it once:\n{how}')
+    here = sorted({path.parts[-3] for path in directory.glob('*/*/dataset_info.json')})
+    known = sorted({*DATASETS, *here})
+    near = difflib.get_close_matches(name, known, n=3)
+    return DataError(
+        f'unknown data set {name!r}.'
+        + (f' Did you mean {" or ".join(near)}?' if near else '')
+        + f' Known: {", ".join(known)}. In {directory} ({origin}): {", ".join(here) or "none"}.'
+        f' To make one:\n{how}'
     )
 
 
 def _check_features(place: Path) -> None:
-    """Raises Refused where the description of a data set names classes that are not TFDS's own.
+    """Raises Refused where features.json names classes that are not TFDS's own.
 
-    TFDS imports the module of any class that a features.json names, which runs it.
+    TFDS imports the module of any class that the file names, and so runs its code.
     """
 
     def classes(tree: Any) -> Iterator[str]:
@@ -292,12 +321,12 @@ def _check_features(place: Path) -> None:
             )
 
 
-def _stored(config: Any, spec: Spec | None, builder: Any) -> tuple[_Stored, str]:
-    """What the files in TFDS format say, and the name of their test split."""
+def _stored(name: str, spec: Spec | None, builder: Any) -> tuple[_Stored, str]:
+    """What the files of a TFDS builder say, and the name of their test split."""
     info = builder.info
     features, splits = info.features, info.splits
     place, root = builder.data_dir, str(Path(builder.data_dir).parent.parent)
-    again = f'Remove it and prepare it again:\n{how_to_prepare(config.name, root)}'
+    again = f'Remove it and prepare it again:\n{how_to_prepare(name, root)}'
     label: Any = features['label'] if 'label' in features else None
     if 'image' not in features or not hasattr(label, 'num_classes'):
         raise DataError(
@@ -305,14 +334,14 @@ def _stored(config: Any, spec: Spec | None, builder: Any) -> tuple[_Stored, str]
             f"named 'image' and 'label'"
         )
     wanted = [spec.test_split] if spec else ['test', 'validation']
-    test_split = next((name for name in wanted if name in splits), None)
+    test_split = next((split for split in wanted if split in splits), None)
     if test_split is None or 'train' not in splits:
         raise DataError(
             f'{place} has the splits {sorted(splits)}: expected train and {" or ".join(wanted)}. '
             f'{again}'
         )
-    for name in ('train', test_split):
-        for path in splits[name].filepaths:
+    for split in ('train', test_split):
+        for path in splits[split].filepaths:
             if not os.path.exists(path):
                 raise DataError(f'{place} is not whole, {Path(path).name} is missing. {again}')
     height, width, channels = features['image'].shape
@@ -330,12 +359,34 @@ def _stored(config: Any, spec: Spec | None, builder: Any) -> tuple[_Stored, str]
     return stored, test_split
 
 
-def _facts(config: Any, spec: Spec | None, stored: _Stored) -> Facts:
-    """Holds what a configuration wants against what the data set has."""
-    name, size, channels = config.name, config.image_size, config.channels
-    if config.num_classes != stored.num_classes:
+def _facts(settings: Settings, spec: Spec | None, stored: _Stored) -> Facts:
+    """The facts for these settings.  Raises DataError where they do not fit what is stored."""
+    _check_images(settings, stored)
+    mean = _constant('mean', settings.mean, stored.mean, settings)
+    std = _constant('std', settings.std, stored.std, settings)
+    if min(std) <= 0:
+        raise DataError(f'config.data.std is {std}: expected positive values')
+    size = settings.image_size
+    return Facts(
+        name=settings.name,
+        num_classes=stored.num_classes,
+        class_names=stored.class_names,
+        image_shape=(size, size, settings.channels),
+        mean=mean,
+        std=std,
+        train_size=stored.train_size,
+        test_size=stored.test_size,
+        flip=spec.flip if spec else True,
+        padding=spec.padding if spec else max(1, size // 8),
+    )
+
+
+def _check_images(settings: Settings, stored: _Stored) -> None:
+    """Raises DataError where the stored images cannot become those of the settings."""
+    name, size, channels = settings.name, settings.image_size, settings.channels
+    if settings.num_classes != stored.num_classes:
         raise DataError(
-            f'config.data.num_classes is {config.num_classes}, but {name} has '
+            f'config.data.num_classes is {settings.num_classes}, but {name} has '
             f'{stored.num_classes} classes: set --config.data.num_classes={stored.num_classes}'
         )
     if channels not in (1, 3) or channels < stored.channels:
@@ -347,91 +398,82 @@ def _facts(config: Any, spec: Spec | None, stored: _Stored) -> Facts:
         )
     if not isinstance(size, int) or size < 1:
         raise DataError(f'config.data.image_size is {size!r}: expected pixels, 1 or more')
-    if config.resize not in RESIZE:
-        near = difflib.get_close_matches(str(config.resize), RESIZE, n=1)
+    if settings.resize not in RESIZE:
+        near = difflib.get_close_matches(str(settings.resize), RESIZE, n=1)
         raise DataError(
-            f'config.data.resize is {config.resize!r}: expected one of {", ".join(RESIZE)}.'
+            f'config.data.resize is {settings.resize!r}: expected one of {", ".join(RESIZE)}.'
             + (f' Did you mean {near[0]!r}?' if near else '')
         )
-    if config.resize == 'pad' and (stored.sides is None or max(stored.sides) > size):
+    if settings.resize == 'pad' and (stored.sides is None or max(stored.sides) > size):
         have = 'of many sizes' if stored.sides is None else 'x'.join(map(str, stored.sides))
         raise DataError(
             f"config.data.resize is 'pad', which cannot bring the images of {name}, {have}, to "
             f'{size}x{size}: set it to resize or crop, or raise config.data.image_size'
         )
 
-    constants = {}
-    for field, published in (('mean', stored.mean), ('std', stored.std)):
-        given = getattr(config, field)
-        values = published if given is None else tuple(np.atleast_1d(given).astype(float).tolist())
-        if not values:
-            raise DataError(
-                f'no {field} is published for {name}: set config.data.{field}, one value or one '
-                f'for each channel, of images in [0, 1]'
-            )
-        if len(values) not in (1, channels):
-            raise DataError(
-                f'config.data.{field} is {values}, {len(values)} values: expected one, or one for '
-                f'each of the {channels} channels'
-            )
-        constants[field] = values * (channels // len(values))
-    if min(constants['std']) <= 0:
-        raise DataError(f'config.data.std is {constants["std"]}: expected positive values')
 
-    return Facts(
-        name=name,
-        num_classes=stored.num_classes,
-        class_names=stored.class_names,
-        image_shape=(size, size, channels),
-        mean=constants['mean'],
-        std=constants['std'],
-        train_size=stored.train_size,
-        test_size=stored.test_size,
-        flip=spec.flip if spec else True,
-        padding=spec.padding if spec else max(1, size // 8),
-    )
+def _constant(
+    field: str, given: Any, published: tuple[float, ...], settings: Settings
+) -> tuple[float, ...]:
+    """The mean or the std of the images, [channels]: as given, else as published."""
+    values = published if given is None else tuple(np.atleast_1d(given).astype(float).tolist())
+    if not values:
+        raise DataError(
+            f'no {field} is published for {settings.name}: set config.data.{field}, one value or '
+            f'one for each channel, of images in [0, 1]'
+        )
+    if len(values) not in (1, settings.channels):
+        raise DataError(
+            f'config.data.{field} is {values}, {len(values)} values: expected one, or one for '
+            f'each of the {settings.channels} channels'
+        )
+    return values * (settings.channels // len(values))
 
 
 # --- From files to arrays ------------------------------------------------------------------
 
 
-def _reader(config: Any, facts: Facts, builder: Any, split: str) -> Fetch:
+def _reader(settings: Settings, facts: Facts, builder: Any, split: str) -> Fetch:
     """Reads, decodes and resizes images of a TFDS split, by index, in threads."""
     import tensorflow_datasets as tfds
     from PIL import Image, UnidentifiedImageError
 
-    # TFDS would decode with OpenCV where that is installed, and Pillow elsewhere; their JPEG
-    # pixels differ, and accuracies with them.  We always take Pillow.
+    # TFDS would decode with OpenCV where that is installed, and with Pillow elsewhere.  Their JPEG
+    # pixels differ, and accuracies with them, so we always take Pillow.
     source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
     mode = 'L' if builder.info.features['image'].shape[-1] == 1 else 'RGB'
     threads = os.cpu_count() or 1
 
+    def records(chunk: list[int]) -> list[dict[str, Any]]:
+        try:
+            return source.__getitems__(chunk)
+        except Exception as error:  # array_record raises errors of every kind
+            raise DataError(
+                f'{facts.name}: images of {split} in {builder.data_dir} can no longer be read '
+                f'({error}). Put the folder back, and the same command continues, or prepare '
+                f'it again'
+            ) from error
+
+    def decode(index: int, file: bytes, out: np.ndarray) -> None:
+        try:
+            with Image.open(io.BytesIO(file)) as image:
+                _place(image.convert(mode), settings.resize, out)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow would name the object in memory that it cannot read.
+            unknown = isinstance(error, UnidentifiedImageError)
+            raise DataError(
+                f'{facts.name}: image {index} of {split} in {builder.data_dir} cannot be used '
+                f'({"no format that is known" if unknown else error}). Put back a whole '
+                f'copy of the folder, and the same command continues, or prepare the data '
+                f'set again'
+            ) from error
+
     def read(indices: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
-        for start in range(0, len(indices), 256):  # so few encoded images are held at once
+        for start in range(0, len(indices), 256):  # bounds the encoded images held at once
             chunk = indices[start : start + 256].tolist()
-            try:
-                records = source.__getitems__(chunk)
-            except Exception as error:  # array_record raises of every kind
-                raise DataError(
-                    f'{facts.name}: images of {split} in {builder.data_dir} can no longer be read '
-                    f'({error}). Put the folder back, and the same command continues, or prepare '
-                    f'it again'
-                ) from error
-            for row, record in enumerate(records, start):
-                try:
-                    with Image.open(io.BytesIO(record['image'])) as image:
-                        _place(image.convert(mode), config.resize, images[row])
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                    # Pillow names the object in memory that it cannot read.
-                    unknown = isinstance(error, UnidentifiedImageError)
-                    raise DataError(
-                        f'{facts.name}: image {int(indices[row])} of {split} in '
-                        f'{builder.data_dir} cannot be used '
-                        f'({"no format that is known" if unknown else error}). Put back a whole '
-                        f'copy of the folder, and the same command continues, or prepare the data '
-                        f'set again'
-                    ) from error
-                labels[row] = record['label']
+            for i, record in enumerate(records(chunk)):
+                decode(chunk[i], record['image'], images[start + i])
+                labels[start + i] = record['label']
 
     def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.zeros((len(indices), *facts.image_shape), np.uint8)
@@ -446,7 +488,10 @@ def _reader(config: Any, facts: Facts, builder: Any, split: str) -> Fetch:
 
 
 def _place(image: Any, resize: str, out: np.ndarray) -> None:
-    """Writes a Pillow image into `out` [S, S, C], zeros so far, as `resize` says."""
+    """Writes a Pillow image into `out` [S, S, C], which is zeros, as `resize` says.
+
+    Raises DataError where an image to pad is larger than `out`.
+    """
     from PIL import Image
 
     size = out.shape[0]
@@ -474,14 +519,14 @@ def _in_memory(facts: Facts, images: np.ndarray, labels: np.ndarray) -> Dataset:
     return Dataset(facts, len(labels), lambda i: (images[i], labels[i]), images, labels)
 
 
-_DIGITS_TEST = 360
+_DIGITS_TEST = 360  # images
 
 
 @cache
 def _digits_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Train images, test images (uint8 [N, 8, 8]), train labels, test labels.
+    """Training images, test images (uint8 [N, 8, 8]), training labels, test labels.
 
-    scikit-learn has no split of its own: ours is its stratified one of 360 test images, seed 0.
+    scikit-learn has no split of its own.  Ours is its stratified one: 360 test images, seed 0.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -495,12 +540,12 @@ def _digits_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def _digits(config: Any, facts: Facts, split: str, limit: int | None) -> Dataset:
+def _digits(settings: Settings, facts: Facts, split: str, limit: int | None) -> Dataset:
     from PIL import Image
 
     train, test, train_labels, test_labels = _digits_arrays()
     stored, labels = (train, train_labels) if split == 'train' else (test, test_labels)
     images = np.zeros((len(stored[:limit]), *facts.image_shape), np.uint8)
     for digit, out in zip(stored, images, strict=False):
-        _place(Image.fromarray(digit), config.resize, out)
+        _place(Image.fromarray(digit), settings.resize, out)
     return _in_memory(facts, images, labels[:limit].astype(np.int32))

@@ -1,16 +1,15 @@
 """Writes data sets in the format and at the place of tensorflow-datasets, without TensorFlow.
 
-Three kinds of source: the IDX files of Fashion-MNIST, the binary version of CIFAR, and a folder of
-class folders of images.  What is written has the official name, version and features where there
-are such, so that ``tfds.data_source(name, data_dir=...)`` reads it in any process.  Official sets
-without a source are downloaded and prepared by TFDS itself, which needs TensorFlow.
+Three kinds of source are read: the IDX files of Fashion-MNIST, the binary version of CIFAR, and a
+folder of class folders of images.  An official data set is written with its official name, version
+and features, so ``tfds.data_source(name, data_dir=...)`` reads it in any process.  Without a
+source, TFDS itself downloads and prepares an official data set; that needs TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import io
 import re
 import sys
@@ -18,17 +17,18 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dfkd_jax.data import image_folder
 from dfkd_jax.data.sets import DATASETS, Spec, how_to_prepare, spec_of
 from dfkd_jax.errors import DataError
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # of the Debian package
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
-Examples = Iterable[tuple[Any, dict[str, Any]]]  # a key, which shuffling goes by, and the features
+Examples = Iterable[tuple[Any, dict[str, Any]]]  # keys, which TFDS shuffles by, and features
 
 
 class Split(NamedTuple):
@@ -39,9 +39,9 @@ class Split(NamedTuple):
 
 
 def prepare(name: str, data_dir: str | Path, source: str | Path | None = None) -> Path:
-    """Puts a data set into `data_dir`; returns its folder, which appears whole or not at all.
+    """Puts a data set into `data_dir` and returns its folder, which appears whole or not at all.
 
-    Raises DataError where it is there already, and for a source that is missing or unusable.
+    Raises DataError where the folder exists already, and for a source that is missing or unusable.
     """
     spec = spec_of(name)
     root = Path(data_dir).expanduser()
@@ -80,10 +80,10 @@ def write(
     splits: dict[str, Split],
     metadata: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes splits as TFDS would: array_record files of shuffled examples, and their description.
+    """Writes splits as TFDS does: array_record files of shuffled examples, and their description.
 
     features: of `tfds.features`, by name.
-    metadata: stored when the examples have been written, so their generators may add to it.
+    metadata: is stored after the examples are written, so their generators may add to it.
     """
     import tensorflow_datasets as tfds
 
@@ -122,7 +122,7 @@ def write(
 
 
 def _with_progress(title: str, split: Split) -> Examples:
-    """The split's examples; says on stderr how many have gone by, in one line at a terminal."""
+    """Yields the split's examples and counts them on stderr, live where that is a terminal."""
     live, started, shown = sys.stderr.isatty(), time.monotonic(), 0.0
     for done, example in enumerate(split.make()):
         if live and time.monotonic() - shown > 0.5:
@@ -135,7 +135,7 @@ def _with_progress(title: str, split: Split) -> Examples:
 
 
 def _official(name: str, root: Path, manual: Path | None = None) -> Path:
-    """Has TFDS download and prepare an official set."""
+    """Lets TFDS download and prepare an official data set."""
     spec, how = spec_of(name), how_to_prepare(name, str(root))
     if spec is None or (manual is None and not name.startswith('cifar')):
         raise DataError(f'{name} needs --source. To prepare it, {how}')
@@ -196,9 +196,10 @@ def _fashion_mnist(folder: Path) -> tuple[dict[str, Any], dict[str, Split]]:
 
 
 def _idx(folder: Path, name: str, rank: int) -> np.ndarray:
-    """An IDX file of unsigned bytes, gzipped or not.
+    """The array in an IDX file of unsigned bytes, gzipped or not.
 
-    Big-endian: two zero bytes, the type (8), the rank, the sizes as 32-bit numbers, the values.
+    The format: two zero bytes, the type (8), the rank, the sizes as big-endian 32-bit numbers, and
+    the values.
     """
     path = next((p for p in (folder / f'{name}.gz', folder / name) if p.is_file()), None)
     if path is None:
@@ -229,7 +230,7 @@ class _Cifar(NamedTuple):
 
     train: tuple[str, ...]
     test: tuple[str, ...]
-    labels: dict[str, str]  # the label bytes of a record, in order, and the files of their names
+    labels: dict[str, str]  # a record's label bytes, in order: the feature and its file of names
 
 
 _CIFAR = {
@@ -303,19 +304,39 @@ def _class_folders(
 ) -> tuple[dict[str, Any], dict[str, Split], dict[str, Any]]:
     """Features, splits and metadata of CLASS/*, or train/CLASS/* with val/ or test/ beside it.
 
-    Labels count the class folders in sorted order, as PyTorch's ImageFolder does.  Without val/ or
-    test/, a fifth of each class becomes the test split: the images whose names hash lowest, so that
-    no file system's order matters.  Tiny-ImageNet's val/ (one folder of images, and their classes
-    in val_annotations.txt) is understood; words.txt gives class folders named by WordNet ids words.
+    Without val/ or test/, a fifth of each class becomes the test split.  Tiny-ImageNet's val/ (one
+    folder of images, and their classes in val_annotations.txt) is understood; words.txt gives words
+    to class folders that are named by WordNet ids.
     """
     import tensorflow_datasets as tfds
 
-    top = folder / 'train' if (folder / 'train').is_dir() else folder
-    classes = sorted(path.name for path in top.iterdir() if path.is_dir() and _images(path))
-    if len(classes) < 2:
-        raise DataError(
-            f'{top} has {len(classes)} folders of images: expected two or more, one for each class'
+    classes = image_folder.class_folders(folder)
+    _check_classes(name, spec, folder, classes)
+    files = image_folder.labelled_splits(folder, classes)
+    if spec and spec.test_split not in files:
+        raise DataError(f'{folder} has no labelled images in val/: expected those of {name}')
+
+    grey, shape = image_folder.formats(path for part in files.values() for path, _ in part)
+    features = {
+        'image': tfds.features.Image(shape=(*(shape or (None, None)), 1 if grey else 3)),
+        'label': tfds.features.ClassLabel(names=image_folder.class_names(folder, classes)),
+        'file_name': tfds.features.Text(),
+    }
+    # Decoding finds broken files now rather than in a run; a million photographs would take hours.
+    decode = spec is not DATASETS['imagenet']
+    moments: dict[str, Any] = {'train': {}}  # filled in by the training images
+    splits = {
+        split: Split(
+            len(pairs), partial(_examples, folder, pairs, grey, decode, moments.get(split))
         )
+        for split, pairs in files.items()
+    }
+    return features, splits, moments['train']
+
+
+def _check_classes(name: str, spec: Spec | None, folder: Path, classes: list[str]) -> None:
+    """Raises DataError unless the class folders are those of a listed data set."""
+    top = image_folder.training_folder(folder)
     if spec and len(classes) != spec.num_classes:
         raise DataError(
             f'{name} has {spec.num_classes} classes, {top} has {len(classes)} folders of images: '
@@ -326,142 +347,45 @@ def _class_folders(
             f'{top} has the folders {", ".join(classes)}: expected the classes of {name}, '
             f'{", ".join(sorted(spec.class_names))}'
         )
-    files = {'train': _labelled(top, classes)}
-    if top != folder:
-        for part, split in (('val', 'validation'), ('validation', 'validation'), ('test', 'test')):
-            found = _labelled(folder / part, classes) if (folder / part).is_dir() else []
-            if found:  # Tiny-ImageNet's test/ has images, but no classes
-                files[split] = found
-    if len(files) == 1:
-        files = _split(files['train'], classes)
-    if spec and spec.test_split not in files:
-        raise DataError(f'{folder} has no labelled images in val/: expected those of {name}')
-
-    grey, shape = _formats(path for part in files.values() for path, _ in part)
-    metadata: dict[str, Any] = {}
-    # Finds broken files now rather than in a run; a million photographs would take hours.
-    decode = spec is not DATASETS['imagenet']
-
-    def examples(key: str) -> Split:
-        def make() -> Examples:
-            moments = np.zeros((3, 1 if grey else 3))  # count, sum, sum of squares
-            for path, label in files[key]:
-                image, pixels = _image(path, grey, decode)
-                if pixels is not None and key == 'train':
-                    x = pixels.reshape(-1, moments.shape[1]) / 255
-                    moments += (np.full(x.shape[1], len(x)), x.sum(0), np.square(x).sum(0))
-                file = path.relative_to(folder).as_posix()
-                yield file, {'image': image, 'label': label, 'file_name': path.name}
-            if moments[0, 0]:
-                mean = moments[1] / moments[0]
-                std = np.sqrt(np.maximum(moments[2] / moments[0] - mean**2, 1e-6))
-                metadata.update(mean=np.round(mean, 4).tolist(), std=np.round(std, 4).tolist())
-
-        return Split(len(files[key]), make)
-
-    features = {
-        'image': tfds.features.Image(shape=(*(shape or (None, None)), 1 if grey else 3)),
-        'label': tfds.features.ClassLabel(names=_words(folder, classes)),
-        'file_name': tfds.features.Text(),
-    }
-    return features, {key: examples(key) for key in files}, metadata
 
 
-def _images(folder: Path) -> list[Path]:
-    """The image files in a folder and the folders in it, sorted."""
-    return sorted(
-        path
-        for path in folder.rglob('*')
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
-    )
+def _examples(
+    folder: Path,
+    files: image_folder.Labelled,
+    grey: bool,
+    decode: bool,
+    moments: dict[str, Any] | None,
+) -> Examples:
+    """The examples of labelled image files.
+
+    moments: gets the `mean` and `std` of the pixels, in [0, 1], once all images are decoded.
+    """
+    sums = np.zeros((3, 1 if grey else 3))  # of ones, values and squares
+    for path, label in files:
+        image, pixels = _to_store(path, grey, decode)
+        if pixels is not None and moments is not None:
+            x = pixels.reshape(-1, sums.shape[1]) / 255
+            sums += (np.full(x.shape[1], len(x)), x.sum(0), np.square(x).sum(0))
+        file = path.relative_to(folder).as_posix()
+        yield file, {'image': image, 'label': label, 'file_name': path.name}
+    if moments is not None and sums[0, 0]:
+        mean = sums[1] / sums[0]
+        std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 1e-6))
+        moments.update(mean=np.round(mean, 4).tolist(), std=np.round(std, 4).tolist())
 
 
-def _labelled(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """The images of a split's folder with their labels; none where it has no classes."""
-    label = {name: i for i, name in enumerate(classes)}
-    annotations = folder / 'val_annotations.txt'
-    if annotations.is_file():  # file, class, and the corners of a box
-        rows = [row.split('\t')[:2] for row in annotations.read_text().splitlines() if row.strip()]
-        unknown = sorted({row[-1] for row in rows} - set(label))
-        if unknown:
-            raise DataError(f'{annotations} names classes without a folder: {unknown[:5]}')
-        found = [(folder / 'images' / file, label[name]) for file, name in rows]
-        missing = [path.name for path, _ in found if not path.is_file()]
-        if missing:
-            raise DataError(
-                f'{folder / "images"} lacks {len(missing)} of the images that {annotations.name} '
-                f'lists: {", ".join(missing[:5])}'
-            )
-        return found
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and _images(path))
-    if [path.name for path in folders] == ['images']:
-        return []
-    unknown = [path.name for path in folders if path.name not in label]
-    if unknown:
-        raise DataError(
-            f'{folder} has class folders that the training images lack: {", ".join(unknown[:5])}'
-        )
-    return [(path, label[top.name]) for top in folders for path in _images(top)]
-
-
-def _split(files: list[tuple[Path, int]], classes: list[str]) -> dict[str, list[tuple[Path, int]]]:
-    """A fifth of each class, one image at least, for testing; the rest for training."""
-    splits: dict[str, list[tuple[Path, int]]] = {'train': [], 'test': []}
-    for label, name in enumerate(classes):
-        mine = [pair for pair in files if pair[1] == label]
-        if len(mine) < 2:
-            raise DataError(f'class {name} has {len(mine)} image: expected two, train and test')
-        mine.sort(key=lambda pair: hashlib.sha256(f'{name}/{pair[0].name}'.encode()).hexdigest())
-        tests = max(1, round(len(mine) / 5))
-        splits['test'] += mine[:tests]
-        splits['train'] += mine[tests:]
-    return splits
-
-
-def _formats(paths: Iterable[Path]) -> tuple[bool, tuple[int, int] | None]:
-    """Whether all images are grey, and their one size (H, W), if it is one; reads headers only."""
-    from PIL import Image
-
-    sizes, modes = set(), set()
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.add((image.height, image.width))
-                modes.add(image.mode)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f'{path} is not an image that Pillow reads ({error})') from error
-    return modes <= {'1', 'L', 'LA'}, sizes.pop() if len(sizes) == 1 else None
-
-
-def _image(path: Path, grey: bool, decode: bool) -> tuple[Any, np.ndarray | None]:
-    """What to store of an image, and its pixels if `decode`.
+def _to_store(path: Path, grey: bool, decode: bool) -> tuple[Any, np.ndarray | None]:
+    """What to store of an image, a path or a PNG file in memory; and its pixels if `decode`.
 
     JPEG and PNG files of the right kind are stored as they are.  Others become PNG: palettes get
-    their colours, transparency is dropped, as PyTorch's ImageFolder does.
+    their colours and transparency is dropped, as in PyTorch's ImageFolder.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode = 'L' if grey else 'RGB'
-            as_it_is = image.format in ('JPEG', 'PNG') and image.mode in ('L', mode)
-            if as_it_is and not decode:
-                return str(path), None
-            # Palettes with transparency first get an alpha channel; Pillow warns otherwise.
-            full = image.convert('RGBA') if image.mode == 'P' and not grey else image
-            pixels = np.asarray(full.convert(mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f'{path} cannot be decoded ({error}): remove it or get it again') from error
+    with image_folder.open_image(path) as image:
+        mode = 'L' if grey else 'RGB'
+        as_it_is = image.format in ('JPEG', 'PNG') and image.mode in ('L', mode)
+        if as_it_is and not decode:
+            return str(path), None
+        # Palettes with transparency first get an alpha channel; Pillow warns otherwise.
+        full = image.convert('RGBA') if image.mode == 'P' and not grey else image
+        pixels = np.asarray(full.convert(mode))
     return str(path) if as_it_is else png(pixels), pixels
-
-
-def _words(folder: Path, classes: list[str]) -> list[str]:
-    """Class names: the folders', or the first word that words.txt has for each WordNet id."""
-    path = folder / 'words.txt'
-    if not path.is_file():
-        return classes
-    rows = (row.split('\t', 1) for row in path.read_text().splitlines() if '\t' in row)
-    words = {key: text.split(',')[0].strip() for key, text in rows}
-    names = [words.get(name, name) for name in classes]
-    # TFDS wants names that differ: 'crane' is a bird and a machine.
-    return [f'{w} ({c})' if names.count(w) > 1 else w for c, w in zip(classes, names, strict=True)]

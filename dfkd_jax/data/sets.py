@@ -1,4 +1,4 @@
-"""What is known of each data set before any file is read: names, sizes, published constants."""
+"""The known data sets: their names, sizes and published constants, and how to get their files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 
 class Spec(NamedTuple):
-    """A data set as its authors and its users in distillation describe it.
+    """A data set, as its authors and the papers on distillation describe it.
 
     mean, std: per channel, of images in [0, 1]; the constants that published teachers expect.
-    flip, padding: the training augmentation that suits the images (padding in pixels, random crop).
+    flip, padding: the training augmentation that suits the images: whether to mirror them, and the
+      padding of random crops in pixels.
     """
 
     tfds_name: str | None  # the official name; None: not read through tensorflow-datasets
     version: str | None  # the official version, which `prepare` writes
     num_classes: int
     channels: int
-    image_size: int | None  # of the stored images; None: they differ
+    image_size: int | None  # the side of the stored images, in pixels; None: they differ
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_split: str = 'test'  # the labelled images that accuracies are reported on
@@ -47,13 +48,13 @@ _CIFAR100 = tuple(
     """.split()
 )
 
-# The constants are those of the PyTorch code that published teachers were trained with: CPSC-DFKD,
-# CMI, NAYER and DiffDFKD share the CIFAR ones; CPSC-DFKD gives Tiny-ImageNet those of ImageNet
-# (NAYER: 0.5, 0.5).  Fashion-MNIST's are the moments of its training images.
+# The constants come from the PyTorch code that trained the published teachers.  CPSC-DFKD, CMI,
+# NAYER and DiffDFKD share those of CIFAR.  CPSC-DFKD gives Tiny-ImageNet those of ImageNet; NAYER
+# has 0.5 and 0.5.  Fashion-MNIST's are the moments of its training images.
 DATASETS: dict[str, Spec] = {
     'digits': Spec(
         None, None, 10, 1, 8,
-        (0.5,), (0.5,),  # ours: nobody published any
+        (0.5,), (0.5,),  # ours: none are published
         flip=False, padding=1, class_names=tuple('0123456789'),
     ),
     'fashion_mnist': Spec(
@@ -94,13 +95,13 @@ DATASETS: dict[str, Spec] = {
 
 
 def spec_of(name: str) -> Spec | None:
-    """The entry of a name, ours or TFDS's ('imagenet' or 'imagenet2012'); None if not listed."""
+    """The entry for a name, ours or TFDS's ('imagenet', 'imagenet2012'); None if not listed."""
     by_official_name = {spec.tfds_name: spec for spec in DATASETS.values() if spec.tfds_name}
     return DATASETS.get(name) or by_official_name.get(name)
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
-    """The commands that put a listed data set into `data_dir`, one a line, indented."""
+    """The commands that put a data set into `data_dir`, indented, one on each line."""
     command = f'  python -m dfkd_jax.data prepare {name} --data_dir={data_dir}'
     tensorflow = "  pip install 'dfkd_jax[tensorflow]'\n"
     if name == 'fashion_mnist':
@@ -125,7 +126,7 @@ def how_to_prepare(name: str, data_dir: str) -> str:
         )
     if name in ('imagenet', 'imagenet2012'):
         return (
-            'with the images, which must be asked for at https://image-net.org/download-images,\n'
+            'with the images, which you request at https://image-net.org/download-images,\n'
             'as train/CLASS/*.JPEG and val/CLASS/*.JPEG in FOLDER:\n'
             f'{command} --source=FOLDER\n'
             'or, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in FOLDER:\n'

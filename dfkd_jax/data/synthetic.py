@@ -1,10 +1,14 @@
-"""A bank of synthetic images on disk: a folder of whole batches, for images that fill no memory.
+"""A bank of synthetic images on disk: a folder of batches, for more images than fit in memory.
 
-``batch-000012.safetensors`` holds `image` [n, S, S, channels] uint8, `label` [n] int32 and `seed`
-[n, 2] int32, the run's seed and the number of the batch, from which the images follow, and what was
-measured of them; and `sum` [n] uint32, the CRC-32 of each image and its label, since a changed
-pixel is still a pixel.  A file is whole or absent, so the number of the next batch says all that a
-continued synthesis needs.
+``batch-000012.safetensors`` holds
+
+    image  [n, S, S, channels] uint8
+    label  [n] int32
+    seed   [n, 2] int32, the run's seed and the number of the batch, which determine the images
+    sum    [n] uint32, the CRC-32 of each image and its label: a changed pixel is still a pixel
+
+and the batch's metrics.  A file is whole or absent, so the number of the next batch is all that a
+continued synthesis needs.  ``bank.json`` describes how the bank is made.
 """
 
 from __future__ import annotations
@@ -13,33 +17,37 @@ import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
 
 from dfkd_jax import data
+from dfkd_jax.data.loading import Fetch
 from dfkd_jax.errors import BankError, CheckpointError
 from dfkd_jax.storage import files
 
-MEASURED = 'measured/'  # before the names of a batch's metrics
-FACTS = 'bank.json'
+MEASURED = 'measured/'  # prefix of the names of a batch's metrics
+DESCRIPTION = 'bank.json'
 AGAIN = 'Remove it and all after it; the command that made the bank makes them again.'
 
 
-def describe(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Says what a bank is of, in ``bank.json``: before its first batch."""
-    files.write_json(folder / FACTS, facts)
+def describe(folder: Path, description: Mapping[str, Any]) -> None:
+    """Writes ``bank.json``, before the first batch."""
+    files.write_json(folder / DESCRIPTION, description)
 
 
-def check(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Raises BankError unless a bank is full and is of these facts, as `describe` wrote them."""
-    if not (folder / FACTS).is_file():
-        raise BankError(f'{folder} is not a bank: it has no {FACTS}.')
-    found = files.read_json(folder / FACTS)
+def check(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raises BankError unless a bank is full and has this description, as `describe` wrote it.
+
+    description: has the number of `batches`, beside what tells one synthesis from another.
+    """
+    if not (folder / DESCRIPTION).is_file():
+        raise BankError(f'{folder} is not a bank: it has no {DESCRIPTION}.')
+    found = files.read_json(folder / DESCRIPTION)
     differ = [
         f'{name} {found.get(name)!r}, here {value!r}'
-        for name, value in files.plain(facts).items()
+        for name, value in files.plain(description).items()
         if found.get(name) != value
     ]
     if differ:
@@ -48,9 +56,10 @@ def check(folder: Path, facts: Mapping[str, Any]) -> None:
             'made it.'
         )
     there = count(folder)
-    if there < facts['batches']:
+    if there < description['batches']:
         raise BankError(
-            f'{folder} has {there} of its {facts["batches"]} batches: finish the run that fills it.'
+            f'{folder} has {there} of its {description["batches"]} batches: finish the run that '
+            'fills it.'
         )
 
 
@@ -60,7 +69,7 @@ def path_of(folder: Path, number: int) -> Path:
 
 
 def count(folder: Path) -> int:
-    """Batches that are there, without a gap from the first on."""
+    """The number of batches in the folder, from the first to the one before a gap."""
     number = 0
     while path_of(folder, number).exists():
         number += 1
@@ -75,7 +84,7 @@ def write(
     seed: int,
     measured: Mapping[str, float],
 ) -> None:
-    """Puts in a batch of images [n, S, S, channels] uint8, labels [n], and what was measured."""
+    """Writes a batch: images [n, S, S, channels] uint8, labels [n], and its metrics by name."""
     seeds = np.tile(np.asarray([seed, number], np.int32), (len(label), 1))
     arrays = {'image': image, 'label': label.astype(np.int32), 'seed': seeds}
     arrays['sum'] = _sums(arrays['image'], arrays['label'])
@@ -84,7 +93,7 @@ def write(
 
 
 def read(folder: Path, number: int) -> dict[str, np.ndarray]:
-    """A batch: `image`, `label` and `seed`.  Raises BankError if it is damaged or absent."""
+    """The arrays of a batch, by name.  Raises BankError if it is damaged or absent."""
     path = path_of(folder, number)
     try:
         arrays = files.load_arrays(path)
@@ -107,20 +116,40 @@ def _sums(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def measured(folder: Path, number: int) -> dict[str, float]:
-    """What was measured of a batch.  Raises BankError as `read`."""
+    """The metrics of a batch.  Raises BankError as `read` does."""
     arrays = read(folder, number)
     names = [name for name in arrays if name.startswith(MEASURED)]
     return {name.removeprefix(MEASURED): float(arrays[name]) for name in names}
 
 
+class _Index(NamedTuple):
+    """Where every image of a bank is; all [N, ...]."""
+
+    place: np.ndarray  # [N, 2], the number of its batch, and its row there
+    label: np.ndarray  # [N] int32
+    sum: np.ndarray  # [N] uint32
+
+
 def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Dataset:
-    """The first so many batches as a data set: in memory if they are small, read row by row if not.
+    """The first `batches` batches as a data set: in memory if they fit, else read image by image.
 
     facts: of the teacher's data; the images have its channels and `size` pixels a side.
     Raises BankError where they do not.
     """
     shape = (size, size, facts.image_shape[2])
-    labels, sums, places = [], [], []
+    index = _index(folder, batches, shape, facts.num_classes)
+    number, label = len(index.label), index.label
+    facts = facts._replace(image_shape=shape, name=f'the bank {folder}')
+    if number * int(np.prod(shape)) <= data.IN_MEMORY_BYTES:
+        whole = [read(folder, batch)['image'] for batch in range(batches)]
+        images = np.concatenate([np.zeros((0, *shape), np.uint8), *whole])
+        return data.Dataset(facts, number, lambda i: (images[i], label[i]), images, label)
+    return data.Dataset(facts, number, _reader(folder, index, shape), None, None)
+
+
+def _index(folder: Path, batches: int, shape: tuple[int, ...], num_classes: int) -> _Index:
+    """The index of the first batches, from their headers, labels and checksums."""
+    places, labels, sums = [], [], []
     for number in range(batches):
         path = path_of(folder, number)
         try:
@@ -130,22 +159,24 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
                 label, check = file.get_tensor('label'), file.get_tensor('sum')
         except Exception as error:  # safetensors raises its own type
             raise BankError(f'{path} is missing or damaged ({error}). {AGAIN}') from error
-        if kind != 'U8' or found[1:] != shape or len(label) and label.max() >= facts.num_classes:
+        if kind != 'U8' or found[1:] != shape or len(label) and label.max() >= num_classes:
             raise BankError(
                 f'{path} has images {kind}{list(found[1:])} of classes up to '
-                f'{label.max(initial=0)}: expected U8{list(shape)} and {facts.num_classes} '
+                f'{label.max(initial=0)}: expected U8{list(shape)} and {num_classes} '
                 'classes. It is the bank of another data set or config.synthesis.stored_size.'
             )
+        places += [(number, row) for row in range(found[0])]
         labels.append(label)
         sums.append(check)
-        places += [(number, row) for row in range(found[0])]
-    where, label = np.asarray(places).reshape(-1, 2), np.concatenate([*labels, []]).astype(np.int32)
-    wanted = np.concatenate([*sums, []]).astype(np.uint32)
-    facts = facts._replace(image_shape=shape, name=f'the bank {folder}')
-    if len(label) * int(np.prod(shape)) <= data.IN_MEMORY_BYTES:
-        whole = [read(folder, number)['image'] for number in range(batches)]
-        images = np.concatenate([np.zeros((0, *shape), np.uint8), *whole])
-        return data.Dataset(facts, len(label), lambda i: (images[i], label[i]), images, label)
+    return _Index(
+        np.asarray(places).reshape(-1, 2),
+        np.concatenate([*labels, []]).astype(np.int32),
+        np.concatenate([*sums, []]).astype(np.uint32),
+    )
+
+
+def _reader(folder: Path, index: _Index, shape: tuple[int, ...]) -> Fetch:
+    """Reads images of a bank by index, and checks their sums."""
 
     @lru_cache(maxsize=64)
     def opened(number: int) -> Any:
@@ -153,7 +184,7 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
 
     def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.zeros((len(indices), *shape), np.uint8)
-        for out, (number, row) in zip(images, where[indices].tolist(), strict=True):
+        for out, (number, row) in zip(images, index.place[indices].tolist(), strict=True):
             try:
                 out[:] = opened(number).get_slice('image')[row]
             except Exception as error:  # safetensors raises its own type
@@ -161,12 +192,13 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
                     f'{path_of(folder, number)} is no longer there or no longer whole ({error}): '
                     'put it back, and the same command continues.'
                 ) from error
-        changed = np.flatnonzero(_sums(images, label[indices]) != wanted[indices])
+        label = index.label[indices]
+        changed = np.flatnonzero(_sums(images, label) != index.sum[indices])
         if changed.size:
-            number = int(where[indices[changed[0]], 0])
+            number = int(index.place[indices[changed[0]], 0])
             raise BankError(
                 f'{path_of(folder, number)} has images that are not what was written. {AGAIN}'
             )
-        return images, label[indices]
+        return images, label
 
-    return data.Dataset(facts, len(label), fetch, None, None)
+    return fetch

@@ -1,4 +1,4 @@
-"""Makes a file of embeddings of class names: ``python -m dfkd_jax.labels --output=FILE.npz``."""
+"""Makes a table of embeddings of class names: ``python -m dfkd_jax.labels --output=FILE.npz``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from dfkd_jax.labels.names import sentence
 from dfkd_jax.labels.table import PROMPT, SHIPPED_FOR, check_prompt
 from dfkd_jax.storage.files import write_bytes
 
-# 4. The file of tables.
-
 
 def make_table(prompt: str, folder: str | Path) -> tuple[list[str], np.ndarray]:
-    """The texts of the data sets' names and of 100 indices, n of them, and embeddings [n, E]."""
+    """The texts of the listed data sets' class names and of 100 indices; embeddings [n, E]."""
     words = [name for dataset in SHIPPED_FOR for name in DATASETS[dataset].class_names]
     words += [f'class {label}' for label in range(100)]
     texts = list(dict.fromkeys(sentence(prompt, word) for word in words))  # each once, in order
@@ -28,7 +26,7 @@ def make_table(prompt: str, folder: str | Path) -> tuple[list[str], np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Makes a file of embeddings, whole or not at all."""
+    """Makes a file of embeddings of class names, whole or not at all."""
     parser = argparse.ArgumentParser(prog='python -m dfkd_jax.labels', description=main.__doc__)
     parser.add_argument('--output', required=True, help='FILE.npz, for config.labels.path')
     parser.add_argument('--prompt', default=PROMPT, help='default: %(default)s')

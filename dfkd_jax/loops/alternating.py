@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 from dfkd_jax import build, data, evaluate
-from dfkd_jax.config import PhaseConfig
-from dfkd_jax.contract import Frozen, State
+from dfkd_jax.contract import Frozen, Phase, State
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import session
@@ -119,7 +118,7 @@ def _queries(config: Any, run: build.Run, frozen: Frozen) -> list[int]:
     return list(itertools.accumulate(rounds))
 
 
-def _images(synthesis: Any, rounds: list[PhaseConfig]) -> tuple[int, int]:
+def _images(synthesis: Any, rounds: list[Phase]) -> tuple[int, int]:
     """How many images generator steps worked on, and how many the student trained on."""
     return (
         sum(phase.loops * phase.g_steps for phase in rounds) * synthesis.batch_size,

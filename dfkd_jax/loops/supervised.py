@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,29 @@ def run(
     return fit(training, workdir, train, test, role, config.seed, interrupted, teacher)
 
 
+class Recipe(Protocol):
+    """How a classifier is trained: the fields of `config.teach`, and of groups like it."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    final_lr: float
+    warmup_epochs: float
+    milestones: tuple[int, ...]  # epochs after which the rate is a tenth, in place of the cosine
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    crop_padding: int  # pixels
+    random_resized_crop: bool  # in place of crops
+    flip: bool
+    shade: float  # how deeply an image may be shaded by another
+    cutmix: float  # the probability that a box of it shows another
+    kd_temperature: float
+    kd_weight: float  # w of w KD + (1 - w) CE
+    save_every_epochs: int
+    eval_every_epochs: int
+
+
 class Training(NamedTuple):
     """The parts that train a network on images, compiled once for any number of trainings.
 
@@ -86,8 +109,8 @@ class Training(NamedTuple):
     """
 
     plan: sharding.Plan
-    recipe: Any
-    data: Any
+    recipe: Recipe
+    data: data.Settings
     eval_batch_size: int
     name: str
     whole: Any
@@ -122,7 +145,7 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
     )
 
 
-def _check_recipe(recipe: Any, group: str, epoch_steps: int, distil: bool) -> None:
+def _check_recipe(recipe: Recipe, group: str, epoch_steps: int, distil: bool) -> None:
     """Raises ConfigError for numbers with which no training is possible."""
     if (recipe.shade or recipe.cutmix) and not (distil and recipe.kd_weight == 1):
         raise ConfigError(
@@ -130,8 +153,8 @@ def _check_recipe(recipe: Any, group: str, epoch_steps: int, distil: bool) -> No
             'can tell: set them to 0, or distil with kd_weight=1.'
         )
     for field in ('epochs', 'save_every_epochs', 'eval_every_epochs'):
-        if recipe[field] < 1:
-            raise ConfigError(f'{group}.{field}={recipe[field]}: expected 1 or more.')
+        if (number := getattr(recipe, field)) < 1:
+            raise ConfigError(f'{group}.{field}={number}: expected 1 or more.')
     if epoch_steps < 1:
         raise ConfigError(
             f'{group}.batch_size={recipe.batch_size} is more than there are images, or '
@@ -238,7 +261,7 @@ def curves(workdir: Path) -> dict[str, Any]:
     }
 
 
-def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
+def optimiser(recipe: Recipe, epoch_steps: int) -> optax.GradientTransformation:
     """SGD with momentum and weight decay; a linear warm-up, then a cosine to `final_lr`.
 
     With `milestones`, in epochs, each of them divides the rate by ten instead.

@@ -1,21 +1,10 @@
-"""What a network's maps are worth for semantic segmentation: a small FCN head, trained with it.
-
-    python -m dfkd_jax.transfer_dense --student=FOLDER --scenes=FOLDER [--untrained] [--frozen]
-        [--seed=0] [--output=FILE.json] ...
-
---student is as in `dfkd_jax.transfer`.  --scenes holds ``train`` and ``test``, each with
-``images/NAME.*`` and ``masks/NAME.png`` of the same size: a class for each pixel, 0 the background,
-255 where none is known.  ADE20K's and NYUv2's folders have this form, renamed.
-
-The head is that of Long et al. (2015): class scores by a 1x1 convolution of the last map, enlarged
-to the image; with --stages, of the maps before it too, summed.  Networks are convolutional, so
-scenes may be larger than the images they were trained on.
-"""
+"""Measures maps by semantic segmentation: a small FCN head, trained alone or with the network."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,22 +14,27 @@ import numpy as np
 
 from dfkd_jax import augment, contract, data, losses
 from dfkd_jax.contract import Array, Key, Params
+from dfkd_jax.data.image_folder import open_image
 from dfkd_jax.distributed import sharding
-from dfkd_jax.errors import ConfigError, DataError, NonFiniteError
+from dfkd_jax.errors import ConfigError, DataError
 from dfkd_jax.loops import supervised
-from dfkd_jax.storage import files
-from dfkd_jax.storage import workdir as folders
-from dfkd_jax.transfer import classification
+from dfkd_jax.transfer import measurement
+from dfkd_jax.transfer import network as networks
+from dfkd_jax.transfer.measurement import Recipe
+from dfkd_jax.transfer.network import Network
 
 UNKNOWN = 255  # in a mask
 BATCH = 100  # scenes at a time, where nothing is trained
+RECIPE = Recipe(epochs=30)
+
+Head = list[dict[str, Array]]  # a kernel [C, num_classes] and a bias for each map
 
 
 class Scenes(NamedTuple):
     """Images and the class of each of their pixels."""
 
     images: np.ndarray  # [N, H, W, channels] uint8
-    masks: np.ndarray  # [N, H, W] uint8
+    masks: np.ndarray  # [N, H, W] uint8; UNKNOWN where no class is known
 
 
 def run(
@@ -52,73 +46,60 @@ def run(
     frozen: bool = False,
     seed: int = 0,
     untrained: bool = False,
-    recipe: classification.Recipe | None = None,
+    recipe: Recipe = RECIPE,
     source_dataset: str | None = None,
     image_size: int | None = None,
     data_dir: str | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Trains a head, and the network unless `frozen`; returns, and writes, the result.
+    """Trains a head, and the network unless `frozen`; returns the result, and writes it.
 
-    size: pixels that scenes are brought to.
+    size: the side that scenes are resized to, in pixels.
     stages: how many maps the head sees, the last ones.
     Raises ConfigError, DataError or CheckpointError, before anything is compiled.
     """
-    recipe = recipe or classification.Recipe(epochs=30)
-    if output and Path(output).exists():
-        raise ConfigError(f'{output} is there already: remove it, or give another --output.')
-    if min(stages, size, recipe.epochs, recipe.batch_size) < 1:
-        raise ConfigError(
-            f'stages={stages}, size={size}, epochs={recipe.epochs}, '
-            f'batch_size={recipe.batch_size}: expected 1 or more of each.'
-        )
-    network = classification.load(student, source_dataset, image_size, data_dir)
-    module = classification.module_of(network, network.facts['num_classes'])
-    channels = network.facts['channels']
-    train, test = (read(Path(scenes) / part, size, channels) for part in ('train', 'test'))
-    if len(train.images) < recipe.batch_size:
-        raise ConfigError(
-            f'a batch of {recipe.batch_size} is larger than the {len(train.images)} training '
-            f'scenes: lower --batch_size.'
-        )
-    num_classes = 1 + max(
-        int(part.masks[part.masks != UNKNOWN].max(initial=0)) for part in (train, test)
+    measurement.check_output(output)
+    measurement.check_recipe(recipe)
+    if min(stages, size) < 1:
+        raise ConfigError(f'stages={stages}, size={size}: expected 1 or more of each.')
+    network = networks.load(student, source_dataset, image_size, data_dir)
+    module = networks.make_module(network, network.metadata['num_classes'])
+    train, test = (
+        read(Path(scenes) / part, size, network.metadata['channels']) for part in ('train', 'test')
     )
+    measurement.check_batch(recipe, len(train.images), 'training scenes')
+    num_classes = 1 + max(int(x[x != UNKNOWN].max(initial=0)) for x in (train.masks, test.masks))
     if num_classes < 2:
-        raise DataError(f'the masks of {scenes} know no class but the background')
+        raise DataError(f'the masks of {scenes} have no class but the background')
 
     plan = sharding.make('jit')
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     head = start_head(module, network.variables, train.images[:1], stages, num_classes)
-    variables = classification.renew_head(plan, module, network, key_init, untrained)
+    variables = networks.renew_head(plan, module, network, key_init, untrained)
     started = time.monotonic()
     measured = segment(
         plan, module, variables, head, network, train, test, recipe, key_steps, seed, frozen
     )
-    result = {
-        'protocol': 'segment',
-        'scenes': str(scenes),
-        'miou': measured.pop('miou'),
+    return measurement.write(
+        output,
+        network,
+        student,
+        protocol='segment',
+        scenes=str(scenes),
         **measured,
-        'seconds': round(time.monotonic() - started, 2),
-        'seed': seed,
-        'untrained': untrained,
-        'frozen': frozen,
-        'stages': len(head),
-        'source': str(student),
-        'source_dataset': network.facts['dataset'],
-        'source_accuracy': network.facts.get('accuracy'),
-        **{name: network.facts.get(name) for name in ('model', 'role', 'variables_sha256')},
-        'num_classes': num_classes,
-        'train_size': len(train.images),
-        'test_size': len(test.images),
-        'size': size,
-        'versions': folders.versions(),
-        'device': folders.device(),
-    }
-    if output:
-        files.write_json(output, result)
-    return result
+        seconds=round(time.monotonic() - started, 2),
+        seed=seed,
+        untrained=untrained,
+        frozen=frozen,
+        stages=len(head),
+        num_classes=num_classes,
+        train_size=len(train.images),
+        test_size=len(test.images),
+        size=size,
+    )
+
+
+# --- Scenes --------------------------------------------------------------------------------
 
 
 def read(folder: Path, size: int, channels: int) -> Scenes:
@@ -138,14 +119,11 @@ def read(folder: Path, size: int, channels: int) -> Scenes:
         )
 
     def pixels(path: Path, mode: str, nearest: bool) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                # A palette's numbers are the classes: its colours are for the eye.
-                picture = image if nearest and image.mode == 'P' else image.convert(mode)
-                how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-                return np.asarray(picture.resize((size, size), how))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f'{path} is not an image that Pillow reads ({error})') from error
+        with open_image(path) as image:
+            # A palette's numbers are the classes: its colours are for the eye.
+            picture = image if nearest and image.mode == 'P' else image.convert(mode)
+            how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+            return np.asarray(picture.resize((size, size), how))
 
     mode = 'L' if channels == 1 else 'RGB'
     images = np.stack([pixels(path, mode, nearest=False) for path in files])
@@ -153,16 +131,37 @@ def read(folder: Path, size: int, channels: int) -> Scenes:
     return Scenes(images.reshape(*images.shape[:3], channels), classes)
 
 
+def shuffled(scenes: Scenes, batch_size: int, seed: int) -> Iterator[Scenes]:
+    """Endless batches; every epoch has its own order and leaves out what fills no batch."""
+    for epoch in itertools.count():
+        order = np.random.default_rng((seed, epoch)).permutation(len(scenes.images))
+        for i in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = order[i : i + batch_size]
+            yield Scenes(scenes.images[chosen], scenes.masks[chosen])
+
+
+def batches(scenes: Scenes) -> Iterator[Scenes]:
+    """One pass in batches of one shape; the last is filled up with images without masks."""
+    for i in range(0, len(scenes.images), BATCH):
+        images = scenes.images[i : i + BATCH]
+        missing = BATCH - len(images)
+        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        yield Scenes(images, scenes.masks[i : i + BATCH])
+
+
+# --- The head ------------------------------------------------------------------------------
+
+
 def start_head(
     module: Any, variables: Any, image: np.ndarray, stages: int, num_classes: int
-) -> list[dict[str, Array]]:
-    """Zero scores: a kernel [C, num_classes] and a bias for each of the last `stages` maps.
+) -> Head:
+    """A head of zeros, for the last `stages` maps of a network.
 
     Raises ConfigError where the network takes no image of that size.
     """
     try:
         found = jax.eval_shape(
-            lambda x: classification.maps(module, variables, x)[1],
+            lambda x: networks.maps(module, variables, x)[1],
             jax.ShapeDtypeStruct(image.shape, jnp.float32),
         )
     except ValueError as error:  # LeNet-5, say, takes one size alone
@@ -174,7 +173,7 @@ def start_head(
     ]
 
 
-def scores(head: list[dict[str, Array]], stages: list[jax.Array], size: tuple) -> Array:
+def scores(head: Head, stages: list[jax.Array], size: tuple) -> Array:
     """Class scores of pixels, [B, *size, num_classes]: of each stage, enlarged, summed."""
     total: Any = 0.0
     for layer, stage in zip(head, stages[-len(head) :], strict=True):
@@ -185,72 +184,43 @@ def scores(head: list[dict[str, Array]], stages: list[jax.Array], size: tuple) -
     return total
 
 
+# --- Training and measuring ----------------------------------------------------------------
+
+
 def segment(
     plan: sharding.Plan,
     module: Any,
     variables: dict[str, Any],
-    head: list[dict[str, Array]],
-    network: classification.Network,
+    head: Head,
+    network: Network,
     train: Scenes,
     test: Scenes,
-    recipe: classification.Recipe,
+    recipe: Recipe,
     key: Key,
     seed: int,
     frozen: bool = False,
 ) -> dict[str, Any]:
-    """Trains on mirrored scenes; returns ``miou``, ``iou`` of each class, ``pixel_accuracy``, ...
+    """Trains on scenes and their mirror images; returns `measure`, the recipe and the ``losses``.
 
-    frozen: the head alone, on maps as evaluation sees them.  The key is consumed.
+    key: of mirroring; it is consumed.  seed: of the batches.
+    frozen: train the head alone, on maps as evaluation sees them.
+    Raises NonFiniteError where the loss is not finite.
     """
     epoch_steps = len(train.images) // recipe.batch_size
     tx = supervised.optimiser(recipe, epoch_steps)
-    size = train.images.shape[1:3]
     step = plan.compile(make_step(module, tx, network, frozen))
-    num_classes = head[0]['bias'].size
-
-    def predict(state_params: Any, images: Array) -> Array:
-        x = data.normalise(images, network.mean, network.std)
-        _, stages = classification.maps(module, state_params['network'], x)
-        return jnp.argmax(scores(state_params['head'], stages, size), -1).astype(jnp.uint8)
-
-    compiled = plan.predict(predict)
-    batch_stats = variables.get('batch_stats', {})
     params = {'head': head} if frozen else {'head': head, 'network': variables['params']}
-    # Copies: a step donates its state, and the caller keeps the weights it gave.
-    params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
-    net = contract.start(params, batch_stats, tx)
-    state = plan.replicate(supervised.State(jnp.zeros((), jnp.int32), net))
-    history = []
-    for epoch in range(recipe.epochs):
-        order = np.random.default_rng((seed, epoch)).permutation(len(train.images))
-        rows = []
-        for i in range(epoch_steps):
-            chosen = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
-            batch = (train.images[chosen], train.masks[chosen], key)
-            state, row = step(variables, state, batch)
-            rows.append(row['loss'])
-        loss = float(np.mean(jax.device_get(rows)))
-        if not np.isfinite(loss):
-            raise NonFiniteError(f'loss is {loss} in epoch {epoch + 1}: lower --lr.')
-        history.append(loss)
-    trained = state.net.params.get('network', variables['params'])
-    whole = {'params': trained, 'batch_stats': state.net.batch_stats}
-    answer = {'head': state.net.params['head'], 'network': whole}
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    for images, masks in _batches(test):
-        predicted = np.asarray(compiled(answer, images))[: len(masks)]
-        counts += confusion(predicted, masks, num_classes)
-    each = iou(counts)
-    return {
-        'miou': float(np.nanmean(each)),
-        'iou': each.tolist(),
-        'pixel_accuracy': 100 * float(np.trace(counts) / counts.sum()),
-        'recipe': recipe._asdict(),
-        'losses': history,
-    }
+    state = measurement.start(plan, params, variables.get('batch_stats', {}), tx)
+    inputs = ((*scenes, key) for scenes in shuffled(train, recipe.batch_size, seed))
+
+    state, history = measurement.train(step, variables, state, inputs, recipe, epoch_steps)
+    weights = state.net.params.get('network', variables['params'])
+    whole = {'params': weights, 'batch_stats': state.net.batch_stats}
+    found = measure(plan, module, network, whole, state.net.params['head'], test)
+    return found | {'recipe': recipe._asdict(), 'losses': [row['loss'] for row in history]}
 
 
-def make_step(module: Any, tx: Any, network: classification.Network, frozen: bool) -> Callable:
+def make_step(module: Any, tx: Any, network: Network, frozen: bool) -> Callable:
     """One update: ``(variables, state, (images [B, H, W, C], masks [B, H, W], key))``.
 
     The loss is the cross entropy of the pixels whose class is known.
@@ -265,11 +235,11 @@ def make_step(module: Any, tx: Any, network: classification.Network, frozen: boo
 
         def loss_fn(params: Params) -> tuple[Array, Any]:
             if frozen:
-                _, stages = classification.maps(module, variables, x)
+                _, stages = networks.maps(module, variables, x)
                 batch_stats = state.net.batch_stats
             else:
                 whole = {'params': params['network'], 'batch_stats': state.net.batch_stats}
-                (_, mutated), stages = classification.maps(
+                (_, mutated), stages = networks.maps(
                     module, whole, x, train=True, mutable=['batch_stats']
                 )
                 batch_stats = mutated.get('batch_stats', {})
@@ -286,23 +256,39 @@ def make_step(module: Any, tx: Any, network: classification.Network, frozen: boo
     return step
 
 
-def _batches(scenes: Scenes) -> Any:
-    """Batches of one shape; the last is filled up with images whose masks are not there."""
-    for i in range(0, len(scenes.images), BATCH):
-        images = scenes.images[i : i + BATCH]
-        missing = BATCH - len(images)
-        yield np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))), scenes.masks[i : i + BATCH]
+def measure(
+    plan: sharding.Plan, module: Any, network: Network, variables: Any, head: Head, test: Scenes
+) -> dict[str, Any]:
+    """``miou``, ``iou`` of each class and ``pixel_accuracy`` on scenes, all in per cent."""
+    num_classes, size = head[0]['bias'].size, test.images.shape[1:3]
+
+    def predict(weights: Any, images: Array) -> Array:
+        x = data.normalise(images, network.mean, network.std)
+        _, stages = networks.maps(module, weights['network'], x)
+        return jnp.argmax(scores(weights['head'], stages, size), -1).astype(jnp.uint8)
+
+    compiled, weights = plan.predict(predict), {'head': head, 'network': variables}
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    for images, masks in batches(test):
+        predicted = np.asarray(compiled(weights, images))[: len(masks)]
+        counts += confusion(predicted, masks, num_classes)
+    each = iou(counts)
+    return {
+        'miou': float(np.nanmean(each)),
+        'iou': each.tolist(),
+        'pixel_accuracy': 100 * float(np.trace(counts) / counts.sum()),
+    }
 
 
 def confusion(predicted: np.ndarray, masks: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class (row) that were given each class (column), where one is known."""
+    """Counts of pixels, [true class, predicted class], where the true class is known."""
     known = masks != UNKNOWN
     pairs = masks[known].astype(np.int64) * num_classes + predicted[known]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, per cent; nan for a class that nobody named."""
+    """Intersection over union of each class, per cent; nan for a class without any pixel."""
     both = np.diag(counts)
     either = counts.sum(0) + counts.sum(1) - both
     return np.where(either > 0, 100 * both / np.maximum(either, 1), np.nan)
