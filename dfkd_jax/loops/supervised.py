@@ -261,7 +261,7 @@ def curves(workdir: Path) -> dict[str, Any]:
     }
 
 
-def optimiser(recipe: Recipe, epoch_steps: int) -> optax.GradientTransformation:
+def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
     """SGD with momentum and weight decay; a linear warm-up, then a cosine to `final_lr`.
 
     With `milestones`, in epochs, each of them divides the rate by ten instead.
