@@ -392,8 +392,8 @@ def test_damaged_bank(start, jobs, tmp_path, fault_table, how) -> None:
 OTHERS = {
     'every checkpoint truncated': ('no checkpoint in .* can be read; they are kept there as', None),
     'config.json truncated': ('config.json is not JSON .*Put a copy back', None),
-    'a newer layout': ('has all the bytes that were saved.*format is 2, here 1.*another version',
-                       dict(format=2)),
+    'a newer layout': ('has all the bytes that were saved.*format is 3, here 2.*another version',
+                       dict(format=3)),
     'a layout without a list of arrays': ('has all the bytes .*another version',
                                           dict(layout=None)),
     'an older layout, of other arrays': ('arrays are not those of this run:.*old: float32',
