@@ -299,16 +299,11 @@ def changes(given: Sequence[str], method: str) -> list[str]:
     return found
 
 
-def kind(config: Any) -> str:
-    """What sets a run's length: 'rounds', 'images' of a diffusion model, 'epochs' on real data."""
-    return 'images' if 'prior' in config else 'rounds' if 'phases' in config else 'epochs'
-
-
 def probe(config: Any) -> dict[str, Any]:
     """The fields of a run that is just long enough to be timed."""
-    if kind(config) == 'epochs':
+    if config.loop == 'kd':
         return {'teach.epochs': 3}
-    if kind(config) == 'images':
+    if config.loop == 'offline':
         return {'synthesis.per_class': least_images(config), 'log_every_rounds': 1}
     rounds = {f'phases[{i}].rounds': PROBE_ROUNDS for i in range(len(config.phases))}
     return rounds | {'log_every_rounds': 1, 'eval_every_rounds': 3, 'save_every_rounds': 3}
@@ -320,7 +315,7 @@ def speeds(config: Any, workdir: Path) -> dict[str, Any]:
     A save follows every evaluation and belongs to it.
     """
     total = json.loads((workdir / 'summary.json').read_text())['seconds']
-    if kind(config) == 'rounds':
+    if config.loop == 'alternating':
         columns = metrics.read(workdir)
         took = np.diff(columns['seconds'], prepend=0.0).reshape(-1, PROBE_ROUNDS)
         # A phase's first round compiles the phase, and its third may compile the evaluation.  The
@@ -334,7 +329,7 @@ def speeds(config: Any, workdir: Path) -> dict[str, Any]:
         took = np.diff(metrics.read(workdir / 'distillation')['seconds'])
         each = float(np.median(took)) if took.size else total
         known = each * (1 + took.size)
-        if kind(config) == 'images':
+        if config.loop == 'offline':
             made = np.diff(metrics.read(workdir / 'synthesis')['seconds'])
             known += float(np.median(made)) * (1 + made.size)
             each = known / least_images(config)
@@ -359,9 +354,9 @@ def lengths(config: Any, receipt: dict, seconds: float, points: int) -> dict[str
             f'{seconds:g} s are too short: the start takes {receipt["start"]:.0f} s, and {points} '
             f'evaluations {receipt["evaluation"]:.1f} s each'
         )
-    if kind(config) == 'epochs':
+    if config.loop == 'kd':
         return {'teach.epochs': max(round(left / receipt['each'][0]), 1)}
-    if kind(config) == 'images':
+    if config.loop == 'offline':
         return {'synthesis.per_class': max(int(left / receipt['each'][0]), least_images(config))}
     scale = left / sum(p.rounds * each for p, each in zip(config.phases, receipt['each']))
     rounds = [max(round(scale * p.rounds), 1) for p in config.phases]
