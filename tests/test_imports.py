@@ -49,6 +49,8 @@ PURE = ('losses.py', 'augment.py', 'contract.py', 'models/', 'methods/')
 PURE += ('distributed/sharding.py',)
 PURE_STANDARD = set('__future__ collections dataclasses difflib functools math typing'.split())
 
+FINDING = {'importlib', 'pathlib'}  # configs find those of the methods by name
+
 # Slow to import, or heavy, or not always installed: only inside functions.
 LAZY = set('torch tensorflow tensorflow_datasets matplotlib sklearn PIL tensorboardX'.split())
 LAZY |= {'tokenizers'}
@@ -203,6 +205,16 @@ def test_a_method_knows_no_other_and_nothing_of_its_surroundings() -> None:
         assert not said(tree) & {'open', 'print', 'devices', 'device_count', 'flags', 'logging'}
 
 
+def test_nothing_outside_methods_knows_one_by_name() -> None:
+    """They are found in the registry, by `build`; loops may use what several methods share."""
+    for name, tree in FILES.items():
+        known = {
+            each for each in inside(tree) if room(name) != 'methods' and tops([each]) == {'methods'}
+        }
+        shared = {each for each in known if each.startswith('methods.shared')}
+        assert known - shared <= {'methods.METHODS'}, name
+
+
 NETWORKS = ('errors', 'layers', 'unet', 'vae', 'clip_text', 'resize', 'schedule')
 
 
@@ -218,11 +230,12 @@ def test_what_a_diffusion_model_computes_knows_no_files(name: str) -> None:
 
 
 def test_configs_are_self_contained() -> None:
+    """They are read before anything else is: of the package, they know its errors alone."""
+    assert len(CONFIGS) > 20
     for name, tree in CONFIGS.items():
-        ours = {each.partition('.')[0] for each in inside(tree)}
-        assert ours <= {'configs', 'errors'}, name
-        others = tops(imports(tree)) - {PACKAGE} - set(sys.stdlib_module_names)
-        assert others <= {'ml_collections'}, name
+        found = tops(inside(tree)) | tops(imports(tree)) - {PACKAGE}
+        assert found <= {'configs', 'errors', 'ml_collections'} | PURE_STANDARD | FINDING, name
+        assert 'configs' not in tops(imports(tree)), f'{name}: as dfkd_jax.configs'
 
 
 def test_training_images_are_read_where_real_data_is_the_point() -> None:
