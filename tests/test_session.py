@@ -51,13 +51,13 @@ def rows(workdir: Path) -> dict[str, Any]:
 
 
 def test_cadences_and_the_best(tmp_path: Path) -> None:
-    state, progress = session.run(counting(), tmp_path, lambda: False)
+    state, record = session.run(counting(), tmp_path, lambda: False)
     assert state.tolist() == [7, 21]
     found = rows(tmp_path)
     assert found['round'] == [2, 3, 4, 6, 7]
     assert found['s/unit'] == [0.5, 2, 3, 4.5, 6]  # means over the units since the last row
     np.testing.assert_array_equal(found['accuracy'], [np.nan, 50, np.nan, 47, 46])
-    assert (progress.last, progress.best, progress.best_at) == (46, 50, 3)
+    assert (record.last, record.best, record.best_at) == (46, 50, 3)
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['4', '7']
 
 
@@ -67,8 +67,8 @@ def test_stopped_after_any_unit_and_continued(tmp_path: Path, stop: int) -> None
     asked = iter([False] * (stop - 1) + [True])
     with pytest.raises(Stopped):
         session.run(counting(), tmp_path / 'run', lambda: next(asked))
-    state, progress = session.run(counting(), tmp_path / 'run', lambda: False)
-    assert state.tolist() == [7, 21] and progress.best_at == 3
+    state, record = session.run(counting(), tmp_path / 'run', lambda: False)
+    assert state.tolist() == [7, 21] and record.best_at == 3
     assert str(rows(tmp_path / 'run')) == str(rows(tmp_path / 'whole'))
 
 

@@ -70,18 +70,18 @@ def distil(
         advice=f'{session.kept(workdir)} {ADVICE}',
         keep=config.keep_checkpoints,
     )
-    state, progress = session.run(work, workdir, interrupted)
+    state, record = session.run(work, workdir, interrupted)
     samples = plan.call(run.whole.sample)(frozen, state, key_images)
     student, samples = jax.device_get((state.student.variables, samples))
     synthesised, distilled = _images(config.synthesis, phases)
     return artifacts.finish(
         workdir, config, run.facts, student, samples, metrics.read(workdir),
         teacher_accuracy=of_teacher.accuracy,
-        student_accuracy_last=progress.last,
-        student_accuracy_best=progress.best,
-        best_round=progress.best_at,
-        agreement_with_teacher=progress.measured['agreement_with_teacher'],
-        seconds=round(progress.seconds, 2),
+        student_accuracy_last=record.last,
+        student_accuracy_best=record.best,
+        best_round=record.best_at,
+        agreement_with_teacher=record.measured['agreement_with_teacher'],
+        seconds=round(record.seconds, 2),
         rounds=len(phases),
         images_synthesised=synthesised,
         images_distilled=distilled,

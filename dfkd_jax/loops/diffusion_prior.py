@@ -94,11 +94,11 @@ def run(
         subject='prior',
         advice=f'{session.kept(workdir)} Lower config.train.lr, in a new --workdir.',
     )
-    state, progress = session.run(work, workdir, interrupted)
+    state, record = session.run(work, workdir, interrupted)
     receipt = {
         'images': len(images), 'held_out': len(held_out), 'source': source(config.data),
-        'weights': weights, 'steps': recipe.steps, 'seconds': round(progress.seconds, 1),
-        'loss': float(metrics.read(workdir)['loss'][-1]), **progress.measured,
+        'weights': weights, 'steps': recipe.steps, 'seconds': round(record.seconds, 1),
+        'loss': float(metrics.read(workdir)['loss'][-1]), **record.measured,
         'command': command, 'device': folders.device(), 'versions': folders.versions(),
         'config': files.plain(config),
     }  # fmt: skip

@@ -85,7 +85,7 @@ class Work(NamedTuple):
 
 
 @dataclass
-class Progress:
+class Record:
     """What a session saves beside the state.
 
     pending: the metrics of the units since the last row.  measured: the last measurement.
@@ -99,7 +99,7 @@ class Progress:
     pending: list[Any] = field(default_factory=list)
 
 
-def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any, Progress]:
+def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any, Record]:
     """Does the work from where the last session in `workdir` stopped; returns the last state.
 
     interrupted: asked after every unit.
@@ -110,52 +110,52 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
         store = work.store or stack.enter_context(Checkpoints(workdir / 'checkpoints', work.keep))
         restored = store.restore(jax.eval_shape(work.init, *work.inputs))
         done = restored.done if restored else 0
-        so_far = Progress(**restored.progress) if restored else Progress()
+        record = Record(**restored.progress) if restored else Record()
         state = restored.state if restored else work.plan.call(work.init)(*work.inputs)
         state = work.plan.replicate(state)
         if done:
             progress.say(f'continuing after {work.unit} {done} of {work.total}')
-        started, stop = time.monotonic() - so_far.seconds, False
+        started, stop = time.monotonic() - record.seconds, False
         writer = stack.enter_context(metrics.Writer(workdir, done))
         line = progress.Progress(work.total, done, unit=work.unit, subject=work.subject)
         stack.enter_context(contextlib.closing(line))
         while done < work.total and not stop:
             state, row = work.advance(state, done)
             done += 1
-            so_far.pending.append(row)
+            record.pending.append(row)
             stop = interrupted()
             log, measure, save = (done == work.total or done % every == 0 for every in work.every)
             if log or measure or save or stop:
-                so_far.pending = finite(so_far.pending, done, work)
-                so_far.seconds = time.monotonic() - started
+                record.pending = finite(record.pending, done, work)
+                record.seconds = time.monotonic() - started
             if measure:
-                _measure(work, state, done, so_far)
+                _measure(work, state, done, record)
             if log or measure:
-                row = mean(so_far.pending) | (so_far.measured if measure else {})
-                totals = {'seconds': so_far.seconds} | work.totals(done)
+                row = mean(record.pending) | (record.measured if measure else {})
+                totals = {'seconds': record.seconds} | work.totals(done)
                 writer.write(done, totals | row)
                 images = {'images_synthesised': work.images(done)} if work.images else {}
-                line.update(done, asdict(so_far) | images)
-                so_far.pending = []
+                line.update(done, asdict(record) | images)
+                record.pending = []
             if save or stop:
-                kept = jax.device_get(state)
-                check_state(kept, done, work)
-                store.save(done, kept, asdict(so_far))
+                host = jax.device_get(state)
+                check_state(host, done, work)
+                store.save(done, host, asdict(record))
     if done < work.total:
         progress.say(
             f'stopped and saved after {work.unit} {done} of {work.total}; continue with the same '
             'command and the same --workdir'
         )
         raise Stopped
-    return state, so_far
+    return state, record
 
 
-def _measure(work: Work, state: Any, done: int, so_far: Progress) -> None:
-    so_far.measured = work.measure(state)
-    if work.score in so_far.measured:
-        so_far.last = so_far.measured[work.score]
-        if so_far.last > so_far.best:
-            so_far.best, so_far.best_at = so_far.last, done
+def _measure(work: Work, state: Any, done: int, record: Record) -> None:
+    record.measured = work.measure(state)
+    if work.score in record.measured:
+        record.last = record.measured[work.score]
+        if record.last > record.best:
+            record.best, record.best_at = record.last, done
 
 
 def mean(rows: list[Row]) -> Row:

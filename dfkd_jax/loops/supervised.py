@@ -213,12 +213,12 @@ def fit(
         subject=role,
         advice=f'({role}.) {session.kept(workdir)} Lower its lr, in a new --workdir.',
     )
-    state, progress = session.run(work, workdir, interrupted)
+    state, record = session.run(work, workdir, interrupted)
     processes.by_first(lambda: model_folder.save_classifier(
         workdir, training.name, jax.device_get(state.net.variables), training.data,
-        role=role, accuracy=progress.last, best_accuracy=progress.best,
-        best_epoch=progress.best_at, epochs=recipe.epochs, seed=seed,
-        seconds=round(progress.seconds, 2),
+        role=role, accuracy=record.last, best_accuracy=record.best,
+        best_epoch=record.best_at, epochs=recipe.epochs, seed=seed,
+        seconds=round(record.seconds, 2),
         device=folder.device(), versions=folder.versions(), recipe=files.plain(recipe),
     ))  # fmt: skip
     return model_folder.load_model(workdir)[0]
