@@ -36,7 +36,7 @@ from dfkd_jax.data import __main__ as data_command
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import UserError
-from dfkd_jax.loops import alternating, supervised
+from dfkd_jax.loops import supervised
 from dfkd_jax.port import __main__ as port_command
 from dfkd_jax.storage import model_folder, safe_read, workdir
 from dfkd_jax.transfer import __main__ as transfer_command
@@ -332,7 +332,7 @@ def shell(*arguments: str) -> Act:
         given = [each.replace('DIR', str(folder)) for each in arguments]
         argv = ['dfkd_jax.main', f'--workdir={folder / "run"}', *given]
         with mock.patch.object(sys, 'argv', argv):
-            cli.launch(alternating.run)
+            cli.launch(loops.run)
 
     return act
 
@@ -420,7 +420,7 @@ CASES: dict[str, dict[str, Act]] = {
         'a batch of no real images': lambda folder: supervised.run(
             config(teach__batch_size=0), folder / 'run'
         ),
-        'mixing images of a training by labels': run(teach__cutmix=0.5, method='kd'),
+        'mixing images of a training by labels': run('kd', teach__cutmix=0.5),
     },
     'data': {
         'an unknown data set': run(data__name='digitz', data__data_dir='DIR'),

@@ -19,8 +19,9 @@ from mistakes import config
 from dfkd_jax import build, loops, port
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError, PortError
-from dfkd_jax.loops import alternating, supervised
+from dfkd_jax.loops import supervised
 from dfkd_jax.storage import files, model_folder, safe_read
+from dfkd_jax.storage.workdir import claim
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,7 +71,7 @@ def test_what_ends_a_run_from_outside_is_one_line(tmp_path, monkeypatch, raised,
     def run(*_):
         raise raised
 
-    monkeypatch.setattr(alternating, 'run', run)
+    monkeypatch.setattr(loops, 'run', run)
     said = mistakes.said(mistakes.shell('--config=digits'), tmp_path)
     assert re.fullmatch(f'error: .*{message}.* What was saved is whole: the same command .*', said)
 
@@ -119,7 +120,7 @@ def test_checkpoint_of_another_network(tmp_path):
 
 
 def test_workdir_of_another_config(tmp_path):
-    with alternating.folder.claim(tmp_path / 'run', config()):
+    with claim(tmp_path / 'run', config()):
         (tmp_path / 'run' / 'checkpoints').mkdir()
     was = f'config.student.lr was {config().student.lr}, now 0.3'
     with pytest.raises(ConfigError, match=was):
@@ -129,25 +130,25 @@ def test_workdir_of_another_config(tmp_path):
 def test_workdir_where_nothing_ran_yet_takes_the_mended_config(tmp_path):
     """Even where the process was killed while it wrote the first file."""
     workdir = tmp_path / 'run'
-    with alternating.folder.claim(workdir, config()):
+    with claim(workdir, config()):
         (workdir / '.config.json.12.34.tmp').write_text('{')
     mended = config(student__lr=0.3)
-    with alternating.folder.claim(workdir, mended):
+    with claim(workdir, mended):
         (workdir / 'checkpoints').mkdir()
-    with alternating.folder.claim(workdir, mended):
+    with claim(workdir, mended):
         pass
     was = f'config.student.lr was 0.3, now {config().student.lr}'
     with pytest.raises(ConfigError, match=was):
-        with alternating.folder.claim(workdir, config()):
+        with claim(workdir, config()):
             pass
 
 
 def test_two_runs_of_one_workdir(tmp_path):
     workdir = tmp_path / 'run'
-    with alternating.folder.claim(workdir, config()):
+    with claim(workdir, config()):
         with pytest.raises(ConfigError, match='another process is running in .*run: wait'):
             loops.run(config(), workdir)
-    with alternating.folder.claim(workdir, config()):
+    with claim(workdir, config()):
         pass
 
 

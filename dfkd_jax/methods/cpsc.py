@@ -357,7 +357,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
         group, field = name.split('.')
         if config[group][field] not in choices:
             raise ValueError(f'config.{name}={config[group][field]!r}; expected one of {choices}.')
-    if models.generator is None or models.generator.conditioning != 'label':
+    if getattr(models.generator, 'conditioning', None) != 'label':
         raise ValueError(
             'cpsc needs a conditional generator: set config.generator.model to cpsc_generator '
             'or cpsc_deep_generator.'

@@ -145,5 +145,5 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
 
 def _check(models: Models) -> None:
-    if models.generator is None or models.generator.conditioning != 'embedding':
+    if getattr(models.generator, 'conditioning', None) != 'embedding':
         raise ValueError('nayer needs its noisy layer: set config.generator.model=nayer_generator.')

@@ -249,7 +249,7 @@ def _check(config: Any, models: Models, shards: Shards) -> None:
             f'config.student.milestones={tuple(config.student.milestones)}: expected shares of the '
             'run, above 0 and below 1.'
         )
-    if models.generator.conditioning != 'none':
+    if getattr(models.generator, 'conditioning', None) != 'none':
         raise ValueError(
             f'{config.method} needs a generator of latents alone: set config.generator.model to '
             'dcgan_generator or dcgan_deep_generator.'

@@ -116,7 +116,7 @@ def renewal_due(number: Array, last_renewal: Array, life: int, warmup: int) -> A
 def check_generator(config: Any, models: Models) -> None:
     """Raises ValueError unless the generator makes pixels of latents alone."""
     generator = models.generator
-    if generator is None or generator.conditioning != 'none' or generator.ending != 'pixels':
+    if getattr(generator, 'conditioning', None) != 'none' or generator.ending != 'pixels':
         raise ValueError(
             f'{config.method} needs a generator of pixels from latents alone: set '
             'config.generator.model to dcgan_generator or dcgan_deep_generator, and '
