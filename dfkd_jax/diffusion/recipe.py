@@ -1,4 +1,4 @@
-"""What a configuration of `train` describes: a network, a noise schedule, and whether they fit."""
+"""The network and the noise schedule that a config of a prior describes, and whether they fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEPT = ('float16', 'float32')
 
 
 def check(config: Any) -> tuple[UNet, Schedule]:
-    """The network and the noise schedule of a configuration.
+    """The network and the noise schedule of a config.
 
     Raises DiffusionError for fields that make no sense or do not fit each other.
     """
