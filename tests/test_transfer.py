@@ -372,8 +372,8 @@ def test_a_result_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures('nothing_compiles')
 def test_a_folder_that_does_not_tell(folder: Path, tmp_path: Path) -> None:
     """A ported network's folder lacks what only its user knows."""
-    facts, variables = model_folder.load_model(folder / 'student')
-    model_folder.save_model(tmp_path, facts['model'], variables, num_classes=10, channels=1)
+    card, variables = model_folder.load_model(folder / 'student')
+    model_folder.save_model(tmp_path, card['model'], variables, num_classes=10, channels=1)
     with pytest.raises(build.ConfigError, match='dataset: give --source_dataset=NAME'):
         networks.load(tmp_path)
     with pytest.raises(build.ConfigError, match='image_size: give --image_size=PIXELS'):

@@ -311,10 +311,8 @@ def write(
 ) -> None:
     """Writes the folder of a prior; the receipt comes last and marks it as complete."""
     kept = jax.tree.map(lambda x: np.asarray(x, config.weights), params)
-    network, scheduler = (
-        recipes.network(config.unet, config.data),
-        recipes.scheduler(config.schedule),
-    )
+    network = recipes.network(config.unet, config.data)
+    scheduler = recipes.scheduler(config.schedule)
     formats.save_unet(folder, network, kept, scheduler)
     rows = np.arange(len(samples)) // page.MAX_COLUMNS
     title = f'Samples, {SAMPLER_STEPS} steps of DDIM'
