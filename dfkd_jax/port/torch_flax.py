@@ -292,9 +292,11 @@ def _read_torch(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise PortError(f'reading {path} needs PyTorch, which is not installed: run `pip install '
-                        'torch --index-url https://download.pytorch.org/whl/cpu`, or save the '
-                        'weights as .safetensors or .npz on a machine that has it') from error  # fmt: skip
+        raise PortError(
+            f'reading {path} needs PyTorch, which is not installed: run `pip install torch '
+            '--index-url https://download.pytorch.org/whl/cpu`, or save the weights as .safetensors '
+            'or .npz on a machine that has it'
+        ) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about old pickles, which it reads or refuses anyway
