@@ -294,8 +294,8 @@ def _read_torch(path: Path) -> Any:
     except ImportError as error:
         raise PortError(
             f'reading {path} needs PyTorch, which is not installed: run `pip install torch '
-            '--index-url https://download.pytorch.org/whl/cpu`, or save the weights as .safetensors '
-            'or .npz on a machine that has it'
+            '--index-url https://download.pytorch.org/whl/cpu`, or save the weights as '
+            '.safetensors or .npz on a machine that has it'
         ) from error
     try:
         with warnings.catch_warnings():
