@@ -378,8 +378,8 @@ def test_pixel_prior_refuses_what_does_not_fit(ddpm):
     x, t = np.zeros((2, 16, 16, 3), np.float32), np.zeros(2, np.int32)
     for says, wrong in {
         r'x is \[2, 3, 16, 16\]: expected \[B, h, w, 3\]': (x.transpose(0, 3, 1, 2), t, None),
-        'x is 16 by 15: expected sides that divide by 2': (x[:, :, :15], t, None),
-        r't is \[\]: expected one timestep an image, \[2\]': (x, np.int32(3), None),
+        'x is 16 by 15: expected sides that are multiples of 2': (x[:, :, :15], t, None),
+        r't is \[\]: expected one timestep per image, \[2\]': (x, np.int32(3), None),
         'sees no text': (x, t, np.zeros((2, 77, 8), np.float32)),
     }.items():
         with pytest.raises(DiffusionError, match=says):
@@ -402,7 +402,7 @@ def test_latent_prior_refuses_what_does_not_fit(sd):
     for says, wrong in {
         r'x is \[2, 8, 8, 3\]': (x[..., :3], t, None),
         'cond is None: expected text states': (x, t, None),
-        r'cond is \[1, 77, 32\]: .*one text an image': (x, t, np.zeros((1, 77, 32))),
+        r'cond is \[1, 77, 32\]: .*one text per image': (x, t, np.zeros((1, 77, 32))),
         r'cond is \[2, 77, 8\]: expected text states \[2, 77, 32\]': (x, t, np.zeros((2, 77, 8))),
     }.items():
         with pytest.raises(DiffusionError, match=says):

@@ -215,7 +215,7 @@ def test_nothing_outside_methods_knows_one_by_name() -> None:
         assert known - shared <= {'methods.METHODS'}, name
 
 
-NETWORKS = ('errors', 'layers', 'unet', 'vae', 'clip_text', 'resize', 'schedule')
+NETWORKS = ('fields', 'layers', 'unet', 'vae', 'clip_text', 'resize', 'schedule')
 
 
 @pytest.mark.parametrize('name', NETWORKS)

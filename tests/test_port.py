@@ -415,11 +415,11 @@ def test_shell_writes_a_model_folder_once(tmp_path: Path, capsys):
     assert '62,006 parameters, 10 arrays' in said
     assert f'wrote {output}' in said
 
-    facts, variables = model_folder.load_model(output)
+    card, variables = model_folder.load_model(output)
     assert_identical(variables, port.from_torch('lenet5', source))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     expected = {'model': 'lenet5', 'num_classes': 10, 'channels': 3, 'source': 't.npz'}
-    assert facts.items() >= (expected | {'sha256': digest}).items()
+    assert card.items() >= (expected | {'sha256': digest}).items()
 
     __main__.main(flags)
     assert 'already holds these weights' in capsys.readouterr().out
@@ -436,8 +436,8 @@ def test_shell_ports_generators_with_sizes(tmp_path: Path):
     np.savez(tmp_path / 'g.npz', **source)
     __main__.main(['--model=dcgan_generator', f'--source={tmp_path / "g.npz"}',
                    f'--output={tmp_path / "g"}', '--size=latent=8', '--size=width=4'])  # fmt: skip
-    facts, _ = model_folder.load_model(tmp_path / 'g')
-    assert facts.items() >= {'model': 'dcgan_generator', **sizes}.items()
+    card, _ = model_folder.load_model(tmp_path / 'g')
+    assert card.items() >= {'model': 'dcgan_generator', **sizes}.items()
 
 
 def test_shell_fails_with_a_message_alone(tmp_path: Path):

@@ -79,13 +79,13 @@ def tiny_network(
     num_classes: int = tiny.CLASSES,
 ) -> tuple[Any, dict[str, Any], Network]:
     """A tiny module for other classes, and a network of `tiny.frozen`'s weights."""
-    metadata = {'model': 'tiny', 'image_size': tiny.SIZE, 'channels': tiny.CHANNELS}
+    card = {'model': 'tiny', 'image_size': tiny.SIZE, 'channels': tiny.CHANNELS}
     weights = jax.device_get(tiny.frozen().teacher)
     ones = (1.0,) * tiny.CHANNELS
     return (
         tiny.Classifier(num_classes=num_classes),
         weights,
-        Network(metadata, weights, ones, ones),
+        Network(card, weights, ones, ones),
     )
 
 
@@ -198,7 +198,7 @@ def test_colours_become_luma_for_a_grey_network(
 
 def test_grey_images_fill_the_channels_of_a_colour_network(folder: Path) -> None:
     network = networks.load(folder)
-    network = network._replace(metadata=network.metadata | {'channels': 3}, mean=(0.5,) * 3)
+    network = network._replace(card=network.card | {'channels': 3}, mean=(0.5,) * 3)
     settings = classification.settings_of('digits', network)
     settings.std = (0.25,) * 3
     images = classification.read(settings, network._replace(std=settings.std), data.check(settings))
@@ -372,8 +372,8 @@ def test_a_result_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures('nothing_compiles')
 def test_a_folder_that_does_not_tell(folder: Path, tmp_path: Path) -> None:
     """A ported network's folder lacks what only its user knows."""
-    facts, variables = model_folder.load_model(folder / 'student')
-    model_folder.save_model(tmp_path, facts['model'], variables, num_classes=10, channels=1)
+    card, variables = model_folder.load_model(folder / 'student')
+    model_folder.save_model(tmp_path, card['model'], variables, num_classes=10, channels=1)
     with pytest.raises(build.ConfigError, match='dataset: give --source_dataset=NAME'):
         networks.load(tmp_path)
     with pytest.raises(build.ConfigError, match='image_size: give --image_size=PIXELS'):
@@ -392,7 +392,7 @@ def test_a_folder_that_does_not_tell(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures('nothing_compiles')
 def test_channels_that_no_image_has(folder: Path) -> None:
     network = networks.load(folder)
-    network = network._replace(metadata=network.metadata | {'channels': 2})
+    network = network._replace(card=network.card | {'channels': 2})
     with pytest.raises(build.ConfigError, match='digits cannot be brought to the 2 channels'):
         classification.settings_of('digits', network)
 

@@ -1,4 +1,10 @@
-"""Pretrained diffusion models as priors over images: loading, noise schedules, sampling steps."""
+"""Pretrained diffusion models as priors over images: loading, noise schedules, sampling steps.
+
+`prior` is the interface.  `folder` reads and writes diffusers' format, `tokenizer` and `clip_text`
+turn prompts into text states, `unet` and `vae` are the networks and `schedule` has the samplers'
+steps.  `recipe` describes a small prior to train, and ``python -m dfkd_jax.diffusion.train`` trains
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP's text encoder (Radford et al. 2021): transformers' CLIPTextModel."""
+"""CLIP's text encoder (Radford et al. 2021), as transformers' CLIPTextModel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DEPTH, whole
+from dfkd_jax.diffusion.fields import DEPTH, whole
 from dfkd_jax.diffusion.layers import attention, layer_norm
 from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models import layers
@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {'quick_gelu': quick_gelu, 'g
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """An architecture; `length` is the number of tokens that every text is padded to."""
+    """An architecture.  Every text is padded to `length` tokens."""
 
     vocabulary: int
     length: int
@@ -46,16 +46,16 @@ class TextConfig:
 
 
 class CLIPText(nn.Module):
-    """Tokens to the last layer's normalised states."""
+    """From tokens to the normalised states of the last layer."""
 
     config: TextConfig
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
-        """[B, L] whole numbers -> [B, L, width] float32; no state sees a later token."""
+        """Tokens [B, L] int32 -> [B, L, width] float32; no state sees a later token."""
         config = self.config
-        # As N(0, 0.02), which transformers draws too; a text encoder is never trained here.
+        # N(0, 0.02), as in transformers; a text encoder is never trained here.
         init = nn.initializers.normal(0.02)
 
         def embed(number: int, name: str, tokens: Array) -> Array:
@@ -87,7 +87,7 @@ class TextLayer(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """`layers.attention` of every token to itself and to those before it."""
+    """`layers.attention` of every token to itself and to the tokens before it."""
 
     heads: int
     dtype: Dtype
@@ -115,7 +115,7 @@ def from_config(config: Mapping[str, Any], where: str = 'config.json') -> TextCo
     """The architecture of a transformers configuration, as in text_encoder/config.json.
 
     Raises:
-      DiffusionError: for another class or activation than is built here, or a field that is
+      DiffusionError: for a class or an activation that is not supported, or a field that is
         missing or makes no sense.
     """
     names = config.get('architectures') or [config.get('_class_name')]

@@ -1,7 +1,7 @@
-"""Model folders in diffusers' format: a config.json that says what to build, and its weights.
+"""Model folders in diffusers' format: config.json says what to build, other files hold weights.
 
-The module that the configuration describes decides what must be in the weight files: its leaves,
-by `torch_name`, are the names and shapes that must be there, no fewer and no more.
+The module that config.json describes decides what the weight files must hold: the names and shapes
+of its leaves, by `torch_name`, no fewer and no more.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Shape = tuple[int, ...]
 WEIGHTS = 'diffusion_pytorch_model'  # of diffusers' models; transformers' have 'model'
 VARIANTS = ('fp16', 'bf16')  # preferred in this order where there is no file without a variant
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
-LISTED = 1000  # names of each kind of mistake that an error lists
+LISTED = 1000  # the most names that an error lists for each kind of mistake
 
-# Attention as diffusers named it before 2023, in Stable Diffusion's VAE and ddpm-cifar10-32.
+# diffusers' names of attention before 2023, as in Stable Diffusion's VAE and ddpm-cifar10-32.
 LEGACY = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
-# Where transformers keeps what the text encoder here has at its top.
+# Where transformers keeps the parts that are at the top of the text encoder here.
 TEXT = {'layers.': 'encoder.', 'token_embedding.': 'embeddings.', 'position_emb': 'embeddings.'}
 DROPPED = 'text_model.embeddings.position_ids'  # the numbers 0 to 76
 
-# The axes of a PyTorch array in Flax's order, by their number.
+# The axes of a PyTorch array in Flax's order, by the number of axes.
 AXES: dict[int, Shape] = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
 
@@ -52,13 +52,13 @@ class Slot(NamedTuple):
     shape: Shape  # in PyTorch
 
 
-# 1. Models.
+# --- Models --------------------------------------------------------------------------------
 
 
 def load_unet(
     folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False
 ) -> tuple[UNet, Params]:
-    """The U-Net of a folder, and its parameters as float32 NumPy arrays.
+    """The U-Net in a folder, and its parameters as float32 NumPy arrays.
 
     Args:
       folder: with config.json and diffusion_pytorch_model.safetensors (or in several files).
@@ -67,7 +67,7 @@ def load_unet(
 
     Raises:
       DiffusionError: unless every array of the files is used exactly once and every parameter is
-        filled with finite numbers of its shape, with a list of all that is wrong.
+        filled with finite numbers of its shape.  It lists every mistake.
     """
     folder = Path(folder)
     where = folder / 'config.json'
@@ -78,7 +78,7 @@ def load_unet(
 def load_vae(
     folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False
 ) -> tuple[AutoencoderKL, Params]:
-    """The autoencoder of a folder, as `load_unet`."""
+    """The autoencoder in a folder, as `load_unet`."""
     folder = Path(folder)
     where = folder / 'config.json'
     module = AutoencoderKL(vae.from_config(read_json(where), str(where)), dtype, remat)
@@ -86,7 +86,7 @@ def load_vae(
 
 
 def load_text(folder: str | Path, dtype: Dtype = jnp.float32) -> tuple[CLIPText, Params]:
-    """The text encoder of a folder (with model.safetensors), as `load_unet`."""
+    """The text encoder in a folder (with model.safetensors), as `load_unet`."""
     folder = Path(folder)
     where = folder / 'config.json'
     module = CLIPText(clip_text.from_config(read_json(where), str(where)), dtype)
@@ -102,13 +102,13 @@ def save_unet(
     """Writes a folder that `load_unet`, `dfkd_jax.diffusion.load` and diffusers read.
 
     Args:
-      folder: for config.json and diffusion_pytorch_model.safetensors; made if it is not there.
+      folder: gets config.json and diffusion_pytorch_model.safetensors; made if it does not exist.
       config: diffusers' configuration, with '_class_name'.
       params: of ``UNet(unet.from_config(config))``, of any float type, which is kept.
-      scheduler: diffusers' configuration of one, for scheduler_config.json.
+      scheduler: diffusers' configuration of a scheduler, for scheduler_config.json.
 
     Raises:
-      DiffusionError: for a configuration that is not supported, or parameters of another.
+      DiffusionError: for a configuration that is not supported, or parameters that are not its.
     """
     import safetensors.numpy
 
@@ -120,7 +120,7 @@ def save_unet(
     if scheduler is not None:
         schedule.from_config(scheduler, 'the given scheduler')
     arrays = to_torch(module, params)
-    # Weights first: a folder with a configuration is a whole one.
+    # Weights first: a folder with config.json is a whole one.
     data = safetensors.numpy.save(arrays, metadata={'format': 'pt'})
     write_bytes(folder / f'{WEIGHTS}.safetensors', data)
     if scheduler is not None:
@@ -128,7 +128,7 @@ def save_unet(
     write_json(folder / 'config.json', dict(config))
 
 
-# 2. Names.
+# --- Names ---------------------------------------------------------------------------------
 
 
 def torch_name(path: str, text: bool = False) -> str:
@@ -138,7 +138,7 @@ def torch_name(path: str, text: bool = False) -> str:
     text: the leaf is the text encoder's.
     """
     module, _, leaf = path.rpartition('/')
-    # `_N` at the end of a part is `.N`, but for the two linear layers of the time's embedding.
+    # `_N` at the end of a part is `.N`, except in the two linear layers of the time embedding.
     module = re.sub(r'(?<!linear)_(\d+)(?=/|$)', r'.\1', module).replace('/', '.')
     name = f'{module}.bias' if leaf == 'bias' else f'{module}.weight'
     if text:
@@ -148,7 +148,7 @@ def torch_name(path: str, text: bool = False) -> str:
 
 
 def plan(module: nn.Module) -> dict[str, Slot]:
-    """Where each PyTorch array of a module goes, by name, from tracing its `init`."""
+    """Where each PyTorch array of a module goes, by name; found by tracing `init`."""
     make: Any = type(module)
     return _slots(make, module.config)
 
@@ -171,14 +171,14 @@ def _slots(make: Any, config: Any) -> dict[str, Slot]:
 
     try:
         found = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
-    except Exception as error:  # whatever the layers make of impossible sizes
+    except Exception as error:  # whatever layers raise for impossible sizes
         raise DiffusionError(
             f'no {make.__name__} can be built as config.json says ({error}): copy it again.'
         ) from error
     shapes = found['params']
     slots = {}
     for path, leaf in traverse_util.flatten_dict(shapes, sep='/').items():
-        # A table of embeddings has its axes in the same order in both.
+        # The axes of a table of embeddings have the same order in both.
         axes = (0, 1) if path.endswith('/embedding') else AXES[leaf.ndim]
         shape = tuple(leaf.shape[i] for i in np.argsort(axes))
         slots[torch_name(path, isinstance(module, CLIPText))] = Slot(path, axes, shape)
@@ -188,7 +188,7 @@ def _slots(make: Any, config: Any) -> dict[str, Slot]:
 def to_torch(module: nn.Module, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The PyTorch state dict of a module's parameters: contiguous, of their own types, bit for bit.
 
-    Raises DiffusionError where they are not the module's, with a list of all that is wrong.
+    Raises DiffusionError where they are not the module's, and lists every mistake.
     """
     slots = plan(module)
     leaves = traverse_util.flatten_dict(dict(params), sep='/')
@@ -207,7 +207,7 @@ def to_torch(module: nn.Module, params: Mapping[str, Any]) -> dict[str, np.ndarr
     }
 
 
-# 3. Files.
+# --- Files ---------------------------------------------------------------------------------
 
 
 def load_weights(folder: Path, stem: str, module: nn.Module) -> Params:
@@ -218,37 +218,25 @@ def load_weights(folder: Path, stem: str, module: nn.Module) -> Params:
     from safetensors import safe_open
 
     slots, leaves = plan(module), {}
-    mistakes: dict[str, list[str]] = {kind: [] for kind in
-                                      ('unexpected', 'mis-shaped', 'given twice',
-                                       'not floating-point', 'not finite')}  # fmt: skip
+    kinds = ('unexpected', 'mis-shaped', 'given twice', 'not floating-point', 'not finite')
+    mistakes: dict[str, list[str]] = {kind: [] for kind in kinds}
     for path in _weight_files(folder, stem):
         try:
             with safe_open(path, 'np') as file:
                 for key in file.keys():
                     if key == DROPPED and isinstance(module, CLIPText):
                         continue
-                    name = _modern(key)
-                    slot, view = slots.get(name), file.get_slice(key)
-                    shape = tuple(view.get_shape())
+                    slot = slots.get(_modern(key))
                     if slot is None:
                         mistakes['unexpected'].append(key)
-                    elif slot.path in leaves:
-                        mistakes['given twice'].append(key)
-                    elif not _fits(name, shape, slot.shape):
-                        mistakes['mis-shaped'].append(f'{key} {shape}, expected {slot.shape}')
-                    elif view.get_dtype() not in FLOATS:
-                        mistakes['not floating-point'].append(f'{key} {view.get_dtype()}')
-                    else:
-                        array = file.get_tensor(key).astype(np.float32).reshape(slot.shape)
-                        if not np.isfinite(array).all():
-                            mistakes['not finite'].append(key)
-                        leaves[slot.path] = np.ascontiguousarray(array.transpose(slot.axes))
                         continue
-                    if slot is not None:
-                        leaves.setdefault(slot.path, np.zeros(0))  # there, though not right
-        except DiffusionError:
-            raise
-        except Exception as error:  # safetensors raises of its own kind
+                    if slot.path in leaves:
+                        mistakes['given twice'].append(key)
+                        continue
+                    leaves[slot.path], wrong = _read(file, key, slot)
+                    for kind, text in wrong.items():
+                        mistakes[kind].append(text)
+        except Exception as error:  # safetensors raises its own type
             raise DiffusionError(
                 f'{path} cannot be read ({error}): it is damaged, cut short, or a pointer to a '
                 'large file that was not fetched. Copy it again.'
@@ -258,8 +246,21 @@ def load_weights(folder: Path, stem: str, module: nn.Module) -> Params:
     return traverse_util.unflatten_dict(leaves, sep='/')
 
 
+def _read(file: Any, key: str, slot: Slot) -> tuple[np.ndarray | None, dict[str, str]]:
+    """An array of a safetensors file as its leaf, float32; and what is wrong with it, by kind."""
+    view = file.get_slice(key)
+    shape = tuple(view.get_shape())
+    if not _fits(_modern(key), shape, slot.shape):
+        return None, {'mis-shaped': f'{key} {shape}, expected {slot.shape}'}
+    if view.get_dtype() not in FLOATS:
+        return None, {'not floating-point': f'{key} {view.get_dtype()}'}
+    array = file.get_tensor(key).astype(np.float32).reshape(slot.shape)
+    wrong = {} if np.isfinite(array).all() else {'not finite': key}
+    return np.ascontiguousarray(array.transpose(slot.axes)), wrong
+
+
 def _modern(name: str) -> str:
-    """A legacy name of attention as it is today."""
+    """Today's name of an array, which may have a legacy name of attention."""
     module, _, leaf = name.rpartition('.')
     owner, _, last = module.rpartition('.')
     if last in LEGACY and re.search(r'attentions\.\d+$', owner):
@@ -275,7 +276,7 @@ def _fits(name: str, shape: Shape, expected: Shape) -> bool:
 
 
 def _weight_files(folder: Path, stem: str) -> list[Path]:
-    """The files of one set of weights: one, or those that an index lists."""
+    """The files of one set of weights: a single one, or those that an index lists."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob(f'{stem}*')) if folder.is_dir() else ():
         single = re.fullmatch(rf'{stem}(?:\.([\w-]+))?\.safetensors', path.name)
@@ -296,8 +297,8 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
         )
     if not usual and len(found) > 1:
         raise DiffusionError(
-            f'{folder} has weights of {", ".join(found)}, and none without a variant: leave one of '
-            'them there.'
+            f'{folder} has weights of {", ".join(found)}, and none without a variant: keep one of '
+            'them.'
         )
     if chosen.suffix == '.safetensors':
         return [chosen]
@@ -314,23 +315,23 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file of a model folder holds.
+    """The names and values in a JSON file of a model folder.
 
-    Raises DiffusionError for one that is not there, or is no JSON of names and values.
+    Raises DiffusionError for a file that is missing, or is not JSON of names and values.
     """
     try:
         return safe_read.read_json(path)
     except FileNotFoundError:
         raise DiffusionError(
             f"there is no {path}: expected a model's folder in diffusers' format. Check the path, "
-            'and that all of the folder was copied.'
+            'and that the whole folder was copied.'
         ) from None
     except (OSError, ValueError) as error:
         raise DiffusionError(f'{path} cannot be read as JSON ({error}): copy it again.') from error
 
 
 def _report(where: str, mistakes: Mapping[str, list[str]]) -> None:
-    """Raises one error with every mistake of every kind, if there is one."""
+    """Raises one error with every mistake of every kind, if there are any."""
     mistakes = {kind: sorted(names) for kind, names in mistakes.items() if names}
     if not mistakes:
         return

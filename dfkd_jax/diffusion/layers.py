@@ -1,8 +1,8 @@
-"""What the U-Nets, the autoencoder and the text encoder are made of.
+"""The layers of the U-Nets, the autoencoder and the text encoder.
 
-Module names are those of diffusers and transformers, with `_N` for `.N`, so that a weight's name
-there follows from its path here (`folder.torch_name`).  Maps are channels-last, parameters float32;
-`dtype` is that of the arithmetic, beside norms and softmax, which reduce in float32 whatever it is.
+Module names are those of diffusers and transformers, with `_N` for `.N`, so the path of a weight
+here gives its name there (`folder.torch_name`).  Maps are channels-last and parameters float32.
+`dtype` is that of the arithmetic; norms and softmax reduce in float32 whatever it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flax import linen as nn
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype
 
-SELF = ('to_q', 'to_k', 'to_v', 'to_out_0')  # diffusers' names of an attention's projections
+SELF = ('to_q', 'to_k', 'to_v', 'to_out_0')  # diffusers' names of the projections of attention
 
 
 def conv(x: Array, features: int, size: int, *, name: str, dtype: Dtype) -> Array:
@@ -23,12 +23,12 @@ def conv(x: Array, features: int, size: int, *, name: str, dtype: Dtype) -> Arra
 
 
 def group_norm(x: Array, groups: int, epsilon: float, *, name: str, dtype: Dtype) -> Array:
-    """torch.nn.GroupNorm over groups of neighbouring channels."""
+    """Group normalisation over neighbouring channels, as torch.nn.GroupNorm."""
     return GroupNorm(groups, epsilon, dtype, name=name)(x)
 
 
 class GroupNorm(nn.Module):
-    """`nn.GroupNorm`, ten times as fast on CPUs: its sums are over pixels first, then channels."""
+    """`nn.GroupNorm`, ten times as fast on CPUs: it sums over pixels first, then over channels."""
 
     groups: int
     epsilon: float
@@ -42,12 +42,12 @@ class GroupNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
 
         def group_mean(x: Array) -> Array:
-            """[B, H, W, C] -> [B, 1, 1, C], the same throughout a group."""
+            """[B, H, W, C] -> [B, 1, 1, C]: the mean of each group, for each of its channels."""
             means = jnp.mean(x, (1, 2)).reshape(len(x), self.groups, -1)
             means = jnp.broadcast_to(jnp.mean(means, -1, keepdims=True), means.shape)
             return means.reshape(len(x), 1, 1, channels)
 
-        # Not E[x^2] - E[x]^2, which loses three digits where a mean is large.
+        # Not E[x^2] - E[x]^2, which loses three digits where the mean is large.
         y = x.astype(jnp.float32)
         y = y - group_mean(y)
         factor = jax.lax.rsqrt(group_mean(jnp.square(y)) + self.epsilon)
@@ -55,12 +55,12 @@ class GroupNorm(nn.Module):
 
 
 def row(x: Array) -> Array:
-    """[C] to broadcast with a map [B, H, W, C]."""
+    """[C] -> [1, 1, 1, C], to broadcast with a map [B, H, W, C]."""
     return x[None, None, None, :]
 
 
 def layer_norm(x: Array, epsilon: float, *, name: str, dtype: Dtype) -> Array:
-    """torch.nn.LayerNorm over the channels."""
+    """Layer normalisation over the channels, as torch.nn.LayerNorm."""
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)(x)
 
 
@@ -76,7 +76,7 @@ def attention(
 ) -> Array:
     """Scaled dot-product attention of x [B, L, C] to a context [B, M, D]; returns [B, L, C].
 
-    bias: whether queries, keys and values have one (the output always does).
+    bias: whether the projections to queries, keys and values have one (that of the output has).
     """
     batch, length, channels = x.shape
 
@@ -94,7 +94,7 @@ def attention(
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice, with the time's embedding between them, plus the shortcut."""
+    """GroupNorm-SiLU-conv twice, with the time embedding in between, plus the shortcut."""
 
     features: int
     groups: int
@@ -103,7 +103,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None) -> Array:
-        """[B, H, W, C] and, in a U-Net, the time's embedding [B, E] -> [B, H, W, features]."""
+        """[B, H, W, C] and, in a U-Net, the time embedding [B, E] -> [B, H, W, features]."""
         at = {'dtype': self.dtype}
         y = nn.silu(group_norm(x, self.groups, self.epsilon, name='norm1', **at))
         y = conv(y, self.features, 3, name='conv1', **at)
@@ -134,7 +134,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A convolution with stride two; `padding` 0 pads after the map only, 1 on every side."""
+    """A convolution with stride two; padding 0 pads below and to the right, 1 on every side."""
 
     padding: int
     dtype: Dtype = jnp.float32

@@ -1,4 +1,4 @@
-"""One interface to what a diffusion model knows of images, in pixels or in latents."""
+"""One interface to diffusion models of pixels and of latents."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from dfkd_jax.diffusion import folder as folders
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.diffusion import tokenizer as tokenizers
 from dfkd_jax.diffusion.clip_text import CLIPText
-from dfkd_jax.diffusion.errors import wholes
+from dfkd_jax.diffusion.fields import wholes
 from dfkd_jax.diffusion.schedule import Schedule
 from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.diffusion.vae import AutoencoderKL
 from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models.layers import Array, Dtype
 
-# The table of Ho et al., for a UNet2DModel in a folder without a scheduler.
+# The schedule of Ho et al., for a UNet2DModel in a folder without a scheduler.
 DDPM = {'_class_name': 'DDPMScheduler', 'beta_schedule': 'linear', 'beta_start': 1e-4,
         'beta_end': 0.02, 'num_train_timesteps': 1000, 'clip_sample': True}  # fmt: skip
 LATENT = {'UNet2DConditionModel': 'unet', 'AutoencoderKL': 'vae', 'CLIPTextModel': 'text_encoder'}
 
-SHIPPED = Path(__file__).parent / 'priors'  # small ones; each has a receipt.json
+SHIPPED = Path(__file__).parent / 'priors'  # small priors, each with its receipt.json
 
 Frozen = dict[str, Any]  # parameters: 'unet', and of a latent prior 'vae' and 'text'
 
 
 class Pure(NamedTuple):
-    """The functions of a prior with its parameters as an argument, for programs that are compiled.
+    """The functions of a prior, with its parameters as an argument: those to compile.
 
     (What a compiled function closes over becomes a constant of the program: gigabytes, here.)
-    All are differentiable, and raise DiffusionError, when traced, for shapes that do not fit.
+    All are differentiable.  When traced, they raise DiffusionError for shapes that do not fit.
     """
 
     eps: Callable[[Frozen, Array, Array, Array | None], Array]  # (frozen, x, t, cond) -> eps
@@ -47,16 +47,15 @@ class Pure(NamedTuple):
 class Prior(NamedTuple):
     """A pretrained diffusion model.
 
-    Images that it diffuses are x [B, h, w, c]: pixels in [-1, 1], or latents of about unit
-    variance.
+    It diffuses x [B, h, w, c]: pixels in [-1, 1], or latents of about unit variance.
 
     Attributes:
       frozen: the parameters, float32, on the default device.
       pure: `eps`, `decode` and `encode` with `frozen` as their first argument.
       schedule: the tables for `dfkd_jax.diffusion.schedule`.
-      shape: [h, w, c] that the model was trained at; h and w are 0 where the folder does not say.
-      divisor: what h and w must divide by.
-      factor: an image's side over x's.
+      shape: (h, w, c) in training; h and w are 0 where the folder does not say.
+      divisor: h and w must be multiples of it.
+      factor: the side of an image divided by that of x.
       tokenize: prompts to tokens int32 [B, 77]; None in a prior without a text encoder.
     """
 
@@ -76,11 +75,11 @@ class Prior(NamedTuple):
         return self.pure.eps(self.frozen, x, t, cond)
 
     def decode(self, z: Array) -> Array:
-        """Images [B, H, W, 3] in [0, 1] of x without noise, which is [B, h, w, c]."""
+        """From z [B, h, w, c], an x without noise, to images [B, H, W, 3] in [0, 1]."""
         return self.pure.decode(self.frozen, z)
 
     def encode(self, prompts: Sequence[str]) -> Array:
-        """Text states [B, 77, D] of a list of prompts; '' is the prompt of nothing."""
+        """Text states [B, 77, D] of a list of prompts; '' is the empty prompt."""
         if self.tokenize is None:
             raise DiffusionError(
                 'this prior diffuses pixels and has no text encoder: pass cond=None to `eps`.'
@@ -92,10 +91,13 @@ def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) ->
     """The prior in a folder of diffusers' format, or one that ships with this package.
 
     Args:
-      folder: of a pipeline (Stable Diffusion 1.x or 2.x: unet, vae, text_encoder, tokenizer,
-        scheduler; or unet and scheduler), or of a UNet2DModel alone, whose schedule is that of
-        scheduler_config.json beside it, or the linear one of Ho et al.; or a name of `shipped`.
-      dtype: of the arithmetic in the U-Net and the decoder; what comes out is float32.
+      folder: one of
+        a pipeline: Stable Diffusion 1.x or 2.x (unet, vae, text_encoder, tokenizer, scheduler), or
+          unet and scheduler;
+        a UNet2DModel alone; its schedule is in scheduler_config.json beside it, or else the linear
+          one of Ho et al.;
+        a name in `shipped`.
+      dtype: of the arithmetic in the U-Net and the decoder; outputs are float32.
       remat: recompute blocks in the backward pass: less memory, more time.
 
     Raises:
@@ -104,8 +106,8 @@ def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) ->
     folder = SHIPPED / folder if folder in shipped() else Path(folder).expanduser()
     if not folder.is_dir():
         raise DiffusionError(
-            f'there is no folder {folder}: check the path. The priors that ship with dfkd_jax, to '
-            f'be named without one, are {" and ".join(shipped())}.'
+            f'there is no folder {folder}: check the path. The priors that ship with dfkd_jax are '
+            f'{" and ".join(shipped())}: give the name alone.'
         )
     alone = (folder / 'config.json').is_file() and not (folder / 'unet').is_dir()
     home = folder if alone else folder / 'unet'
@@ -124,12 +126,12 @@ def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) ->
 
 
 def shipped() -> list[str]:
-    """The names of the priors that ship with this package, for `load`."""
+    """The names of the priors that ship with this package; `load` takes them."""
     return sorted(path.parent.name for path in SHIPPED.glob('*/config.json'))
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Refuses a pipeline with networks that would not be read."""
+    """Raises DiffusionError for a pipeline with networks that would not be read."""
     path = folder / 'model_index.json'
     if not path.is_file():
         return
@@ -148,6 +150,7 @@ def _check_pipeline(folder: Path) -> None:
 
 
 def _schedule(folder: Path, alone: bool) -> Schedule:
+    """The schedule of a pipeline, or of a U-Net alone."""
     path = folder / 'scheduler' / 'scheduler_config.json'
     if not path.is_file() and (alone or (folder / 'scheduler_config.json').is_file()):
         path = folder / 'scheduler_config.json'
@@ -157,7 +160,7 @@ def _schedule(folder: Path, alone: bool) -> Schedule:
 
 
 def _shape(config: dict[str, Any], channels: int, where: str) -> tuple[int, int, int]:
-    """[h, w, c] by `sample_size`: a side, both, or nothing."""
+    """(h, w, c) from `sample_size`, which is one side, both, or nothing."""
     size = config.get('sample_size')
     if not size:
         return 0, 0, channels
@@ -168,9 +171,10 @@ def _shape(config: dict[str, Any], channels: int, where: str) -> tuple[int, int,
 
 
 def _latent(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prior:
+    """The prior of a pipeline with a VAE and a text encoder."""
     network, network_params = folders.load_unet(folder / 'unet', dtype, remat)
     vae, vae_params = folders.load_vae(folder / 'vae', dtype, remat)
-    # A handful of prompts are encoded once: in float32, whatever the rest is in.
+    # Few prompts are encoded, and once: in float32, whatever the dtype of the rest.
     text, text_params = folders.load_text(folder / 'text_encoder')
     latent, width = vae.config.latent_channels, text.config.width
     if (network.config.in_channels, network.config.out_channels) != (latent, latent):
@@ -195,7 +199,7 @@ def _latent(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prio
 
 
 def latent_functions(network: UNet, vae: AutoencoderKL, text: CLIPText, schedule: Schedule) -> Pure:
-    """The functions of a prior of latents; its `frozen` has 'unet', 'vae' and 'text'."""
+    """The functions of a prior of latents, whose `frozen` has 'unet', 'vae' and 'text'."""
     latent, width = vae.config.latent_channels, text.config.width
 
     def eps(frozen: Frozen, x: Array, t: Array, cond: Array | None) -> Array:
@@ -203,7 +207,7 @@ def latent_functions(network: UNet, vae: AutoencoderKL, text: CLIPText, schedule
         if cond is None or cond.ndim != 3 or (cond.shape[0], cond.shape[2]) != (len(x), width):
             raise DiffusionError(
                 f'cond is {None if cond is None else list(cond.shape)}: expected text states '
-                f'[{len(x)}, {text.config.length}, {width}] of `encode`, one text an image.'
+                f'[{len(x)}, {text.config.length}, {width}] of `encode`, one text per image.'
             )
         output = _apply(network, frozen['unet'], x, t, cond)
         return schedules.to_eps(schedule, output, x, t)
@@ -220,6 +224,7 @@ def latent_functions(network: UNet, vae: AutoencoderKL, text: CLIPText, schedule
 
 
 def _pixel(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prior:
+    """The prior of a UNet2DModel."""
     network, params = folders.load_unet(folder, dtype, remat)
     channels = network.config.in_channels
     if network.config.out_channels != channels:
@@ -236,7 +241,7 @@ def _pixel(folder: Path, schedule: Schedule, dtype: Dtype, remat: bool) -> Prior
         return schedules.to_eps(schedule, output, x, t)
 
     def decode(frozen: Frozen, z: Array) -> Array:
-        del frozen  # Pixels are images already.
+        del frozen  # pixels are images already
         _check_z(z, channels)
         return _unit(z)
 
@@ -256,7 +261,7 @@ def _apply(module: nn.Module, params: Any, *inputs: Array, method: str | None = 
 
 
 def _unit(images: Array) -> Array:
-    """[-1, 1] to [0, 1], clipped, float32."""
+    """From [-1, 1] to [0, 1], clipped, float32."""
     return jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
 
@@ -267,12 +272,12 @@ def _check_x(x: Array, t: Array, channels: int, divisor: int) -> None:
         )
     if x.shape[1] % divisor or x.shape[2] % divisor:
         raise DiffusionError(
-            f'x is {x.shape[1]} by {x.shape[2]}: expected sides that divide by {divisor}, since '
-            'the network halves them that often. Resize or pad it.'
+            f'x is {x.shape[1]} by {x.shape[2]}: expected sides that are multiples of {divisor}, '
+            'since the network halves them several times. Resize or pad it.'
         )
     if jnp.shape(t) != x.shape[:1]:
         raise DiffusionError(
-            f't is {list(jnp.shape(t))}: expected one timestep an image, [{len(x)}].'
+            f't is {list(jnp.shape(t))}: expected one timestep per image, [{len(x)}].'
         )
 
 

@@ -1,4 +1,4 @@
-"""What a configuration of `train` describes: a network, a noise schedule, and whether they fit."""
+"""The network and the noise schedule that a config of a prior describes, and whether they fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEPT = ('float16', 'float32')
 
 
 def check(config: Any) -> tuple[UNet, Schedule]:
-    """The network and the noise schedule of a configuration.
+    """The network and the noise schedule of a config.
 
     Raises DiffusionError for fields that make no sense or do not fit each other.
     """
@@ -51,32 +51,34 @@ def check(config: Any) -> tuple[UNet, Schedule]:
             f'config.unet.attention is {tuple(config.unet.attention)}: expected numbers of levels, '
             f'0 to {levels[-1]}.'
         )
-    module = UNet(unet.from_config(network(config), 'config.unet'))
-    schedule = schedules.from_config(scheduler(config), 'config.schedule')
+    module = UNet(unet.from_config(network(config.unet, config.data), 'config.unet'))
+    schedule = schedules.from_config(scheduler(config.schedule), 'config.schedule')
     if size % module.config.divisor:
         raise DiffusionError(
             f'config.data.image_size is {size}: expected a multiple of {module.config.divisor}, '
-            f'since the {len(levels)} levels of config.unet.widths halve it that often.'
+            f'since {len(levels)} levels (config.unet.widths) halve it {len(levels) - 1} times.'
         )
     return module, schedule
 
 
-def network(config: Any) -> dict[str, Any]:
-    """diffusers' configuration of the network, for config.json."""
-    net, channels, levels = config.unet, config.data.channels, range(len(config.unet.widths))
-    kinds = ['Attn' if level in net.attention else '' for level in levels]
+def network(net: Any, images: Any) -> dict[str, Any]:
+    """diffusers' configuration of the network, for config.json.
+
+    net, images: the groups `unet` and `data` of a config.
+    """
+    kinds = ['Attn' if level in net.attention else '' for level in range(len(net.widths))]
     return {
         '_class_name': 'UNet2DModel',
-        'sample_size': config.data.image_size,
-        'in_channels': channels,
-        'out_channels': channels,
+        'sample_size': images.image_size,
+        'in_channels': images.channels,
+        'out_channels': images.channels,
         'block_out_channels': list(net.widths),
         'layers_per_block': net.blocks,
         'down_block_types': [f'{kind}DownBlock2D' for kind in kinds],
         'up_block_types': [f'{kind}UpBlock2D' for kind in reversed(kinds)],
         'attention_head_dim': net.head_width,
         'norm_num_groups': net.groups,
-        # diffusers' defaults, for readers with others.
+        # diffusers' defaults, written for readers that have others.
         'act_fn': 'silu',
         'downsample_padding': 1,
         'flip_sin_to_cos': True,
@@ -85,16 +87,19 @@ def network(config: Any) -> dict[str, Any]:
     }
 
 
-def scheduler(config: Any) -> dict[str, Any]:
-    """diffusers' configuration of the noise schedule, for scheduler_config.json."""
+def scheduler(schedule: Any) -> dict[str, Any]:
+    """diffusers' configuration of the noise schedule, for scheduler_config.json.
+
+    schedule: the group `schedule` of a config.
+    """
     return {
         '_class_name': 'DDPMScheduler',
-        'beta_schedule': config.schedule.betas,
+        'beta_schedule': schedule.betas,
         'beta_start': 1e-4,
         'beta_end': 0.02,
-        'num_train_timesteps': config.schedule.timesteps,
-        'prediction_type': config.schedule.prediction,
-        'timestep_spacing': 'trailing',  # samplers begin at pure noise, which is trained on
+        'num_train_timesteps': schedule.timesteps,
+        'prediction_type': schedule.prediction,
+        'timestep_spacing': 'trailing',  # samplers begin at pure noise, as training does
         'clip_sample': True,
         'clip_sample_range': 1.0,
     }

@@ -1,4 +1,4 @@
-"""Resizing as PyTorch's bicubic interpolation does it, without antialiasing."""
+"""Bicubic resizing as in PyTorch, without antialiasing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 
 from dfkd_jax.models.layers import Array
 
-A = -0.75  # of Keys' kernel in PyTorch; jax.image.resize has -0.5, and antialiases
+A = -0.75  # of Keys' kernel in PyTorch; jax.image.resize takes -0.5 and antialiases
 
 
 def resize_bicubic(images: Array, size: int | tuple[int, int]) -> Array:
-    """[B, H, W, C] -> [B, *size, C] float32, beyond the range of `images` where it overshoots.
+    """[B, H, W, C] -> [B, *size, C] float32, which may overshoot the range of `images`.
 
-    torch.nn.functional.interpolate(mode='bicubic', align_corners=False, antialias=False).
+    As torch.nn.functional.interpolate(mode='bicubic', align_corners=False, antialias=False).
     """
     rows, columns = (size, size) if isinstance(size, int) else size
     _, height, width, _ = images.shape
@@ -28,12 +28,12 @@ def resize_bicubic(images: Array, size: int | tuple[int, int]) -> Array:
 
 
 def weights(source: int, target: int) -> np.ndarray:
-    """The weight of each of `source` pixels in each of `target` ones, float32 [target, source]."""
+    """The weight of each source pixel in each target pixel, float32 [target, source]."""
     at = (np.arange(target) + 0.5) * source / target - 0.5
     first = np.floor(at).astype(int)
     matrix = np.zeros((target, source))
     for tap in range(-1, 3):
-        # A tap beyond the border falls on the last pixel.
+        # A tap beyond the border takes the pixel at the border.
         pixel = np.clip(first + tap, 0, source - 1)
         np.add.at(matrix, (np.arange(target), pixel), _kernel(np.abs(at - first - tap)))
     return matrix.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Noise schedules and the steps of two samplers, as functions of tables.
+"""Noise schedules, and the steps of two samplers as functions of their tables.
 
-DDPM (Ho et al. 2020) draws every step; DDIM (Song et al. 2021) need not.  Both know a network by
-the noise that it predicts, eps, and a timestep as a whole number of 0 (least noise) to N - 1.  All
-arithmetic is float32, and t may be one timestep [] or one an image [B].
+DDPM (Ho et al. 2020) draws noise at every step; DDIM (Song et al. 2021) need not.  Both take the
+noise that a network predicts, eps, and timesteps from 0 (least noise) to N - 1.  All arithmetic is
+float32.  A timestep t is one for all images, [], or one per image, [B].
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.diffusion.errors import neutral, whole
+from dfkd_jax.diffusion.fields import neutral, whole
 from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models.layers import Array
 
-# PNDMScheduler is what Stable Diffusion's folders name; its tables are those of the other two.
+# Stable Diffusion's folders name PNDMScheduler; its tables are those of the other two.
 TYPES = ('DDPMScheduler', 'DDIMScheduler', 'PNDMScheduler')
 SPACINGS = ('leading', 'trailing', 'linspace')
 PREDICTIONS = ('epsilon', 'v_prediction')
@@ -29,12 +29,12 @@ class Schedule(NamedTuple):
     """The tables of a diffusion, and how a sampler goes through them.
 
     Attributes:
-      alphas_cumprod: [N] float32, the share of the image's variance at each timestep.
-      prediction: what the network predicts, of PREDICTIONS.
-      spacing, offset: of the timesteps of a shorter sampler, of SPACINGS.
+      alphas_cumprod: [N] float32, the image's share of the variance at each timestep.
+      prediction: what the network predicts, one of PREDICTIONS.
+      spacing, offset: of a shorter sampler's timesteps; the spacing is one of SPACINGS.
       clip: the predicted image is clipped to [-clip, clip]; None: it is not.
-      variance: of DDPM's steps, of VARIANCES.
-      alpha_after_last: the share that DDIM takes to remain after its last step.
+      variance: of DDPM's steps, one of VARIANCES.
+      alpha_after_last: the image's share after DDIM's last step.
     """
 
     alphas_cumprod: np.ndarray
@@ -50,13 +50,13 @@ def from_config(config: Mapping[str, Any], where: str = 'scheduler_config.json')
     """The schedule of a diffusers configuration.
 
     Raises:
-      DiffusionError: for another class or option than is built here.
+      DiffusionError: for a class or an option that is not supported.
     """
     kind = config.get('_class_name')
     if kind not in TYPES:
         raise DiffusionError(
-            f'{where} is of a {kind!r}: expected {", ".join(TYPES)}. A scheduler is only its '
-            "tables: write a DDPMScheduler's file with the same betas, if it was trained so."
+            f'{where} is of a {kind!r}: expected {", ".join(TYPES)}. Only the betas of a scheduler '
+            'matter here: write the file of a DDPMScheduler with those of the training.'
         )
     neutral(config, READ, NEUTRAL, where)
 
@@ -66,7 +66,7 @@ def from_config(config: Mapping[str, Any], where: str = 'scheduler_config.json')
             raise DiffusionError(f'{where} has {name}={value!r}: expected {" or ".join(known)}.')
         return value
 
-    # The defaults of diffusers' classes, which files of old versions leave out.
+    # The defaults are those of diffusers' classes: files of old versions omit fields.
     clips = config.get('clip_sample', kind != 'PNDMScheduler')
     alphas_cumprod = np.cumprod(1.0 - betas(config, where))
     to_one = config.get('set_alpha_to_one', kind != 'PNDMScheduler')
@@ -105,7 +105,7 @@ def betas(config: Mapping[str, Any], where: str) -> np.ndarray:
     elif kind == 'scaled_linear':
         table = np.linspace(first**0.5, last**0.5, number) ** 2
     elif kind == 'squaredcos_cap_v2':
-        # Nichol & Dhariwal 2021, Eq 17, capped near the end as they have it.
+        # Nichol & Dhariwal 2021, Eq 17, capped near the end as there.
         time = np.arange(number + 1) / number
         share = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
         table = np.minimum(1 - share[1:] / share[:-1], 0.999)
@@ -122,7 +122,7 @@ def betas(config: Mapping[str, Any], where: str) -> np.ndarray:
 def timesteps(schedule: Schedule, steps: int) -> np.ndarray:
     """The timesteps of a sampler of `steps` steps, int32 [steps], from the most noise down.
 
-    Raises DiffusionError unless the schedule has as many.
+    Raises DiffusionError unless the schedule has that many.
     """
     number = len(schedule.alphas_cumprod)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= number:
@@ -144,7 +144,7 @@ def timesteps(schedule: Schedule, steps: int) -> np.ndarray:
 def previous(schedule: Schedule, steps: int, sampler: str = 'ddpm') -> np.ndarray:
     """The timestep that each of `timesteps` leads to, int32 [steps]; a negative one is the image.
 
-    DDIM goes down by N // steps whatever the spacing, as diffusers has it, DDPM to the next.
+    DDPM goes to the next one.  DDIM goes down by N // steps whatever the spacing, as in diffusers.
     """
     t = timesteps(schedule, steps)
     if sampler == 'ddim':
@@ -153,23 +153,19 @@ def previous(schedule: Schedule, steps: int, sampler: str = 'ddpm') -> np.ndarra
 
 
 def add_noise(schedule: Schedule, x0: Array, noise: Array, t: Array) -> Array:
-    """An image [B, H, W, C] with the noise of timestep t; Eq 4 of Ho et al."""
+    """Images x0 [B, H, W, C] with the noise of timestep t (Ho et al., Eq 4)."""
     share = _share(schedule, t, x0)
     return jnp.sqrt(share) * x0 + jnp.sqrt(1 - share) * noise
 
 
 def velocity(schedule: Schedule, x0: Array, noise: Array, t: Array) -> Array:
-    """What a network with v_prediction predicts (Salimans & Ho 2022): sqrt(share) noise -
-    sqrt(1 - share) x0."""
+    """The target of v_prediction (Salimans & Ho 2022): sqrt(share) noise - sqrt(1 - share) x0."""
     share = _share(schedule, t, x0)
     return jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * x0
 
 
 def to_eps(schedule: Schedule, output: Array, x: Array, t: Array) -> Array:
-    """The noise that a network's output for x at timestep t stands for.
-
-    With v_prediction (Salimans & Ho 2022), v = sqrt(share) eps - sqrt(1 - share) x0.
-    """
+    """The noise in x at timestep t, from a network's output: eps, or v as in `velocity`."""
     if schedule.prediction == 'epsilon':
         return output
     share = _share(schedule, t, x)
@@ -177,7 +173,7 @@ def to_eps(schedule: Schedule, output: Array, x: Array, t: Array) -> Array:
 
 
 def to_x0(schedule: Schedule, eps: Array, x: Array, t: Array) -> Array:
-    """The image that x at timestep t would be without its noise, clipped as the schedule says."""
+    """The image x at timestep t without its noise eps, clipped as the schedule says."""
     share = _share(schedule, t, x)
     x0 = (x - jnp.sqrt(1 - share) * eps) / jnp.sqrt(share)
     return x0 if schedule.clip is None else jnp.clip(x0, -schedule.clip, schedule.clip)
@@ -188,7 +184,7 @@ def ddpm_step(
 ) -> Array:
     """One ancestral step, from x [B, H, W, C] at timestep t to t_next < t (Ho et al., Eq 7).
 
-    noise: standard normal, of x's shape; not used at t = 0.
+    noise: standard normal, of x's shape; it is not used at t = 0.
     """
     share = _share(schedule, t, x)
     share_next = _share(schedule, t_next, x, 1.0)
@@ -213,7 +209,7 @@ def ddim_step(
 ) -> Array:
     """One step of DDIM, from x [B, H, W, C] at timestep t to t_next < t (Song et al., Eq 12).
 
-    eta: 0 draws nothing, and then `noise` is not needed; 1 has the variance of DDPM.
+    eta: 0 needs no `noise`; 1 has the variance of DDPM.
     """
     share = _share(schedule, t, x)
     share_next = _share(schedule, t_next, x, schedule.alpha_after_last)
@@ -227,7 +223,7 @@ def ddim_step(
 def _share(schedule: Schedule, t: Array, x: Array, after_last: float | None = None) -> Array:
     """The image's share of the variance at timestep t, to broadcast with x.
 
-    after_last: where t is negative.
+    after_last: the share where t is negative.
     """
     table = jnp.asarray(schedule.alphas_cumprod)
     t = _rows(t, x)
@@ -236,6 +232,6 @@ def _share(schedule: Schedule, t: Array, x: Array, after_last: float | None = No
 
 
 def _rows(t: Array, x: Array) -> Array:
-    """Timesteps [] or [B], of as many axes as x."""
+    """Timesteps [] or [B] with as many axes as x."""
     t = jnp.asarray(t)
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t.reshape((1,) * x.ndim)

@@ -4,8 +4,8 @@
         --config.data.folder=IMAGES
 
 DIR/prior is the prior: a UNet2DModel in diffusers' format, its noise schedule, a receipt
-(receipt.json) and pictures that it draws (samples.png).  `dfkd_jax.diffusion.load` reads it, and
-``--config.prior.path=DIR/prior`` takes it.  The same command continues an interrupted run.
+(receipt.json) and images that it draws (samples.png).  `dfkd_jax.diffusion.load` reads it, and so
+does ``--config.prior.path=DIR/prior``.  The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dfkd_jax.storage import workdir as folders
 
 
 def train(config: Any, workdir: str | None) -> None:
-    """Trains in `workdir`, and tells the loss."""
+    """Trains in `workdir`, and prints the loss."""
     if workdir is None:
         raise ConfigError('name a folder: --workdir=DIR.')
     path = Path(workdir)

@@ -1,7 +1,7 @@
 """The U-Nets of latent and of pixel diffusion: diffusers' UNet2DConditionModel and UNet2DModel.
 
-Both are one network: levels of residual blocks, each block with or without attention, skips from
-the way down to the way up, and the time's embedding in every block.  A level's attention is over
+Both are one network: levels of residual blocks with or without attention, skip connections from the
+way down to the way up, and the time embedding in every block.  The attention of a level is over
 its own pixels (UNet2DModel), or a transformer that also attends to a text (UNet2DConditionModel;
 Rombach et al. 2022).
 """
@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DEPTH, field, neutral, whole, wholes
+from dfkd_jax.diffusion.fields import DEPTH, field, neutral, whole, wholes
 from dfkd_jax.diffusion.layers import (
     Downsample,
     ResnetBlock,
@@ -31,7 +31,7 @@ from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype
 
-# The kinds of attention of a level's blocks, by the names of diffusers' blocks.
+# The kind of attention in a level's blocks, by diffusers' name of the blocks.
 CROSS = {'CrossAttnDownBlock2D': 'cross', 'DownBlock2D': '',
          'CrossAttnUpBlock2D': 'cross', 'UpBlock2D': ''}  # fmt: skip
 SELF = {'AttnDownBlock2D': 'self', 'DownBlock2D': '', 'AttnUpBlock2D': 'self', 'UpBlock2D': ''}
@@ -42,11 +42,12 @@ class UNetConfig:
     """An architecture.  Tuples have an entry for every level, from the finest map to the coarsest.
 
     Attributes:
-      down, up: a level's attention, 'self', 'cross' or ''; `up` too is ordered from the finest.
-      heads: of the attention of a level.
-      context: the width of the text states, or None in a network that sees no text.
+      blocks: residual blocks of a level on the way down; one more on the way up.
+      down, up: the attention of a level: 'self', 'cross' or '' (none); both from the finest map.
+      heads: the heads of a level's attention.
+      context: the width of the text states; None in a network that sees no text.
       padding: of the downsampling convolutions.
-      flip_sin_to_cos, frequency_shift: of the time's sinusoids.
+      flip_sin_to_cos, frequency_shift: of the sinusoids of the time; see `sinusoids`.
     """
 
     in_channels: int
@@ -72,14 +73,15 @@ class UNetConfig:
 
     @property
     def divisor(self) -> int:
-        """What the sides of a map must divide by."""
+        """The number that the sides of an image must be multiples of."""
         return 2 ** (len(self.widths) - 1)
 
 
 class UNet(nn.Module):
-    """The prediction of a noised map's noise (or of what else it was trained to predict).
+    """Predicts the noise in noisy images, or what else it was trained to predict.
 
-    remat: recompute every block in the backward pass instead of storing what is inside it.
+    dtype: of the arithmetic.
+    remat: recompute every block in the backward pass, instead of storing its activations.
     """
 
     config: UNetConfig
@@ -88,7 +90,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, context: Array | None = None) -> Array:
-        """Maps [B, H, W, C], timesteps [B] and text states [B, L, D] -> [B, H, W, out] float32."""
+        """Images [B, H, W, C], timesteps [B], text states [B, L, D] -> [B, H, W, out] float32."""
         config, at = self.config, {'dtype': self.dtype}
         options = {'config': config, 'dtype': self.dtype, 'remat': self.remat}
         levels = range(len(config.widths))
@@ -116,7 +118,7 @@ class UNet(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one level on the way down or up, then the change of resolution."""
+    """The blocks of one level, on the way down or up, then the change of resolution."""
 
     config: UNetConfig
     level: int
@@ -128,9 +130,10 @@ class Level(nn.Module):
     def __call__(
         self, x: Array, time: Array, context: Array | None, skips: list[Array]
     ) -> tuple[Array, list[Array]]:
-        """Takes one of the `skips` for every block on the way up; returns new ones on the way down.
+        """[B, H, W, C] -> [B, H', W', C'], and the outputs of the blocks, for the way up.
 
-        x: [B, H, W, C]; time: [B, E]; context: [B, L, D] or None.
+        time: [B, E]; context: [B, L, D] or None.
+        skips: on the way up, the map that each block is joined with.
         """
         config = self.config
         kind = (config.down if self.down else config.up)[self.level]
@@ -165,6 +168,7 @@ class Middle(nn.Module):
 
 
 def _resnet(owner: Level | Middle, features: int, name: str) -> nn.Module:
+    """A residual block."""
     make = nn.remat(ResnetBlock) if owner.remat else ResnetBlock
     return make(features, owner.config.groups, owner.config.epsilon, owner.dtype, name=name)
 
@@ -172,7 +176,7 @@ def _resnet(owner: Level | Middle, features: int, name: str) -> nn.Module:
 def _attend(
     owner: Level | Middle, kind: str, level: int, name: str, x: Array, context: Array | None
 ) -> Array:
-    """The attention of a block, where it has one."""
+    """Applies the attention of a block, where it has one."""
     config = owner.config
     if kind == 'self':
         attend = nn.remat(SpatialAttention) if owner.remat else SpatialAttention
@@ -185,7 +189,7 @@ def _attend(
 
 
 class Transformer(nn.Module):
-    """Transformer blocks over the pixels of a normalised map, plus the map."""
+    """Transformer blocks over the pixels of a normalised map, plus the map itself."""
 
     config: UNetConfig
     heads: int
@@ -202,7 +206,7 @@ class Transformer(nn.Module):
                 return layers.linear(x, channels, name=name, **at)
             return conv(x, channels, 1, name=name, **at)
 
-        # 1e-6 whatever the residual blocks have.
+        # 1e-6, whatever the epsilon of the residual blocks is.
         y = project(group_norm(x, config.groups, 1e-6, name='norm', **at), 'proj_in')
         y = y.reshape(x.shape[0], -1, channels)
         for i in range(config.transformers):
@@ -211,7 +215,7 @@ class Transformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, and a gated two-layer network, each residual."""
+    """Self-attention, attention to the text and a gated two-layer network, all residual."""
 
     heads: int
     dtype: Dtype = jnp.float32
@@ -228,7 +232,7 @@ class TransformerBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """`layers.attention` under a name of its own, without biases on the way in."""
+    """`layers.attention` under a name of its own, without biases of queries, keys and values."""
 
     heads: int
     dtype: Dtype = jnp.float32
@@ -239,7 +243,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A linear layer of four times the width, gated by GELU of a second one, and one back."""
+    """A linear layer to four times the width, gated by a second one, and a linear layer back."""
 
     dtype: Dtype = jnp.float32
 
@@ -263,7 +267,7 @@ class Gate(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers on the time's sinusoids."""
+    """Two linear layers on the sinusoids of the time."""
 
     features: int
     dtype: Dtype = jnp.float32
@@ -275,9 +279,10 @@ class TimeEmbedding(nn.Module):
 
 
 def sinusoids(t: Array, width: int, flip_sin_to_cos: bool, shift: float) -> Array:
-    """Sines and cosines [B, width] of timesteps [B] at wavelengths of 2 pi to 20000 pi, float32.
+    """Sines and cosines [B, width] of timesteps [B], at wavelengths from 2 pi to 20000 pi; float32.
 
-    flip_sin_to_cos: the cosines first.  shift: 1 makes the longest wavelength exactly 20000 pi.
+    flip_sin_to_cos: the cosines come first.
+    shift: 1 makes the longest wavelength exactly 20000 pi.
     """
     half = width // 2
     frequency = jnp.exp(-math.log(10000) / (half - shift) * jnp.arange(half, dtype=jnp.float32))
@@ -286,14 +291,14 @@ def sinusoids(t: Array, width: int, flip_sin_to_cos: bool, shift: float) -> Arra
     return jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
 
 
-# Configurations.
+# --- Configurations ------------------------------------------------------------------------
 
-# Options of diffusers at the values where the network above has them.
+# Options of diffusers, at the values that the network above implements.
 COMMON: dict[str, Any] = {
     'act_fn': ('silu', 'swish'),
     'center_input_sample': (False,),
     'class_embed_type': (None,),
-    'dropout': None,  # in training only
+    'dropout': None,  # only in training
     'mid_block_scale_factor': (1,),
     'num_class_embeds': (None,),
     'resnet_time_scale_shift': ('default',),
@@ -327,7 +332,7 @@ def from_config(config: Mapping[str, Any], where: str = 'config.json') -> UNetCo
     """The architecture of a diffusers configuration, as in unet/config.json.
 
     Raises:
-      DiffusionError: for another class, kind of block or option than is built here, or a field
+      DiffusionError: for a class, a kind of block or an option that is not supported, or a field
         that is missing or makes no sense.
     """
     name = config.get('_class_name')
@@ -405,10 +410,10 @@ def _kinds(
 def _heads(
     config: Mapping[str, Any], widths: tuple[int, ...], context: int | None, where: str
 ) -> tuple[int, ...]:
-    """The number of heads of every level.
+    """The number of heads of every level, from `attention_head_dim`.
 
-    diffusers' `attention_head_dim` is that number in a UNet2DConditionModel, by a mistake that
-    became its format, and the width of a head in a UNet2DModel, where null is a single head.
+    In a UNet2DConditionModel that is the number itself, by a mistake that became diffusers' format.
+    In a UNet2DModel it is the width of a head, and null means a single head.
     """
     given = config.get('attention_head_dim', 8)
     if context is None:
@@ -423,6 +428,6 @@ def _heads(
     if not whole_heads:
         raise DiffusionError(
             f'{where} has attention_head_dim={given!r}, which does not divide '
-            f'block_out_channels={list(widths)}: expected a number, or one a level, that does.'
+            f'block_out_channels={list(widths)}: expected a number, or one per level, that does.'
         )
     return heads

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dfkd_jax.diffusion.errors import DEPTH, field, neutral, whole, wholes
+from dfkd_jax.diffusion.fields import DEPTH, field, neutral, whole, wholes
 from dfkd_jax.diffusion.layers import (
     Downsample,
     ResnetBlock,
@@ -31,8 +31,9 @@ class VAEConfig:
 
     Attributes:
       widths: the channels of every level, from the finest map to the coarsest.
-      scaling: latents times this have about unit variance; diffusion runs on those.
-      quant, post_quant: whether a 1x1 convolution follows the encoder, precedes the decoder.
+      scaling: latents times this have about unit variance; these are diffused.
+      quant: whether a 1x1 convolution follows the encoder.
+      post_quant: whether a 1x1 convolution precedes the decoder.
     """
 
     in_channels: int
@@ -48,12 +49,15 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """An image's side over its latent's."""
+        """The side of an image divided by that of its latent."""
         return 2 ** (len(self.widths) - 1)
 
 
 class AutoencoderKL(nn.Module):
-    """Images in [-1, 1] to the moments of their latents, and latents (not scaled) to images."""
+    """From images in [-1, 1] to the moments of their latents, and from unscaled latents to images.
+
+    dtype: of the arithmetic.  remat: recompute blocks in the backward pass.
+    """
 
     config: VAEConfig
     dtype: Dtype = jnp.float32
@@ -76,18 +80,18 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, z: Array) -> Array:
-        """[B, h, w, latent] -> [B, h f, w f, 3] float32, about in [-1, 1]."""
+        """[B, h, w, latent] -> [B, h f, w f, 3] float32, roughly in [-1, 1]."""
         z = z.astype(self.dtype)
         z = self.post_quant_conv(z) if self.config.post_quant else z
         return self.decoder(z).astype(jnp.float32)
 
     def __call__(self, images: Array) -> Array:
-        """There and back, by the mean."""
+        """Encodes images and decodes the mean: [B, H, W, 3] -> the same."""
         return self.decode(self.encode(images)[0])
 
 
 class Encoder(nn.Module):
-    """Levels of residual blocks, each but the last halving the map, and the middle block."""
+    """Levels of residual blocks, all but the last halving the map; then the middle block."""
 
     config: VAEConfig
     dtype: Dtype
@@ -107,7 +111,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The middle block, and levels of residual blocks, each but the last doubling the map."""
+    """The middle block; then levels of residual blocks, all but the last doubling the map."""
 
     config: VAEConfig
     dtype: Dtype
@@ -127,7 +131,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then a `change` of resolution: 'up', 'down' or ''."""
+    """Residual blocks of one width, then a `change` of resolution: 'up', 'down' or '' (none)."""
 
     config: VAEConfig
     features: int
@@ -145,7 +149,7 @@ class Level(nn.Module):
         if self.change == 'down':
             x = Downsample(0, self.dtype, name='downsamplers_0')(x)
         if self.change == 'up':
-            # The last maps are the largest of all: their upsampling too is worth recomputing.
+            # The last maps are the largest of all, so upsampling is worth recomputing too.
             up = nn.remat(Upsample) if self.remat else Upsample
             x = up(self.dtype, name='upsamplers_0')(x)
         return x
@@ -169,7 +173,7 @@ class Middle(nn.Module):
         return resnet(x.shape[-1], *options, name='resnets_1')(x)
 
 
-# Options of diffusers at the values where the network above has them.
+# Options of diffusers, at the values that the network above implements.
 NEUTRAL: dict[str, Any] = {
     'act_fn': ('silu', 'swish'),
     'force_upcast': None,  # the caller chooses the dtype
@@ -188,7 +192,7 @@ def from_config(config: Mapping[str, Any], where: str = 'config.json') -> VAECon
     """The architecture of a diffusers configuration, as in vae/config.json.
 
     Raises:
-      DiffusionError: for another class, kind of block or option than is built here, or a field
+      DiffusionError: for a class, a kind of block or an option that is not supported, or a field
         that is missing or makes no sense.
     """
     if config.get('_class_name') != 'AutoencoderKL':

@@ -137,11 +137,10 @@ def _rows(path: Path, stored: Mapping[str, np.ndarray], texts: list[str]) -> np.
     if missing:
         raise LabelError(
             f'{path} has no embedding of {missing[0]!r} (and {len(missing) - 1} more of the '
-            f'{len(texts)} classes); it has some such as {next(iter(stored), "nothing")!r}. The '
-            f'shipped table has the prompt {PROMPT!r}, with the class names of '
-            f'{", ".join(SHIPPED_FOR)} and with class 0 to 99. Encode others with '
-            "config.labels.source='minilm', or set config.labels.text='index' or "
-            "config.labels.source='onehot'."
+            f'{len(texts)} classes), but for example of {next(iter(stored), "nothing")!r}. The '
+            f'shipped table has the prompt {PROMPT!r} and the names of {", ".join(SHIPPED_FOR)}, '
+            "or class 0 to 99. Encode others with config.labels.source='minilm', or set "
+            "config.labels.text='index' or config.labels.source='onehot'."
         )
     return np.stack([stored[text] for text in texts])
 

@@ -311,7 +311,9 @@ def write(
 ) -> None:
     """Writes the folder of a prior; the receipt comes last and marks it as complete."""
     kept = jax.tree.map(lambda x: np.asarray(x, config.weights), params)
-    formats.save_unet(folder, recipes.network(config), kept, recipes.scheduler(config))
+    network = recipes.network(config.unet, config.data)
+    scheduler = recipes.scheduler(config.schedule)
+    formats.save_unet(folder, network, kept, scheduler)
     rows = np.arange(len(samples)) // page.MAX_COLUMNS
     title = f'Samples, {SAMPLER_STEPS} steps of DDIM'
     page.image_grid(samples, rows, [''] * (rows[-1] + 1), folder / SAMPLES, title)

@@ -1,4 +1,4 @@
-"""PyTorch weights to Flax variables and back, by name tables, all or nothing."""
+"""PyTorch weights to Flax variables and back, by tables of names, all or nothing."""
 
 from __future__ import annotations
 

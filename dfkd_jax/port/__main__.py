@@ -1,4 +1,4 @@
-"""Ports a PyTorch checkpoint to a model folder that runs take as their teacher.
+"""Ports a PyTorch checkpoint to a model folder, which a run can take as its teacher.
 
 python -m dfkd_jax.port --model=resnet34 --num_classes=10 --source=t.pth --output=teachers/r34
 """
@@ -18,16 +18,16 @@ from dfkd_jax.storage import model_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the flags, ports, writes, and says what it did; exits with a message if it cannot."""
+    """Ports a checkpoint and prints what it did; a mistake of the user ends it with a message."""
     parser = argparse.ArgumentParser(prog='python -m dfkd_jax.port', description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument('--model', required=True, help='a name of the model zoo, such as resnet34')
+    parser.add_argument('--model', required=True, help='a name in the model zoo, such as resnet34')
     parser.add_argument('--num_classes', type=int, default=10)
     parser.add_argument('--source', type=Path, required=True,
                         help='.pth, .pt, .safetensors or .npz')  # fmt: skip
     parser.add_argument('--output', type=Path, required=True, help='the model folder to make')
     parser.add_argument('--size', action='append', default=[], metavar='NAME=NUMBER',
-                        help="again for each: channels, or a generator's sizes")  # fmt: skip
+                        help="repeatable: channels, or a generator's sizes")  # fmt: skip
     args = parser.parse_args(argv)
     try:
         sizes = {name: int(number) for name, number in (size.split('=') for size in args.size)}
@@ -40,36 +40,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int) -> str:
-    """Writes the model folder `output` and returns what to tell the user.
+    """Writes the model folder `output` and returns the message for the user.
 
-    Raises ValueError where the weights do not fit or `output` holds something else.
+    Raises ValueError where the weights do not fit, or `output` holds something else.
     """
     variables = from_torch(model, source, num_classes, **sizes)
-    facts: dict = {'num_classes': num_classes, **sizes}
+    card: dict = {'num_classes': num_classes, **sizes}
     if not model.endswith('_generator'):
-        facts['num_classes'], facts['channels'] = classifier_sizes(model, variables)
-    facts['source'] = source.name
-    facts['sha256'] = hashlib.sha256(source.read_bytes()).hexdigest()
+        card['num_classes'], card['channels'] = classifier_sizes(model, variables)
+    card['source'] = source.name
+    card['sha256'] = hashlib.sha256(source.read_bytes()).hexdigest()
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if not _same(output, variables, {'model': model, **facts}):
+        if not _same(output, variables, {'model': model, **card}):
             raise ValueError(f'{output} exists and holds something else: give another --output, or '
                              'remove it if you do not need it')  # fmt: skip
         return f'{output} already holds these weights: nothing to do'
-    model_folder.save_model(output, model, variables, **facts)
+    model_folder.save_model(output, model, variables, **card)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     arrays = len(to_torch(model, variables))
     return (f'{model}: {parameters:,} parameters, {arrays} arrays from {source} '
-            f'(sha256 {facts["sha256"][:16]}...)\nwrote {output}')  # fmt: skip
+            f'(sha256 {card["sha256"][:16]}...)\nwrote {output}')  # fmt: skip
 
 
-def _same(output: Path, variables: dict, facts: dict) -> bool:
-    """Whether a model folder holds these weights under these facts."""
+def _same(output: Path, variables: dict, card: dict) -> bool:
+    """Whether a model folder holds these weights, with these entries in its card."""
     try:
-        old_facts, old = model_folder.load_model(output)
+        old_card, old = model_folder.load_model(output)
     except (OSError, ValueError):
         return False
-    if {key: old_facts.get(key) for key in facts} != facts:
+    if {key: old_card.get(key) for key in card} != card:
         return False
     arrays, old_arrays = model_folder.flatten(variables), model_folder.flatten(old)
     return arrays.keys() == old_arrays.keys() and all(

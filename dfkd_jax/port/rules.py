@@ -1,10 +1,9 @@
-"""What each architecture's PyTorch names are called in Flax: tables, read in both directions.
+"""The PyTorch and the Flax names of each architecture: tables, read in both directions.
 
-A row is ``(PyTorch module, Flax module, leaves)``: it says that all leaves of the one module are
-the leaves of the other, by ``leaves`` (CONV, LINEAR, NORM, ...), the third thing a row names.  A
-placeholder such as ``{s}`` stands for a number, the same on both sides; one that the Flax side
-lacks runs over the first axis of the Flax leaf.  The first row that matches a module and has its
-leaf counts.
+A row is ``(PyTorch module, Flax module, leaves)``.  It says that the two modules are the same, and
+which of their leaves are (CONV, LINEAR, NORM, ...).  A placeholder such as ``{s}`` stands for a
+number, the same on both sides; one that the Flax side lacks runs over the first axis of the Flax
+leaf.  The first row counts that matches the module and has the leaf.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 
 class Leaf(NamedTuple):
-    """One array: its last name in PyTorch, its place in Flax, and how its axes move."""
+    """One array: its last name in PyTorch, its place in Flax, and the order of its axes."""
 
     torch: str
     collection: str  # 'params' / 'batch_stats' / '': not kept in Flax
@@ -26,7 +25,7 @@ class Leaf(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A PyTorch module, the Flax module that it is, and their leaves."""
+    """A PyTorch module, the same module in Flax, and their leaves."""
 
     torch: str
     flax: str
@@ -34,12 +33,12 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """How one family of architectures is named.
+    """The names of one family of architectures.
 
-    first, last: the PyTorch keys of which the second axis counts input channels and the first
-        axis counts classes; '' where the sizes must be given.
-    block: the side of the pixel blocks that a space-to-depth stem makes channels of.
-    inputs: module -> what it is called with, given the number of input channels.
+    first: the PyTorch array whose second axis counts input channels.
+    last: the PyTorch array whose first axis counts classes.  Both are '' where sizes must be given.
+    block: the side of the pixel blocks that a space-to-depth stem turns into channels.
+    inputs: the inputs of a module, given the number of input channels.
     """
 
     rows: tuple[Row, ...]
@@ -51,18 +50,18 @@ class Table(NamedTuple):
 
 BIAS = Leaf('bias', 'params', 'bias')
 LINEAR = (Leaf('weight', 'params', 'kernel', (1, 0)), BIAS)
-# Transposed convolutions too, with flax's `transpose_kernel`: in, out, h, w -> h, w, out, in.
+# Transposed convolutions too, with Flax's `transpose_kernel`: in, out, h, w -> h, w, out, in.
 CONV = (Leaf('weight', 'params', 'kernel', (2, 3, 1, 0)), BIAS)
 
 STATISTICS = (
     Leaf('running_mean', 'batch_stats', 'mean'),
     Leaf('running_var', 'batch_stats', 'var'),
-    # How many batches the running statistics have seen.  PyTorch needs it only where a momentum is
-    # None: dropped on the way in, 0 on the way out.
+    # How many batches the running statistics have seen, which matters only where the momentum is
+    # None.  It is dropped on the way in, and 0 on the way out.
     Leaf('num_batches_tracked', '', ''),
 )
 NORM = (Leaf('weight', 'params', 'scale'), BIAS, *STATISTICS)
-# The class tables of a conditional batch norm: its statistics are the inner norm's.
+# The class tables of a conditional batch norm, whose statistics are those of an inner norm.
 CLASS_TABLES = (Leaf('weights.weight', 'params', 'scale'), Leaf('biases.weight', 'params', 'bias'))
 # NAYER's noisy layers, one linear layer for each repetition of the class list.
 NOISY = (
@@ -72,7 +71,7 @@ NOISY = (
 
 
 def _images(module: Any, channels: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """No classifier's weights depend on the size of its images."""
+    """One image; the weights of a classifier do not depend on its size."""
     del module
     return (jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32),)
 
@@ -151,7 +150,7 @@ MOBILENETV2 = Table(
         Row('features.0.1', 'features_0_1', NORM),
         Row('features.18.0', 'features_18_0', CONV),
         Row('features.18.1', 'features_18_1', NORM),
-        # The first block has no expansion: its projection is number 1, elsewhere number 2.
+        # The first block has no expansion, so its projection is number 1 and not 2.
         Row('features.1.conv.1', 'features_1/conv_1', CONV),
         Row('features.1.conv.2', 'features_1/conv_2', NORM),
         Row('features.{n}.conv.{i}.0', 'features_{n}/conv_{i}_0', CONV),
@@ -233,7 +232,7 @@ NAYER = Table(
     inputs=_embeddings,
 )
 
-# The 224 px trunk: a sequence like the other, each upsampling followed by its convolution and norm.
+# The trunk for 224 px: like DCGAN, but a convolution and a norm follow each upsampling.
 DCGAN_DEEP = Table(
     rows=(
         Row('l1.0', 'project', LINEAR),

@@ -1,8 +1,8 @@
-"""State dicts of PyTorch <-> variables of the model zoo, by the tables of `rules.py`.
+"""PyTorch state dicts <-> variables of the model zoo, by the tables of `rules.py`.
 
-The Flax module decides what must be there: its leaves, written through the architecture's table,
-are the PyTorch names and shapes that a source must hold, no fewer and no more.  Arrays are NumPy's
-on both sides, so that neither direction touches a device.
+The Flax module decides what a source must hold: the PyTorch names and shapes of its leaves, by the
+architecture's table, no fewer and no more.  Arrays are NumPy's on both sides, so neither direction
+touches a device.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Shape = tuple[int, ...]
 
 NESTED_UNDER = ('state_dict', 'model')  # where training scripts put the weights in a checkpoint
 PREFIXES = ('module.', '_orig_mod.')  # of DataParallel and of torch.compile
-LISTED = 1000  # names of each kind of mistake that an error lists
+LISTED = 1000  # the most names that an error lists for each kind of mistake
 
 
 class Slot(NamedTuple):
     """Where one PyTorch array lives in Flax."""
 
     path: str  # of the leaf: 'params/layer1_0/conv1/kernel'
-    place: int | None  # where it is along the leaf's first axis, where the leaf stacks several
+    place: int | None  # its index along the leaf's first axis, where the leaf stacks several
     axes: Shape | None  # the PyTorch array's axes in Flax's order
     shape: Shape  # in PyTorch
 
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     """The PyTorch names of one set of Flax leaves."""
 
     slots: dict[str, Slot]
-    counters: list[str]  # names that PyTorch has and Flax has not: see `rules.STATISTICS`
+    counters: list[str]  # names that only PyTorch has: see `rules.STATISTICS`
 
 
 def from_torch(
@@ -56,19 +56,19 @@ def from_torch(
     Args:
       name: of `models.MODELS`.
       source: name -> array (NumPy, JAX or PyTorch), or a path to .pth, .pt, .safetensors or .npz;
-        a state dict, or one under 'state_dict' or 'model', with or without 'module.'.
-      num_classes: of the classifier or of the conditional generator.
-      **sizes: `channels` of the images (a classifier's are read from its first layer if not
-        given); a generator's fields (latent, width, image_size, ...).
+        a state dict, or one under 'state_dict' or 'model', with or without the prefix 'module.'.
+      num_classes: of the classifier or the conditional generator.
+      **sizes: `channels` of the images (if not given, a classifier's are read from its first
+        layer); the fields of a generator (latent, width, image_size, ...).
 
     Returns:
-      ``{'params': ..., 'batch_stats': ...}``, nested dicts of float32 NumPy arrays, which share no
+      ``{'params': ..., 'batch_stats': ...}``, nested dicts of float32 NumPy arrays that share no
       memory with the source.
 
     Raises:
       PortError: unless every array of the source is used exactly once and every leaf is filled
-        with finite numbers of its shape.  It lists all that is wrong and names the architecture
-        that would have fitted, if one does.
+        with finite numbers of its shape.  It lists every mistake, and names the architecture that
+        the source fits, if there is one.
     """
     table = TABLES[_known(name)]
     found = _state_dict(source)
@@ -77,10 +77,9 @@ def from_torch(
     if channels is None:
         channels = _sizes(table, shapes)[1] or 3
     plan = _plan(table, _structure(name, num_classes, channels, **sizes))
-    # What is of another shape stays as it is: a view of one number may claim to be a million.
+    # Only arrays of the right shape are converted: a view of one number may claim to be a million.
     fits = [key for key, slot in plan.slots.items() if shapes.get(key) == slot.shape]
     arrays = {key: _float32(found[key]) for key in fits}
-
     mistakes = {
         'missing': [key for key in plan.slots if key not in found],
         'unexpected': [key for key in found if key not in plan.slots and key not in plan.counters],
@@ -88,7 +87,7 @@ def from_torch(
                        for key, slot in plan.slots.items()
                        if shapes.get(key, slot.shape) != slot.shape],
         'not plain floating-point': [f'{key} {getattr(found[key], "dtype", type(found[key]))}'
-                               for key, array in arrays.items() if array is None],
+                                     for key, array in arrays.items() if array is None],
         'not finite': [key for key, array in arrays.items()
                        if array is not None and not np.isfinite(array).all()],
     }  # fmt: skip
@@ -96,7 +95,11 @@ def from_torch(
         what = f'{name!r} with num_classes={num_classes}, channels={channels}'
         names = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
         _fail(what, _origin(source), mistakes, _hint(shapes) if names else '')
+    return {'params': {}, 'batch_stats': {}} | _variables(plan, arrays)
 
+
+def _variables(plan: Plan, arrays: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
+    """The Flax variables of PyTorch arrays by name, one for every slot; copies."""
     leaves: dict[str, Any] = {}
     for key, slot in plan.slots.items():
         array = arrays[key]
@@ -107,17 +110,17 @@ def from_torch(
         else:
             leaves.setdefault(slot.path, []).append(array)  # plans list a stack in its order
     leaves = {path: np.stack(x) if isinstance(x, list) else x for path, x in leaves.items()}
-    return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(leaves, sep='/')
+    return traverse_util.unflatten_dict(leaves, sep='/')
 
 
 def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The PyTorch state dict of variables of the architecture `name`: `from_torch` undone.
+    """The PyTorch state dict of variables of the architecture `name`: the inverse of `from_torch`.
 
-    Returns contiguous NumPy arrays of the variables' own dtypes, bit for bit, and for every batch
-    norm a `num_batches_tracked` of 0.
+    Returns contiguous NumPy arrays of the variables' own dtypes, bit for bit, and a
+    `num_batches_tracked` of 0 for every batch norm.
 
     Raises:
-      PortError: where the variables are not those of the architecture, listing all that is wrong.
+      PortError: where the variables are not those of the architecture; it lists every mistake.
     """
     table = TABLES[_known(name)]
     leaves = traverse_util.flatten_dict(dict(variables), sep='/')
@@ -150,29 +153,29 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def classifier_sizes(name: str, variables: Mapping[str, Any]) -> tuple[int, int]:
-    """The number of classes and of input channels of a classifier, read from its variables."""
+    """A classifier's numbers of classes and of input channels, read from its variables."""
     table = TABLES[_known(name)]
     shapes = {key: array.shape for key, array in to_torch(name, variables).items()}
     classes, channels = _sizes(table, shapes)
     if classes is None or channels is None:
-        raise PortError(f'{name!r} is no classifier')
+        raise PortError(f'{name!r} is not a classifier')
     return classes, channels
 
 
 def _known(name: str) -> str:
-    """Returns `name`.  Raises ValueError, with near names, if no table has it."""
+    """Returns `name`.  Raises ValueError, with similar names, if there is no table for it."""
     if name not in TABLES:
         models.make(name)
         raise PortError(f'no PyTorch names for {name!r}: add a table to dfkd_jax/port/rules.py')
     return name
 
 
-# 1. What must be there: the module's leaves, and their PyTorch names.
+# --- What a source must hold: the leaves of the module, and their PyTorch names -------------
 
 
 @lru_cache(maxsize=128)
 def _structure(name: str, num_classes: int, channels: int, **sizes: Any) -> dict[str, Shape]:
-    """The shape of every leaf of an architecture, by path, from tracing its `init`."""
+    """The shape of every leaf of an architecture, by path; found by tracing `init`."""
     fields = {field.name for field in dataclasses.fields(models.make(name))}
     given = {'num_classes': num_classes, 'channels': channels}
     unknown = [size for size in sizes if size not in fields]
@@ -192,7 +195,10 @@ def _structure(name: str, num_classes: int, channels: int, **sizes: Any) -> dict
 
 
 def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Plan:
-    """Writes Flax leaves through a table; with `strict`, one that no row has is our own mistake."""
+    """The PyTorch names of Flax leaves, by a table.
+
+    strict: every leaf must have a row, or it is our own mistake.
+    """
     slots: dict[str, Slot] = {}
     counters: dict[str, None] = {}
     for path, shape in shapes.items():
@@ -216,7 +222,7 @@ def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Pla
 
 
 def _row(table: Table, path: str) -> tuple[Row | None, Leaf | None, dict[str, str]]:
-    """The row and the leaf that a Flax path is an instance of, and its placeholders' numbers."""
+    """The row and the leaf that a Flax path matches, and the numbers of its placeholders."""
     collection, _, rest = path.partition('/')
     module, _, last = rest.rpartition('/')
     for row in table.rows:
@@ -227,11 +233,11 @@ def _row(table: Table, path: str) -> tuple[Row | None, Leaf | None, dict[str, st
     return None, None, {}
 
 
-# 2. What is there: a mapping or a file to names and arrays.
+# --- What a source holds: names and arrays, of a mapping or a file --------------------------
 
 
 def _state_dict(source: Any) -> dict[str, Any]:
-    """The weights themselves: read, taken from where they are nested, prefixes taken off."""
+    """The weights alone: read from a file, unnested, and without prefixes."""
     where = _origin(source)
     if isinstance(source, (str, os.PathLike)):
         source = _read(Path(source).expanduser())
@@ -255,7 +261,7 @@ def _state_dict(source: Any) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    """What a weights file holds, never unpickling anything but tensors."""
+    """The content of a weights file.  Nothing but tensors is ever unpickled."""
     if path.is_dir():
         hint = 'a model folder is loaded by dfkd_jax.storage.model_folder.load_model'
         raise PortError(f'{path} is a folder; expected a file of weights ({hint})')
@@ -274,7 +280,7 @@ def _read(path: Path) -> Any:
                 return dict(arrays)
     except PortError:
         raise
-    except Exception as error:  # these libraries raise of every kind on damaged files
+    except Exception as error:  # these libraries raise errors of every kind on damaged files
         raise PortError(f'cannot read {path} as {path.suffix} weights ({_first_line(error)}): '
                         'it is damaged, cut short, or of another format') from error  # fmt: skip
     raise PortError(f'cannot tell the format of {path} by its ending {path.suffix!r}: '
@@ -282,15 +288,18 @@ def _read(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    """The content of a PyTorch file, which may hold only weights."""
     try:
         import torch
     except ImportError as error:
-        raise PortError(f'reading {path} needs PyTorch, which is not installed: run `pip install '
-                        'torch --index-url https://download.pytorch.org/whl/cpu`, or save the '
-                        'weights as .safetensors or .npz where it is') from error  # fmt: skip
+        raise PortError(
+            f'reading {path} needs PyTorch, which is not installed: run `pip install torch '
+            '--index-url https://download.pytorch.org/whl/cpu`, or save the weights as '
+            '.safetensors or .npz on a machine that has it'
+        ) from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of pickles that it reads, or refuses, all the same
+            warnings.simplefilter('ignore')  # about old pickles, which it reads or refuses anyway
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         foreign = re.search(r'GLOBAL (\S+)', str(error))
@@ -304,10 +313,10 @@ def _read_torch(path: Path) -> Any:
 
 
 def _float32(value: Any) -> np.ndarray | None:
-    """The array in float32, or None if it does not hold floating-point numbers, one by one."""
+    """The array in float32, or None if it does not store floating-point numbers one by one."""
     if 'float' not in str(getattr(value, 'dtype', '')):
         return None
-    if hasattr(value, 'detach'):  # PyTorch's, whose bfloat16 NumPy cannot take over
+    if hasattr(value, 'detach'):  # PyTorch's; NumPy cannot convert its bfloat16
         if 'strided' not in str(value.layout) or value.is_meta:  # sparse, or without any numbers
             return None
         value = value.detach().cpu().float().numpy()
@@ -323,7 +332,7 @@ def _origin(source: Any) -> str:
     return str(source) if isinstance(source, (str, os.PathLike)) else 'the given mapping'
 
 
-# 3. What is wrong, and what would have been right.
+# --- What is wrong, and what would fit -----------------------------------------------------
 
 
 def _fail(what: str, where: str, mistakes: dict[str, list[str]], hint: str = '') -> NoReturn:
@@ -341,7 +350,7 @@ def _listing(names: list[str]) -> str:
 
 
 def _hint(shapes: Mapping[str, Shape]) -> str:
-    """Says which architectures have just these names and shapes."""
+    """Says which architectures have exactly these names and shapes."""
     if any(key.startswith('params/') for key in shapes):
         return (
             'These are Flax names, as dfkd_jax saves them: load them with '
@@ -357,12 +366,12 @@ def _hint(shapes: Mapping[str, Shape]) -> str:
         if expected == {key: shape for key, shape in shapes.items() if key not in plan.counters}:
             fitting.append(f'{name!r} with num_classes={classes}, channels={channels}')
     if not fitting:
-        return 'No architecture of the model zoo has just these names and shapes.'
+        return 'No architecture of the model zoo has exactly these names and shapes.'
     return f'These are the names and shapes of {" or of ".join(fitting)}.'
 
 
 def _sizes(table: Table, shapes: Mapping[str, Shape]) -> tuple[int | None, int | None]:
-    """A classifier's classes and input channels by its PyTorch arrays, where those are there."""
+    """A classifier's numbers of classes and input channels, by its arrays; None: unknown."""
     last, first = shapes.get(table.last, ()), shapes.get(table.first, ())
     classes, channels = None, None
     if len(last) == 2 and last[0] > 0:

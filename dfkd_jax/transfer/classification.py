@@ -96,7 +96,7 @@ def run(
         test_size=images.test.size,
         image_shape=images.facts.image_shape,
         resize=resize,
-        colours_to_luma=network.metadata['channels'] < settings.channels,
+        colours_to_luma=network.card['channels'] < settings.channels,
         versions={'scikit-learn': importlib.metadata.version('scikit-learn')},
     )
 
@@ -113,20 +113,20 @@ def settings_of(
     Raises ConfigError for a network that sees neither grey nor colour, and DataError for an unknown
     data set.
     """
-    channels = network.metadata['channels']
+    channels = network.card['channels']
     if channels not in (1, 3):
         raise ConfigError(
             f'the images of {dataset} cannot be brought to the {channels} channels of this '
             'network: expected 1 (grey) or 3 (colour).'
         )
-    settings = networks.data_settings(dataset, network.metadata, data_dir, resize)
+    settings = networks.data_settings(dataset, network.card, data_dir, resize)
     settings.mean, settings.std = network.mean, network.std
     return settings
 
 
 def read(settings: Any, network: Network, facts: data.Facts) -> Images:
     """Both splits of a data set, in the network's channels and with its constants."""
-    size, channels = network.metadata['image_size'], network.metadata['channels']
+    size, channels = network.card['image_size'], network.card['channels']
     seen = facts._replace(image_shape=(size, size, channels), mean=network.mean, std=network.std)
 
     def split(name: str) -> data.Dataset:

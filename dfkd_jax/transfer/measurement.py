@@ -112,13 +112,13 @@ def write(
 
     The result is what was `measured`, of which network, where, and by which versions.
     """
-    metadata = network.metadata
+    card = network.card
     result = {
         **measured,
         'source': str(student),
-        'source_dataset': metadata['dataset'],
-        'source_accuracy': metadata.get('accuracy'),
-        **{name: metadata.get(name) for name in ('model', 'role', 'variables_sha256')},
+        'source_dataset': card['dataset'],
+        'source_accuracy': card.get('accuracy'),
+        **{name: card.get(name) for name in ('model', 'role', 'variables_sha256')},
         'versions': folders.versions() | measured.get('versions', {}),
         'device': folders.device(),
     }

@@ -21,7 +21,7 @@ from dfkd_jax.storage import model_folder
 class Network(NamedTuple):
     """A trained classifier, and how images are brought to it."""
 
-    metadata: dict[str, Any]  # from its model.json, which has `dataset` and `image_size`
+    card: dict[str, Any]  # from its model.json, which has `dataset` and `image_size`
     variables: dict[str, Any]
     mean: tuple[float, ...]  # [channels], of images in [0, 1]
     std: tuple[float, ...]  # [channels]
@@ -50,39 +50,39 @@ def load(
             f'{student} is neither a model folder, which has a {model_folder.CARD}, nor the '
             'workdir of a finished run, which has one in student/.'
         )
-    metadata, variables = model_folder.load_model(folder)
+    card, variables = model_folder.load_model(folder)
     given = {'dataset': dataset, 'image_size': image_size}
-    metadata |= {name: value for name, value in given.items() if value is not None}
+    card |= {name: value for name, value in given.items() if value is not None}
     for name, flag in (('dataset', '--source_dataset=NAME'), ('image_size', '--image_size=PIXELS')):
-        if name not in metadata:
+        if name not in card:
             raise ConfigError(f"{folder} does not tell its network's {name}: give {flag}.")
-    absent = [name for name in ('num_classes', 'channels') if name not in metadata]
+    absent = [name for name in ('num_classes', 'channels') if name not in card]
     if absent:
         raise ConfigError(f'{folder / model_folder.CARD} lacks {" and ".join(absent)}.')
-    return Network(metadata, variables, *_constants(folder, metadata, data_dir))
+    return Network(card, variables, *_constants(folder, card, data_dir))
 
 
 def _constants(
-    folder: Path, metadata: dict[str, Any], data_dir: str | None
+    folder: Path, card: dict[str, Any], data_dir: str | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of the images that a network was trained on, one value per channel."""
-    spec, channels = data.spec_of(metadata['dataset']), metadata['channels']
+    spec, channels = data.spec_of(card['dataset']), card['channels']
     constants = (spec.mean, spec.std) if spec else None
     # A run may have constants of its own: its config is here, or in the folder above.
     for path in (folder / 'config.json', folder.parent / 'config.json'):
         run = json.loads(path.read_text()).get('data', {}) if path.is_file() else {}
-        if run.get('name') == metadata['dataset'] and run.get('mean') and run.get('std'):
+        if run.get('name') == card['dataset'] and run.get('mean') and run.get('std'):
             constants = run['mean'], run['std']
             break
     if constants is None:  # your own data set: they are stored with its images
-        facts = data.check(data_settings(metadata['dataset'], metadata, data_dir))
+        facts = data.check(data_settings(card['dataset'], card, data_dir))
         constants = facts.mean, facts.std
     mean, std = (tuple(values) * (channels // len(values)) for values in constants)
     return mean, std
 
 
 def data_settings(
-    dataset: str, metadata: dict[str, Any], data_dir: str | None, resize: str = 'resize'
+    dataset: str, card: dict[str, Any], data_dir: str | None, resize: str = 'resize'
 ) -> SimpleNamespace:
     """A config's group `data`: this data set at a network's size, in colour where it has colours.
 
@@ -99,8 +99,8 @@ def data_settings(
         name=dataset,
         data_dir=data_dir,
         num_classes=classes,
-        image_size=metadata['image_size'],
-        channels=max(channels, metadata['channels']),
+        image_size=card['image_size'],
+        channels=max(channels, card['channels']),
         mean=None,
         std=None,
         resize=resize,
@@ -115,13 +115,13 @@ def make_module(network: Network, num_classes: int) -> Any:
 
     Raises ConfigError for a name that is not a model, and where it cannot take such images.
     """
-    metadata = network.metadata
+    card = network.card
     images: Any = SimpleNamespace(
         num_classes=num_classes,
-        image_size=metadata['image_size'],
-        channels=metadata['channels'],
+        image_size=card['image_size'],
+        channels=card['channels'],
     )
-    return build.make_classifier(metadata['model'], images)
+    return build.make_classifier(card['model'], images)
 
 
 def renew_head(
@@ -132,8 +132,8 @@ def renew_head(
     untrained: draw new weights everywhere.  The key is consumed.
     Raises ConfigError where the weights are not those of this architecture.
     """
-    metadata = network.metadata
-    image = jnp.zeros((1, metadata['image_size'], metadata['image_size'], metadata['channels']))
+    card = network.card
+    image = jnp.zeros((1, card['image_size'], card['image_size'], card['channels']))
 
     def shapes(num_classes: int) -> dict[str, Any]:
         wide = module.clone(num_classes=num_classes)
@@ -144,7 +144,7 @@ def renew_head(
     head = {name for name in mine if mine[name].shape != more[name].shape}
     old = model_folder.flatten(network.variables)
     if any(name not in old or old[name].shape != mine[name].shape for name in mine.keys() - head):
-        raise ConfigError(f'the weights of {metadata["model"]} are those of another architecture.')
+        raise ConfigError(f'the weights of {card["model"]} are those of another architecture.')
     fresh = model_folder.flatten(plan.call(module.init)(key, image))
     kept = {} if untrained else {name: old[name] for name in mine.keys() - head}
     variables = model_folder.unflatten({name: kept.get(name, fresh[name]) for name in mine})

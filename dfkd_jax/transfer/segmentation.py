@@ -63,9 +63,9 @@ def run(
     if min(stages, size) < 1:
         raise ConfigError(f'stages={stages}, size={size}: expected 1 or more of each.')
     network = networks.load(student, source_dataset, image_size, data_dir)
-    module = networks.make_module(network, network.metadata['num_classes'])
+    module = networks.make_module(network, network.card['num_classes'])
     train, test = (
-        read(Path(scenes) / part, size, network.metadata['channels']) for part in ('train', 'test')
+        read(Path(scenes) / part, size, network.card['channels']) for part in ('train', 'test')
     )
     measurement.check_batch(recipe, len(train.images), 'training scenes')
     num_classes = 1 + max(int(x[x != UNKNOWN].max(initial=0)) for x in (train.masks, test.masks))

@@ -1,4 +1,4 @@
-"""The one error of this package, and what reads a configuration's fields with it."""
+"""Reads fields of a configuration, and refuses what makes no sense or is not supported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from dfkd_jax.errors import DiffusionError
 
-DEPTH = 256  # layers of a stage or of a text encoder, at most
+DEPTH = 256  # the most layers of a stage or of a text encoder
 
 
 def field(config: Mapping[str, Any], name: str, where: str) -> Any:
-    """A field without which the architecture is not known."""
+    """A field that the architecture needs.  Raises DiffusionError where it is missing."""
     if config.get(name) is None:
         raise DiffusionError(
             f'{where} has no {name!r}: expected a whole config.json of diffusers or transformers. '
@@ -21,7 +21,7 @@ def field(config: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def whole(config: Mapping[str, Any], name: str, where: str, most: int = 2**20) -> int:
-    """A positive whole number, no more than `most`: of sizes that no model comes near."""
+    """A positive whole number up to `most`, which no model comes near; else a DiffusionError."""
     value = field(config, name, where)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise DiffusionError(
@@ -31,7 +31,7 @@ def whole(config: Mapping[str, Any], name: str, where: str, most: int = 2**20) -
 
 
 def wholes(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
-    """A list of positive whole numbers, of one to 16."""
+    """A list of 1 to 16 positive whole numbers; else a DiffusionError."""
     values = field(config, name, where)
     if not isinstance(values, list | tuple) or not 1 <= len(values) <= 16:
         raise DiffusionError(
@@ -46,16 +46,16 @@ def neutral(
     options: Mapping[str, Collection[Any] | None],
     where: str,
 ) -> None:
-    """Refuses options that would make the model another one than is built here.
+    """Refuses options that would change the model from the one that is built here.
 
     Args:
-      config: of the folder.
+      config: the configuration in a model's folder.
       read: the names that the caller reads.
-      options: the values of an option at which it changes nothing; None: whatever it says.
+      options: for each other name, the values that change nothing; None: no value does.
       where: the file, for the error.
 
     Raises:
-      DiffusionError: listing every option with another value, and every unknown one that is set.
+      DiffusionError: lists every option with another value, and every unknown option that is set.
     """
     wrong = []
     for name, value in config.items():
@@ -66,7 +66,7 @@ def neutral(
             wrong.append(f'{name}={value!r} (only {" or ".join(map(repr, allowed))})')
     if wrong:
         raise DiffusionError(
-            f'{where} asks for what is not supported: {", ".join(wrong)}. Supported are Stable '
-            'Diffusion 1.x and 2.x (text to image) and unconditional UNet2DModel as of '
-            'ddpm-cifar10-32: use a folder of one of those.'
+            f'{where} has options that are not supported: {", ".join(wrong)}. Use a folder of '
+            'Stable Diffusion 1.x or 2.x (text to image), or of an unconditional UNet2DModel such '
+            'as ddpm-cifar10-32.'
         )
