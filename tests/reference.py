@@ -45,9 +45,18 @@ def weights(rule: Any, name: str, *inputs: Any, prefix: str = '', **sizes: Any) 
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """Within, arrays may be float64, which float32 constants of the library are promoted to."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
-        yield
+    """Within, arrays may be float64, which float32 constants of the library are promoted to.
+
+    Convolutions in float64 take ten times longer in programs that are not optimised.
+    """
+    name = 'jax_disable_most_optimizations'
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    try:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+            yield
+    finally:
+        jax.config.update(name, before)
 
 
 def wide(tree: Any) -> Any:
@@ -59,6 +68,18 @@ def torch_named(name: str, params: Any, variables: dict[str, Any]) -> dict[str, 
     """Parameters, or their gradients, of a model under PyTorch's names and in its layout."""
     params = jax.device_get(params)
     return port.to_torch(name, {'params': params, 'batch_stats': variables['batch_stats']})
+
+
+def near_gradients(actual: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    """Weight by weight, relative to its largest entry.
+
+    The gradient of a bias that a batch norm cancels is rounding error: it is compared as if its
+    largest entry were a millionth of the network's.
+    """
+    largest = max(np.abs(x).max() for x in expected.values())
+    for name, x in expected.items():
+        atol = tolerance * max(np.abs(x).max(), 1e-6 * largest)
+        np.testing.assert_allclose(actual[name], x, rtol=0, atol=atol, err_msg=name)
 
 
 def torch_network(module: Any, arrays: dict[str, np.ndarray], train: bool = False) -> Any:

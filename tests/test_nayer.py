@@ -105,7 +105,7 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
             extra=state.extra.replace(batch=batch),
         )
         after, found = jax.jit(method.generator_step)(frozen, state, jax.random.key(0))
-        batch = method.finish(frozen, after, None)[0].extra.batch
+        batch = jax.jit(method.finish)(frozen, after, None)[0].extra.batch
 
         # 1. Values: the authors' float32 differs from float64 in its last digits.
         pixel = np.transpose(after.extra.batch.best, (0, 3, 1, 2))
@@ -118,18 +118,21 @@ def test_a_generator_step_equals_the_reference(golden: Path, rule, monkeypatch: 
         # 2. The gradient of the weighted sum.
         scales = {'bn': 10.0, 'ce': 0.5, 'adversarial': 1.33}
         grads = reference.torch_named('nayer_generator', after.generator.params, variables)
-        for name in gradients['bn']:
-            total = sum(scale * gradients[term][name] for term, scale in scales.items())
-            near(grads[name], total, name, 1e-8)
+        total = {
+            name: sum(scale * gradients[term][name] for term, scale in scales.items())
+            for name in gradients['bn']
+        }
+        reference.near_gradients(grads, total, 1e-8)
         for name in ('n1.weight', 'le1.0.bias'):
             total = sum(w * expected[f'grad/{term}/{name}'] for term, w in scales.items())
             near(grads[name], total, name, reference.KINKS)
         # 3. The statistics' moving average: two later batches, measured before they are averaged.
         mean, std = (np.float32(x).reshape(1, 1, 1, 3) for x in NORM)
+        apply = jax.jit(classifier.apply)
         for name in ('images2_bn_first_update', 'images3_bn_second_update'):
             images = rule.normal(f'{name[:7]}:nayer_step', expected['images'].shape)
             pixel = np.transpose(jax.nn.sigmoid(images), (0, 2, 3, 1))
-            moments = classifier.apply(frozen.teacher, (pixel - mean) / std).statistics
+            moments = apply(frozen.teacher, (pixel - mean) / std).statistics
             smooth = losses.moving_average(batch.average, moments, 0.9, batch.batches)
             distance = losses.bn_statistics(smooth, frozen.teacher['batch_stats'])
             near(distance, expected[name], name, 1e-5)
