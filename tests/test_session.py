@@ -29,7 +29,7 @@ def counting(total: int = 7, **changes: Any) -> session.Work:
 
     def advance(state: Any, done: int) -> tuple[Any, dict[str, Any]]:
         assert int(state[0]) == done
-        return state + jnp.array([1, done]), {'s/unit': jnp.float32(done)}
+        return state + jnp.array([1.0, done]), {'s/unit': jnp.float32(done)}
 
     work = session.Work(
         plan=sharding.make('jit'),
