@@ -26,6 +26,14 @@ def near(actual: Any, expected: np.ndarray, what: str, tolerance: float = 1e-4) 
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=what)
 
 
+def identical(actual: Any, expected: Any) -> None:
+    """The same tree, dtypes and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
 def last(x: np.ndarray) -> np.ndarray:
     """Channels last."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from reference import identical
 from safetensors.numpy import load_file, save_file
 
 from dfkd_jax import diffusion
@@ -63,19 +64,12 @@ def loaded(home: Path) -> Any:
     return diffusion.load_unet(home)[1]
 
 
-def assert_identical(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
 # 1. There and back.
 
 
 def test_round_trip_is_bit_identical(home: Path):
     module, there = diffusion.load_unet(home)
-    assert_identical(there, params())
+    identical(there, params())
     assert module.config == unet.from_config(CONFIG)
     assert json.loads((home / 'config.json').read_text()) == CONFIG
     assert sorted(path.name for path in home.iterdir()) == ['config.json', FILE]
@@ -87,7 +81,7 @@ def test_round_trip_is_bit_identical(home: Path):
 def test_a_saved_folder_is_a_prior_with_its_schedule(tmp_path: Path):
     diffusion.save_unet(tmp_path, CONFIG, jax.tree.map(jnp.asarray, params()), SCHEDULER)
     prior = diffusion.load(tmp_path)
-    assert_identical(prior.frozen, {'unet': params()})
+    identical(prior.frozen, {'unet': params()})
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(prior.frozen))
     assert prior.shape == (8, 8, 3) and prior.schedule.clip == 1.0
     linear = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -96,7 +90,7 @@ def test_a_saved_folder_is_a_prior_with_its_schedule(tmp_path: Path):
     (tmp_path / 'whole' / 'scheduler').mkdir(parents=True)
     diffusion.save_unet(tmp_path / 'whole' / 'unet', CONFIG, params())
     shutil.copy(tmp_path / 'scheduler_config.json', tmp_path / 'whole' / 'scheduler')
-    assert_identical(diffusion.load(tmp_path / 'whole').frozen, prior.frozen)
+    identical(diffusion.load(tmp_path / 'whole').frozen, prior.frozen)
 
 
 def test_names_are_those_of_the_reference(golden: Path):
@@ -131,7 +125,7 @@ def test_what_does_not_fit_is_not_saved(tmp_path: Path):
 def test_other_precisions(home: Path, dtype):
     rewrite(home, lambda arrays: {key: x.astype(dtype) for key, x in arrays.items()})
     expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params())
-    assert_identical(loaded(home), expected)
+    identical(loaded(home), expected)
 
 
 def shard(home: Path, variant: str = '') -> Path:
@@ -152,7 +146,7 @@ def shard(home: Path, variant: str = '') -> Path:
 @pytest.mark.parametrize('variant', ['', 'fp16'])
 def test_several_files(home: Path, variant: str):
     index = shard(home, variant)
-    assert_identical(loaded(home), params())
+    identical(loaded(home), params())
     second = index.with_name(sorted(path.name for path in home.glob('*00002-of*'))[0])
     second.unlink()
     with pytest.raises(DiffusionError, match=f'has no {second.name}, which .* lists'):
@@ -180,9 +174,9 @@ def test_variants_count_where_there_is_nothing_else(home: Path):
     half = home / 'diffusion_pytorch_model.fp16.safetensors'
     shutil.copy(home / FILE, half)
     rewrite(home, lambda arrays: {key: x + 1 for key, x in arrays.items()})
-    assert_identical(loaded(home), jax.tree.map(lambda x: x + np.float32(1), params()))
+    identical(loaded(home), jax.tree.map(lambda x: x + np.float32(1), params()))
     (home / FILE).rename(home / 'diffusion_pytorch_model.non_ema.safetensors')
-    assert_identical(loaded(home), params())
+    identical(loaded(home), params())
     half.rename(home / 'diffusion_pytorch_model.other.safetensors')
     with pytest.raises(DiffusionError, match='weights of non_ema, other, and none without'):
         loaded(home)
@@ -203,7 +197,7 @@ def test_legacy_names_of_attention(home: Path, convolutions: bool):
         return renamed
 
     rewrite(home, legacy)
-    assert_identical(loaded(home), params())
+    identical(loaded(home), params())
 
 
 def test_position_numbers_of_the_text_encoder_are_dropped(golden: Path, tmp_path: Path):
@@ -213,7 +207,7 @@ def test_position_numbers_of_the_text_encoder_are_dropped(golden: Path, tmp_path
     (home / 'model.safetensors').chmod(0o644)
     numbers = np.arange(77)[None]
     save_file(arrays | {'text_model.embeddings.position_ids': numbers}, home / 'model.safetensors')
-    assert_identical(folder.load_text(home)[1], expected)
+    identical(folder.load_text(home)[1], expected)
 
 
 # 3. Mistakes, all of them at once.
@@ -337,7 +331,7 @@ def test_a_pipeline_stored_in_half_precision(pipeline: Path):
         save_file(arrays, path.with_name(stem.replace('.safetensors', '.fp16.safetensors')))
         path.unlink()
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(np.float16).astype(np.float32), exact)
-    assert_identical(jax.tree.map(np.asarray, diffusion.load(pipeline).frozen), rounded)
+    identical(jax.tree.map(np.asarray, diffusion.load(pipeline).frozen), rounded)
 
 
 # 5. Tokens.

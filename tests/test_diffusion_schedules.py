@@ -1,4 +1,4 @@
-"""Noise schedules: the reference's timesteps and steps, the papers' identities, mistakes told."""
+"""Noise schedules: the reference's timesteps and steps, the papers' identities, clear errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import near
+from reference import last, near
 
 from dfkd_jax.diffusion import schedule
 from dfkd_jax.errors import DiffusionError
@@ -22,10 +22,6 @@ NOISE = np.random.default_rng(2).standard_normal(X.shape).astype(np.float32)
 
 def make(**changes) -> schedule.Schedule:
     return schedule.from_config(SD | changes)
-
-
-def last(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 2, 3, 1)
 
 
 # 1. The reference.

@@ -276,7 +276,8 @@ def _read(path: Path) -> Any:
 
             return load_file(path)
         if path.suffix == '.npz':
-            with np.load(path, allow_pickle=False) as arrays:
+            # Given a path, np.load leaves it open after an error.
+            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
     except PortError:
         raise

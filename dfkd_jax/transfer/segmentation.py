@@ -246,7 +246,8 @@ def make_step(module: Any, tx: Any, network: Network, frozen: bool) -> Callable:
             logits = scores(params['head'], stages, target.shape[1:])
             label = jnp.where(known, target, 0).astype(jnp.int32)
             each = jnp.where(known, losses.cross_entropy(logits, label), 0.0)
-            return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1), batch_stats
+            pixels = jnp.maximum(jnp.sum(known), 1).astype(jnp.float32)
+            return jnp.sum(each) / pixels, batch_stats
 
         grads_of = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, batch_stats), grads = grads_of(state.net.params)
