@@ -246,7 +246,8 @@ def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool)
     start = jnp.minimum(first // module.num_classes, module.repeats - count)
     row = first - start * module.num_classes
     kernel, bias = (
-        jax.lax.dynamic_slice_in_dim(w, start, count).astype(module.dtype) for w in (kernel, bias)
+        jax.lax.dynamic_slice_in_dim(w, start, count).astype(module.dtype).astype(x.dtype)
+        for w in (kernel, bias)
     )
     rows = jnp.zeros((count * module.num_classes, x.shape[-1]), x.dtype)
     rows = jax.lax.dynamic_update_slice_in_dim(rows, x, row, 0)

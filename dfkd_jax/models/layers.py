@@ -88,8 +88,10 @@ class BatchNorm(nn.Module):
         if self.affine:
             shift = shift + self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
         row = (1,) * (x.ndim - 1) + (channels,)
-        y = x * scale.reshape(row).astype(self.dtype) + shift.reshape(row).astype(self.dtype)
-        return y, {'mean': mean, 'var': var}
+        # A wider input, such as float32 embeddings in a bfloat16 network, stays as wide.
+        kind = max(x.dtype, self.dtype, key=lambda kind: jnp.finfo(kind).bits)
+        scale, shift = (w.reshape(row).astype(self.dtype).astype(kind) for w in (scale, shift))
+        return x.astype(kind) * scale + shift, {'mean': mean, 'var': var}
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
