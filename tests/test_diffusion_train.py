@@ -117,7 +117,7 @@ class Blur(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return nn.Conv(1, (3, 3))(x) + nn.Dense(1)(t[:, None] / 1000.0)[:, None, None]
+        return nn.Conv(1, (3, 3))(x) + nn.Dense(1)(t[:, None].astype(jnp.float32) / 1000.0)[:, None, None]
 
 
 @pytest.mark.parametrize('mode', ['vmap', 'pmap', 'shard_map'])
@@ -197,7 +197,7 @@ def test_a_finished_run_is_returned_as_it_is(finished: Path, pictures: Path) -> 
 def test_an_interrupted_run_ends_at_the_same_weights(
     finished: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    questions = iter([False, True])
+    questions = iter([False] * 27 + [True])  # between two rows
     with pytest.raises(Stopped):
         diffusion_prior.run(tiny(pictures), tmp_path, lambda: next(questions))
     assert not (tmp_path / 'prior').exists() and len(rows_of(tmp_path)) == 2
