@@ -164,6 +164,7 @@ def stop() -> None:
     _watch.over = True
     if _watch.keeper:
         _watch.keeper.kill()
+        _watch.keeper.communicate()
 
 
 def end(why: str, others: str = '') -> NoReturn:
