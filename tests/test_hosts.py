@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,12 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 from processes import BATCHES, ROUNDS, SMALL, at_row
-from together import together
+from together import ROOT, slurm, together
 
 from dfkd_jax import build
 from dfkd_jax.configs import common, digits
 from dfkd_jax.distributed import processes
+from dfkd_jax.distributed.watchdog import free_port
 from dfkd_jax.errors import ConfigError, HostError
 from dfkd_jax.reporting import metrics
 from dfkd_jax.storage import files, model_folder
@@ -138,6 +141,19 @@ def test_a_process_that_is_killed_ends_the_others_and_nothing_is_lost(
     assert_equal(workdir, ended(2, 2))
 
 
+def test_processes_that_slurm_starts_are_one_run_and_end_together(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    workdir = tmp_path / 'run'
+    with together(arguments, workdir, 2, cluster=True) as group:
+        group.until(at_row(workdir, 2))
+        assert '2 processes, 4 devices' in group.said(0)
+        group.processes[0].kill()
+        assert group.wait()[1] == 1, group.said()
+    assert 'error: process 1 of 2: process 0 of 2 is gone. What was' in group.said(1)
+    assert '    @ ' not in group.said(1)
+
+
 def test_a_word_to_one_process_stops_all_and_any_number_of_devices_continues(
     arguments: list[str], ended, tmp_path: Path
 ) -> None:
@@ -202,31 +218,99 @@ def group_of(count: int, number: int, port: int, seconds: float = 0.3) -> Config
 
 def test_who_does_not_come_is_named() -> None:
     with pytest.raises(HostError, match='process 1 and 2 of 3 did not come within 0.3 sec'):
-        processes.join(group_of(3, 0, processes.free_port()))
-    port = processes.free_port()
+        processes.join(group_of(3, 0, free_port('127.0.0.1')))
+    port = free_port('127.0.0.1')
     with pytest.raises(HostError, match=f'process 1 waited 0.3 .* at 127.0.0.1:{port}'):
         processes.join(group_of(3, 1, port))
     assert not processes.several()
 
 
-def test_a_port_in_use_and_another_number_of_processes_are_told() -> None:
-    with socket.create_server(('', 0)) as taken:
-        with pytest.raises(ConfigError, match='cannot listen on port'):
-            processes.join(group_of(2, 0, taken.getsockname()[1]))
-    port, told = processes.free_port(), []
+def test_a_port_in_use_is_told() -> None:
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f'cannot listen on port {port} of 127.0.0.1'):
+            processes.join(group_of(2, 0, port))
 
-    def call() -> None:
+
+@pytest.mark.parametrize(
+    ('count', 'others', 'message'),
+    [
+        (2, [(1, 3)], 'process 1 says that there are 3 processes, process 0 2: all need'),
+        (3, [(1, 3), (1, 3)], r'two processes have config\.distributed\.process_id=1: all need'),
+    ],
+)
+def test_processes_that_contradict_each_other_are_told(
+    count: int, others: list[tuple[int, int]], message: str
+) -> None:
+    port, told = free_port('127.0.0.1'), []
+
+    def call(number: int, of: int) -> None:
+        with pytest.raises(HostError, match=message):
+            processes.join(group_of(of, number, port, 20))
+        told.append(number)
+
+    threads = [threading.Thread(target=call, args=other) for other in others]
+    for thread in threads:
+        thread.start()
+    with pytest.raises(HostError, match=message):
+        processes.join(group_of(count, 0, port, 20))
+    for thread in threads:
+        thread.join()
+    assert told == [number for number, _ in others]
+
+
+def python(code: str, *environments: dict[str, str]) -> list[tuple[int, str, str]]:
+    """What processes of this code return, print and complain of."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, '-c', code], env=os.environ | environment, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for environment in environments
+    ]  # fmt: skip
+    said = [each.communicate(timeout=120) for each in started]
+    return [(each.returncode, *texts) for each, texts in zip(started, said, strict=True)]
+
+
+def test_values_of_any_length_cross() -> None:
+    code = """if True:
+        from configs import common
+        from dfkd_jax.distributed import processes
+        from dfkd_jax.errors import HostError
+        settings = common.distributed()
+        settings.update(dict(auto=True, join_seconds=60.0))
+        processes.join(settings)
+        number = int(not processes.first())
+        for length in (0, 1, 254, 255, 2000):
+            mine = {'text': 'é' * length * number, 'n': [number, None, 0.1]}
+            first, second = processes.allgather(mine)
+            assert first == {'text': '', 'n': [0, None, 0.1]}, first
+            assert second == {'text': 'é' * length, 'n': [1, None, 0.1]}, second
+        assert processes.broadcast_from_first(number) == 0
+        assert processes.any_process(number == 1) and not processes.any_process(False)
+        assert processes.by_first(lambda: 'done') == (None if number else 'done')
         try:
-            processes.join(group_of(3, 1, port, 20))
-        except HostError as error:
-            told.append(str(error))
+            processes.by_first(lambda: 1 / 0)
+        except (ZeroDivisionError if not number else HostError) as error:
+            assert str(error) == 'division by zero'
+        processes.leave()
+    """
+    port = free_port('127.0.0.1')
+    for status, _, complaints in python(code, slurm(0, 2, port), slurm(1, 2, port)):
+        assert status == 0, complaints
 
-    other = threading.Thread(target=call)
-    other.start()
-    with pytest.raises(HostError, match='says that there are 3 processes, process 0 2'):
-        processes.join(group_of(2, 0, port, 20))
-    other.join()
-    assert told and 'says that there are 3' in told[0]
+
+def test_a_cluster_that_is_not_complete_is_told() -> None:
+    code = """if True:
+        from configs import common
+        from dfkd_jax.distributed import processes
+        settings = common.distributed()
+        settings.update(dict(auto=True, join_seconds=1.0))
+        processes.join(settings)
+    """
+    ((status, _, complaints),) = python(code, slurm(0, 2, free_port('127.0.0.1')))
+    assert status == 1
+    assert 'error: not all processes came within 1 seconds (config.distributed.' in complaints
 
 
 def test_hosts_without_a_shared_folder_are_told(tmp_path: Path, monkeypatch) -> None:
@@ -236,5 +320,5 @@ def test_hosts_without_a_shared_folder_are_told(tmp_path: Path, monkeypatch) -> 
         processes, 'allgather', lambda value: [value, False if value is True else value]
     )
     with pytest.raises(HostError, match='process 1 does not see .*put --workdir where all'):
-        processes.check_shared(tmp_path)
+        folder._check_shared(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,69 +1,45 @@
-"""Several processes as one run: how they find each other, agree, and end together.
+"""Several processes as one run: they join, agree on values, and end together.
 
-Process 0 holds a line (a TCP connection) to each of the others.  Over the lines they meet before
-JAX is started, which aborts where a process is missing; agree on what they must do alike
-(`broadcast_from_first`, `any_process`); and learn within seconds that one is gone, whose sums the
-others would wait for for ever.  Numbers cross in the programs that `sharding` compiles.
+JAX joins them (`jax.distributed`) and carries the values (`multihost_utils`).  The `watchdog` tells
+which process is missing, gone or hanging.
 
-Without `join`, or in a run of one process, everything here returns at once.
+Process 0 listens at `config.distributed.coordinator`, for the watchdog, and at a free port of the
+same address, for JAX's coordination service.  With `config.distributed.auto` JAX chooses the port
+of its service and listens on all interfaces (unless JAX_COORDINATOR_BIND_ADDRESS is set); the
+watchdog uses the interface that leads to the other hosts.  The collectives of JAX's backends (Gloo,
+NCCL) open ports of their own.
+
+Without `join`, and in a run of one process, all functions return at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import os
-import queue
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
+from dfkd_jax.distributed import watchdog
 from dfkd_jax.errors import ConfigError, HostError
 
 T = TypeVar('T')
-CONTINUES = 'What was saved is whole: the same command, given to all processes, continues from it.'
-
-
-class _Line:
-    """A connection over which whole JSON values go, with the time of the last."""
-
-    def __init__(self, connection: socket.socket):
-        self.connection, self.writing = connection, threading.Lock()
-        self.reader = connection.makefile('rb')
-        self.heard = time.monotonic()
-        self.values: queue.Queue[Any] = queue.Queue()
-
-    def send(self, **message: Any) -> None:
-        with self.writing:
-            self.connection.sendall(json.dumps(message).encode() + b'\n')
-
-    def close(self) -> None:
-        self.reader.close()
-        self.connection.close()
-
-    def receive(self) -> dict[str, Any]:
-        """The next message.  Raises OSError where the line is cut."""
-        text = self.reader.readline()
-        if not text.endswith(b'\n'):
-            raise ConnectionError('the line was cut')
-        self.heard = time.monotonic()
-        message: dict[str, Any] = json.loads(text)
-        return message
+GROUP = 'config.distributed'
 
 
 class _Group:
-    """The processes of this run, as this one sees them."""
+    """The processes of this run."""
 
     number, count = 0, 1
-    lines: dict[int, _Line] = {}  # by process: process 0 has all, the others one, to process 0
-    silent = 0.0
-    leaving = False
+    silent_seconds = 0.0
 
 
 _group = _Group()
@@ -87,22 +63,27 @@ def name() -> str:
     return f'process {_group.number} of {_group.count}' if several() else ''
 
 
-# 2. Agreement.  All processes make these calls in the same order.
+# 2. Agreement.  Each call is a collective: all processes make the same calls in the same order, on
+# their main thread.
 
 
 def allgather(value: T) -> list[T]:
-    """The values of all processes, in their order, on every process; they are JSON's types."""
+    """The values of all processes, by process, on every process.  Values are what JSON holds."""
     if not several():
         return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = _gather(np.int32(text.size))
+    # JAX compiles a program for each size: a power of two, so that they are few.
+    padded = np.zeros(max(256, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
+    padded[: text.size] = text
+    texts = _gather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
+def _gather(x: Any) -> np.ndarray:
     try:
-        if not first():
-            _group.lines[0].send(value=value)
-            return list(_group.lines[0].values.get())
-        values = [value, *(_group.lines[i].values.get() for i in range(1, _group.count))]
-        for line in _group.lines.values():
-            line.send(value=values)
-        return values
-    except OSError:
+        return np.asarray(multihost_utils.process_allgather(x))
+    except Exception:  # Gloo raises a ValueError
         wait_for_the_end()
 
 
@@ -113,13 +94,14 @@ def broadcast_from_first(value: T) -> T:
 
 def any_process(flag: bool) -> bool:
     """Whether a flag is set on any process."""
-    return any(allgather(bool(flag)))
+    return bool(_gather(np.asarray(flag)).any()) if several() else flag
 
 
 def by_first(fn: Callable[[], T]) -> T | None:
-    """Runs `fn` on process 0 while the others wait; its result there, None elsewhere.
+    """Runs `fn` on process 0 while the others wait.  Returns its result there, None elsewhere.
 
-    What it raises there is a HostError with the same message elsewhere.
+    If `fn` raises, the others raise a HostError with the same message.  On CPUs XLA ends a run
+    whose collective waits for half an hour (`xla_cpu_collective_timeout_seconds`).
     """
     if not several():
         return fn()
@@ -137,343 +119,131 @@ def by_first(fn: Callable[[], T]) -> T | None:
     return result
 
 
-def check_shared(folder: Path) -> None:
-    """Raises HostError on all processes unless all see the folder that process 0 writes."""
-    if not several():
-        return
-    mark = folder / '.shared.tmp'
-    token = broadcast_from_first(os.urandom(8).hex())
-    by_first(lambda: mark.write_text(token))
-    deadline = time.monotonic() + 10  # a network's file system may show a new file late
-    seen = False
-    while not seen and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            seen = mark.read_text() == token
-        if not seen:
-            time.sleep(0.2)
-    blind = [number for number, sees in enumerate(allgather(seen)) if not sees]
-    if first():
-        mark.unlink(missing_ok=True)
-    if blind:
-        raise HostError(
-            f'process {" and ".join(map(str, blind))} does not see {folder}, which process 0 '
-            'writes: put --workdir where all hosts see one folder.'
-        )
-
-
-# 3. Beginning
+# 3. Joining
 
 
 def check(settings: Any) -> None:
-    """Raises ConfigError where `config.distributed` is not a group of processes."""
+    """Raises ConfigError if `config.distributed` does not describe a group of processes."""
     address, count, number = settings.coordinator, settings.num_processes, settings.process_id
-    group = 'config.distributed'
     for field in ('join_seconds', 'silent_seconds'):
         if settings[field] <= 0:
-            raise ConfigError(f'{group}.{field}={settings[field]}: expected more than 0.')
-    if settings.auto:
-        if address or count or number >= 0:
-            raise ConfigError(
-                f'{group}.auto finds coordinator, num_processes and process_id in the environment: '
-                'leave them out, or set auto=False.'
-            )
-        return
-    missing = [
-        f'{group}.{field}'
-        for field, absent in (
-            ('coordinator', not address),
-            ('num_processes', not count),
-            ('process_id', number == -1),
-        )
-        if absent
-    ]
-    if len(missing) == 3:
-        return
-    if missing:
+            raise ConfigError(f'{GROUP}.{field}={settings[field]}: expected more than 0.')
+    given = {'coordinator': bool(address), 'num_processes': count != 0, 'process_id': number != -1}
+    if settings.auto and any(given.values()):
         raise ConfigError(
-            f'{" and ".join(missing)} missing: several processes need coordinator=HOST:PORT, the '
-            'same num_processes, and a process_id of their own, from 0 on.'
+            f'{GROUP}.auto finds coordinator, num_processes and process_id in the environment: '
+            'leave them out, or set auto=False.'
+        )
+    if not any(given.values()):
+        return
+    if not all(given.values()):
+        missing = ' and '.join(f'{GROUP}.{field}' for field, is_set in given.items() if not is_set)
+        raise ConfigError(
+            f'{missing} missing: several processes need coordinator=HOST:PORT, the same '
+            'num_processes, and a process_id of their own, from 0 on.'
         )
     host, _, port = address.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
-            f'{group}.coordinator={address!r}: expected HOST:PORT, a name or address of process '
+            f'{GROUP}.coordinator={address!r}: expected HOST:PORT, a name or address of process '
             "0's host and a free port there, e.g. 10.0.0.1:9876."
         )
     if count < 1:
-        raise ConfigError(f'{group}.num_processes={count}: expected 1 or more.')
+        raise ConfigError(f'{GROUP}.num_processes={count}: expected 1 or more.')
     if not 0 <= number < count:
         raise ConfigError(
-            f'{group}.process_id={number}: expected 0 to {count - 1}, since num_processes={count}.'
+            f'{GROUP}.process_id={number}: expected 0 to {count - 1}, since num_processes={count}.'
         )
 
 
 def join(settings: Any) -> None:
-    """Makes this process one of those of `config.distributed`, if it names several.
+    """Makes this process one of those of `config.distributed`, if there are several.
 
-    Before anything of JAX runs.  Prints of other processes than 0 go nowhere from here on.
-    Raises ConfigError for settings that do not fit, here or to those of another process, and
-    HostError where not all processes come within `join_seconds`.
+    Call it before JAX runs anything.  From then on only process 0 prints.
+    Raises ConfigError if the settings do not fit or process 0 cannot listen, and HostError if
+    processes do not come within `join_seconds` or contradict each other.
     """
     check(settings)
-    address, count, number = settings.coordinator, settings.num_processes, settings.process_id
-    devices = None
+    number, count = settings.process_id, settings.num_processes
+    host, _, port = settings.coordinator.rpartition(':')
     if settings.auto:
-        address, count, number, devices = _found(settings.join_seconds)
+        number, count, host, port = _join_cluster(settings)
     if count <= 1:
         return
-    host, _, port = address.rpartition(':')
-    host = host.strip('[]')
+    where = host.strip('[]'), int(port)
     if number == 0:
-        lines = _called(int(port), count, settings)
-        # The port that was told is of the lines; JAX's own service takes a free one.
-        service = f'127.0.0.1:{free_port()}'
-        for line in lines.values():
-            line.send(service=service.rpartition(':')[2])
+        free = watchdog.accept(*where, count, settings.join_seconds)
     else:
-        line = _call((host, int(port)), number, count, settings)
-        lines = {0: line}
-        service = f'127.0.0.1:{_relayed(host, int(line.receive()["service"]))}'
+        free = watchdog.call(*where, number, count, settings.join_seconds)
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
-    _group.number, _group.count, _group.lines = number, count, lines
-    _group.silent = settings.silent_seconds
-    for other, line in lines.items():
-        line.connection.settimeout(None)
-        threading.Thread(target=_listen, args=(other, line), daemon=True).start()
-    threading.Thread(target=_watch, daemon=True).start()
-    _start_jax(service, count, number, devices, settings)
-    # All are there, or JAX would not have returned.
+    _group.number, _group.count = number, count
+    _group.silent_seconds = settings.silent_seconds
+    watchdog.start(number, count, settings.silent_seconds)
+    if not settings.auto:
+        _start_jax(settings, f'{host}:{free}', count, number)
+    if number == 0:
+        watchdog.outlive()
     print(f'{count} processes, {jax.device_count()} devices', flush=True)
 
 
-def _start_jax(service: str, count: int, number: int, devices: Any, settings: Any) -> None:
-    # The lines tell who is gone, in words; JAX alone would abort with a stack trace, or stay
-    # quiet.  And it would take SIGTERM for itself.
-    jax.config.update('jax_enable_recoverability', True)
-    jax.config.update('jax_enable_preemption_service', False)
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # of CPUs alone
+def _start_jax(
+    settings: Any, service: str | None = None, count: int | None = None, number: int | None = None
+) -> None:
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(
         service,
         count,
         number,
-        local_device_ids=devices,
-        cluster_detection_method='deactivate',
-        initialization_timeout=round(settings.join_seconds) + 1,
-        heartbeat_timeout_seconds=max(round(10 * settings.silent_seconds), 100),
+        coordinator_bind_address=service,
+        cluster_detection_method='deactivate' if service else None,
+        # Longer than the watchdog's, which tells in words what JAX tells with a stack trace.
+        initialization_timeout=math.ceil(settings.join_seconds) + 60,
+        heartbeat_timeout_seconds=max(math.ceil(10 * settings.silent_seconds), 100),
     )
 
 
-def _found(seconds: float) -> tuple[str, int, int, Any]:
-    """Coordinator, number of processes, number of this one and its devices, as JAX finds them."""
-    # The detection that jax.distributed.initialize does, whose results it does not hand out.
-    from jax._src import clusters
+def _join_cluster(settings: Any) -> tuple[int, int, str, int]:
+    """Starts JAX with what it finds in the environment.
 
-    try:
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, round(seconds)
-        )
-    except Exception as error:  # whatever a half set environment provokes
-        raise ConfigError(
-            f'config.distributed.auto: the environment is no cluster ({error}).'
-        ) from error
-    address, count, number, devices = found
-    if address is None or count is None or number is None:
-        raise ConfigError(
-            'config.distributed.auto: no Slurm, Cloud TPU or other cluster that JAX knows is found '
-            'in the environment: set coordinator, num_processes and process_id.'
-        )
-    return address, count, number, devices
-
-
-def _called(port: int, count: int, settings: Any) -> dict[int, _Line]:
-    """Process 0 waits until all others have called."""
-    lines: dict[int, _Line] = {}
-    deadline = time.monotonic() + settings.join_seconds
-    try:
-        server = socket.create_server(('', port), backlog=count)
-    except OSError as error:
-        raise ConfigError(
-            f'process 0 cannot listen on port {port} ({error.strerror}): choose a free one for '
-            'config.distributed.coordinator.'
-        ) from error
-    with server:
-        while len(lines) < count - 1:
-            try:
-                server.settimeout(max(deadline - time.monotonic(), 0.01))
-                connection, _ = server.accept()
-            except TimeoutError:
-                absent = ' and '.join(str(i) for i in range(1, count) if i not in lines)
-                _refuse(
-                    lines,
-                    f'process {absent} of {count} did not come within {settings.join_seconds:g} '
-                    'seconds (config.distributed.join_seconds): start all with the same '
-                    'coordinator and num_processes.',
-                )
-            line = _Line(connection)
-            try:
-                connection.settimeout(5)
-                call = line.receive()
-                number, number_of = int(call['process']), int(call['of'])
-            except (OSError, ValueError, KeyError, TypeError):
-                line.close()  # a stranger
-                continue
-            if number_of != count or number in lines or not 0 < number < count:
-                what = (
-                    f'process {number} says that there are {number_of} processes, process 0 {count}'
-                    if number_of != count
-                    else f'two processes have config.distributed.process_id={number}'
-                )
-                _refuse({**lines, -1: line}, f'{what}: they need the same num_processes and a '
-                        'process_id each.')  # fmt: skip
-            lines[number] = line
-    return lines
-
-
-def _refuse(lines: dict[int, _Line], why: str) -> NoReturn:
-    """Tells all that have called that the run does not begin."""
-    for line in lines.values():
-        with contextlib.suppress(OSError):
-            line.send(refused=why)
-        line.close()
-    raise HostError(why)
-
-
-def _call(address: tuple[str, int], number: int, count: int, settings: Any) -> _Line:
-    """Another process calls process 0, and waits until all have."""
-    where = f'{address[0]}:{address[1]}'
-    deadline = time.monotonic() + settings.join_seconds
-    while True:
-        try:
-            left = max(deadline - time.monotonic(), 0.01)
-            line = _Line(socket.create_connection(address, timeout=left))
-            line.connection.settimeout(left + 5)  # process 0 ends the waiting
-            line.send(process=number, of=count)
-            reply = line.reader.peek(1)
-            if not reply:
-                line.close()
-                raise ConnectionError('it hung up')
-            if reply.startswith(b'{"refused'):
-                why = str(line.receive()['refused'])
-                line.close()
-                raise HostError(why)
-            return line
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise HostError(
-                    f'process {number} waited {settings.join_seconds:g} seconds for process 0 at '
-                    f'{where} ({error.strerror or error or "no answer"}): start it, or set '
-                    'config.distributed.coordinator to where it is.'
-                ) from error
-            time.sleep(0.1)
-
-
-def free_port() -> int:
-    """A port of this host that nobody listens on."""
-    with socket.create_server(('', 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def _relayed(host: str, port: int) -> int:
-    """A port of this host that leads to one of process 0's, and stays open when that is gone.
-
-    JAX's client, which talks to its service through it, aborts the process with a stack trace the
-    moment the connection ends; here the line tells that process 0 is gone.
+    Returns the number of this process, the number of processes, and where process 0 can listen.
     """
-    server = socket.create_server(('127.0.0.1', 0))
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-        if _group.leaving:
-            with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_WR)
-
-    def serve() -> None:
-        while True:
-            near, _ = server.accept()
-            with contextlib.suppress(OSError):
-                far = socket.create_connection((host, port))
-                for ends in ((near, far), (far, near)):
-                    threading.Thread(target=pump, args=ends, daemon=True).start()
-
-    threading.Thread(target=serve, daemon=True).start()
-    bound: int = server.getsockname()[1]
-    return bound
+    why = f'not all processes came within {settings.join_seconds:g} seconds ({GROUP}.join_seconds)'
+    late = threading.Timer(settings.join_seconds, watchdog.end, [why])
+    late.daemon = True
+    late.start()
+    try:
+        _start_jax(settings)
+    except Exception as error:  # a half-set environment can raise anything
+        raise ConfigError(
+            f'{GROUP}.auto: JAX finds no Slurm, Cloud TPU or other cluster in the environment '
+            f'({error}): set coordinator, num_processes and process_id.'
+        ) from error
+    finally:
+        late.cancel()
+    _group.number, _group.count = jax.process_index(), jax.process_count()
+    hosts = allgather(socket.gethostname())
+    where = by_first(lambda: watchdog.reachable(hosts))
+    return _group.number, _group.count, *broadcast_from_first(where or ('', 0))
 
 
 # 4. The end
 
 
-def _listen(other: int, line: _Line) -> None:
-    """What comes over a line, until it is cut."""
-    try:
-        while True:
-            message = line.receive()
-            if 'value' in message:
-                line.values.put(message['value'])
-            elif 'ended' in message:
-                _end(message['ended'])
-    except (OSError, ValueError):
-        if not _group.leaving:
-            _end(f'process {other} of {_group.count} is gone. {CONTINUES}')
-        line.values.put([])  # for who waits in `leave`
-
-
-def _watch() -> None:
-    """Says that this process lives, and ends it when another has long said nothing."""
-    while not _group.leaving:
-        time.sleep(min(1.0, _group.silent / 4))
-        for other, line in _group.lines.items():
-            with contextlib.suppress(OSError):  # the listener knows
-                line.send(alive=True)
-            if time.monotonic() - line.heard > _group.silent and not _group.leaving:
-                _end(
-                    f'process {other} of {_group.count} has said nothing for {_group.silent:g} '
-                    f'seconds (config.distributed.silent_seconds). {CONTINUES}'
-                )
-
-
-def _end(why: str, status: int = 1) -> NoReturn:
-    """Ends this process from any of its threads, wherever the others are, and tells the others."""
-    if not _ending.acquire(blocking=False):
-        time.sleep(60)  # another thread is ending the process
-    for line in _group.lines.values():
-        with contextlib.suppress(OSError):
-            line.send(ended=why)
-    sys.stderr.write(f'\nerror: {name()}: {why}\n')
-    sys.stderr.flush()
-    if first():
-        time.sleep(0.2)  # the word before the cut
-    os._exit(status)
-
-
-_ending = threading.Lock()
-
-
 def fail(why: str) -> NoReturn:
-    """Ends all processes, this one with ``error: ...``: what it ran into, it ran into alone."""
-    for line in _group.lines.values():
-        with contextlib.suppress(OSError):
-            line.send(ended=f'process {_group.number} ended: {why}')
-    _group.lines = {}
-    _end(why)
+    """Ends all processes, this one with ``error: ...``, for a reason that it alone knows."""
+    watchdog.end(why, f'process {_group.number} ended: {why}')
 
 
 def wait_for_the_end() -> NoReturn:
-    """For a sum that broke: the line will have told why, or soon does."""
-    time.sleep(2 * _group.silent)
-    _end(f'a sum over the devices broke, and all processes are there. {CONTINUES}')
+    """Call it where a collective raised: the watchdog most often finds soon that one is gone."""
+    error = sys.exc_info()[1]
+    time.sleep(2 * _group.silent_seconds)
+    watchdog.end(f'a collective broke, and all processes are there ({error}). {watchdog.CONTINUES}')
 
 
 def leave() -> None:
-    """The end of a run that all processes have come to."""
-    if several():
-        _group.leaving = True
-        allgather(None)
-        if not first():
-            jax.distributed.shutdown()
-        allgather(None)  # process 0, whose service the others' clients need, after them
-        if first():
-            jax.distributed.shutdown()
+    """Ends a run that all processes have finished."""
+    allgather(None)
+    watchdog.stop()
+    jax.distributed.shutdown()

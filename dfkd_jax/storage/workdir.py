@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
@@ -17,7 +19,7 @@ import jax
 
 from dfkd_jax import __version__
 from dfkd_jax.distributed import processes
-from dfkd_jax.errors import ConfigError
+from dfkd_jax.errors import ConfigError, HostError
 from dfkd_jax.storage import files
 
 CONFIG, LOCK = 'config.json', 'lock'
@@ -49,7 +51,7 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         processes.by_first(lambda: held.enter_context(_hold(workdir, config)))
-        processes.check_shared(workdir)
+        _check_shared(workdir)
         yield
 
 
@@ -105,6 +107,30 @@ def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
         raise ConfigError(
             f'{workdir} belongs to another config: {"; ".join(differ)}. Use the config that '
             'started it, or choose another --workdir.'
+        )
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises HostError on all processes unless all see the folder that process 0 writes."""
+    if not processes.several():
+        return
+    mark = folder / '.shared.tmp'
+    token = processes.broadcast_from_first(os.urandom(8).hex())
+    processes.by_first(lambda: mark.write_text(token))
+    deadline = time.monotonic() + 10  # a network's file system may show a new file late
+    seen = False
+    while not seen and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            seen = mark.read_text() == token
+        if not seen:
+            time.sleep(0.2)
+    blind = [number for number, sees in enumerate(processes.allgather(seen)) if not sees]
+    if processes.first():
+        mark.unlink(missing_ok=True)
+    if blind:
+        raise HostError(
+            f'process {" and ".join(map(str, blind))} does not see {folder}, which process 0 '
+            'writes: put --workdir where all hosts see one folder.'
         )
 
 
