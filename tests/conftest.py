@@ -60,6 +60,13 @@ LONGEST = (
     'test_cpsc', 'test_diffdfkd', 'test_nayer', 'test_faults',
 )  # fmt: skip
 
+# Files for the inner loop: three minutes on two cores.
+FAST = (
+    'test_augment', 'test_checkpoint', 'test_compare', 'test_contributing', 'test_data',
+    'test_diffusion_schedules', 'test_errors', 'test_image_bank', 'test_imports', 'test_labels',
+    'test_losses', 'test_metrics', 'test_port', 'test_report', 'test_synthetic',
+)  # fmt: skip
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--fault_table', help='FILE.md: the table that tests/test_faults.py makes')
@@ -73,6 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    for item in items:
+        if item.path.stem in FAST and not item.get_closest_marker('slow'):
+            item.add_marker('fast')
 
 
 @pytest.fixture

@@ -117,7 +117,10 @@ class Blur(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return nn.Conv(1, (3, 3))(x) + nn.Dense(1)(t[:, None].astype(jnp.float32) / 1000.0)[:, None, None]
+        return (
+            nn.Conv(1, (3, 3))(x)
+            + nn.Dense(1)(t[:, None].astype(jnp.float32) / 1000.0)[:, None, None]
+        )
 
 
 @pytest.mark.parametrize('mode', ['vmap', 'pmap', 'shard_map'])
