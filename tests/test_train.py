@@ -165,7 +165,7 @@ def test_summary_tells_the_last_row_of_metrics(finished: Path) -> None:
 
 def test_student_is_that_of_the_last_checkpoint(finished: Path) -> None:
     restored = state_of(finished)
-    assert restored.round == int(restored.state.round) == ROUNDS
+    assert restored.done == int(restored.state.round) == ROUNDS
     variables = jax.device_get(restored.state.student.variables)
     arrays = files.load_arrays(finished / 'student.safetensors')
     assert_same(model_folder.unflatten(arrays), variables)
