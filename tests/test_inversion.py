@@ -195,7 +195,9 @@ def test_the_published_code_keeps_the_last_images():
         state, _ = stepped(run, state, i)
     pixel = 0.5 + 0.25 * state.extra.image
     bank = finished(run, state).extra.bank
-    assert np.abs(np.round(255 * np.asarray(pixel)) - bank.image[: tiny.BATCH]).max() <= 1
+    assert (
+        np.abs(np.round(255 * np.asarray(pixel)) - np.asarray(bank.image[: tiny.BATCH])).max() <= 1
+    )
     assert not np.allclose(pixel, state.extra.batch.best, atol=0.1)
     assert cifar10.get_config('deepinversion,as_published').pixels.keep == 'last'
     assert cifar10.get_config('deepinversion').pixels.keep == 'best'
