@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from dfkd_jax import data, diffusion, labels, models, port
@@ -279,15 +280,20 @@ def make_model(name: str, num_classes: int, dtype: str, axis_name: str | None, *
 
 
 def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str, Any]:
-    """A classifier's variables from a model folder or a PyTorch file, checked against `images`.
+    """A classifier's variables from a model folder or from weights, checked against `images`.
 
+    path: a model folder, or what `port.read` reads.
     `batch_stats` is empty for a network without batch norms.  Raises PortError, CheckpointError or
     ConfigError.
     """
     classes, channels = images.num_classes, images.channels
-    if not Path(path).is_dir():
-        ported = port.from_torch(name, path, num_classes=classes, channels=channels)
-        return {'batch_stats': {}} | ported
+    path = Path(path).expanduser()
+    if not (path / model_folder.CARD).is_file():
+        ported = port.read(name, path, num_classes=classes, channels=channels)
+        _check_normalisation(path, ported, images)
+        for note in ported.notes:
+            logging.warning(note)
+        return {'batch_stats': {}} | ported.variables
     about, variables = model_folder.load_model(path)
     for what, found, wanted in (
         ('a', about['model'], name),
@@ -301,6 +307,18 @@ def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str
             )
     _check_variables(path, name, images, variables)
     return {'batch_stats': {}} | variables
+
+
+def _check_normalisation(path: Path, ported: port.Ported, images: data.Settings) -> None:
+    """Raises ConfigError where a file brings a normalisation and the config has another."""
+    for name, found in (('mean', ported.mean), ('std', ported.std)):
+        wanted = getattr(images, name)
+        if found and (wanted is None or not np.allclose(wanted, found, atol=1e-3)):
+            raise ConfigError(
+                f'{path} normalises its images by mean {ported.mean} and std {ported.std}, and '
+                f'config.data.{name} is {wanted}: set --config.data.mean="{ported.mean}" '
+                f'--config.data.std="{ported.std}".'
+            )
 
 
 def _check_variables(path: str | Path, name: str, images: data.Settings, variables: Any) -> None:

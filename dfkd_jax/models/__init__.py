@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,38 +22,30 @@ from dfkd_jax.models.generators import (
 )
 from dfkd_jax.models.layers import Output as Output
 from dfkd_jax.models.lenet import LeNet5
-from dfkd_jax.models.mobilenet import MobileNetV2
-from dfkd_jax.models.resnet import imagenet, thin, wide
-from dfkd_jax.models.vgg import VGG
-from dfkd_jax.models.wrn import WideResNet
+from dfkd_jax.models.mobilenet import CIFAR_STRIDES, MobileNetV2
+from dfkd_jax.models.resnet import imagenet, preact, thin, wide
+from dfkd_jax.models.vgg import VGG, sequential
+from dfkd_jax.models.wrn import wrn
+
+X4, HALF = (32, 64, 128, 256), (8, 8, 16, 32)  # RepDistiller's widths; ours
 
 MODELS: dict[str, Any] = {
     'lenet5': LeNet5,
     'lenet5_half': partial(LeNet5, (3, 8, 60, 42)),
-    'resnet8': thin(8),
-    'resnet20': thin(20),
-    'resnet32': thin(32),
-    'resnet56': thin(56),
-    'resnet110': thin(110),
-    'resnet8x4': thin(8, (32, 64, 128, 256)),
-    'resnet32x4': thin(32, (32, 64, 128, 256)),
-    'resnet8_half': thin(8, (8, 8, 16, 32)),
+    **{f'resnet{depth}': thin(depth) for depth in (8, 20, 32, 56, 110)},
+    'resnet8x4': thin(8, X4),
+    'resnet32x4': thin(32, X4),
+    'resnet8_half': thin(8, HALF),
     'resnet8_s2d': thin(8, stem='s2d'),
-    'resnet8_s2d_half': thin(8, (8, 8, 16, 32), 's2d'),
-    'resnet18': wide((2, 2, 2, 2)),
-    'resnet34': wide((3, 4, 6, 3)),
-    'resnet50': wide((3, 4, 6, 3), bottleneck=True),
-    'resnet18_imagenet': imagenet((2, 2, 2, 2)),
-    'resnet34_imagenet': imagenet((3, 4, 6, 3)),
-    'resnet50_imagenet': imagenet((3, 4, 6, 3), bottleneck=True),
-    'wrn16_1': partial(WideResNet, 16, 1),
-    'wrn16_2': partial(WideResNet, 16, 2),
-    'wrn40_1': partial(WideResNet, 40, 1),
-    'wrn40_2': partial(WideResNet, 40, 2),
+    'resnet8_s2d_half': thin(8, HALF, 's2d'),
+    **{f'resnet{depth}': wide(depth) for depth in (18, 34, 50)},
+    **{f'resnet{depth}_imagenet': imagenet(depth) for depth in (18, 34, 50)},
+    **{f'wrn{depth}_{widen}': wrn(depth, widen) for depth in (16, 40) for widen in (1, 2)},
     'vgg8': partial(VGG, (1, 1, 1, 1, 1)),
     'vgg11': partial(VGG, (1, 1, 2, 2, 2)),
     'vgg13': partial(VGG, (2, 2, 2, 2, 2)),
     'mobilenetv2': MobileNetV2,
+    'mobilenetv2_cifar': partial(MobileNetV2, CIFAR_STRIDES),
     'efficientnet_lite0': EfficientNetLite0,
     'cpsc_generator': CPSCGenerator,
     'cpsc_deep_generator': CPSCDeepGenerator,
@@ -62,17 +56,65 @@ MODELS: dict[str, Any] = {
 }
 
 
+# Names by rule, of which `MODELS` lists the usual ones: a pattern, and what its parts make.
+FAMILIES: dict[str, tuple[str, Callable[..., Any]]] = {
+    'wide': (r'resnet(18|34|50|101|152)', wide),
+    'wide_pool': (r'resnet(18|34|50|101|152)_pool', partial(wide, stem='3x3-pool')),
+    'imagenet': (r'resnet(18|34|50|101|152)_imagenet', imagenet),
+    'preact': (r'preact_resnet(18|34|50|101|152)(_bn)?', preact),
+    'thin': (r'resnet(\d+)', thin),
+    'thin_x4': (r'resnet(\d+)x4', partial(thin, widths=X4)),
+    'option_a': (r'resnet(\d+)_option_a', partial(thin, option_a=True)),
+    'wrn': (r'wrn(\d+)_(\d+)', wrn),
+    'vgg': (r'vgg(11|13|16|19)(_bn)?_(cifar|cifar_512|cifar_4096|imagenet)', sequential),
+}
+
+
+def family(name: str) -> tuple[str, tuple[Any, ...]] | None:
+    """The family of `FAMILIES` that a name belongs to, and its parts; None: to none."""
+    for each, (pattern, _) in FAMILIES.items():
+        if match := re.fullmatch(pattern, name):
+            parts = match.groups()
+            return each, tuple(int(part) if str(part).isdigit() else part for part in parts)
+    return None
+
+
+def names(depth: int = 44, wide_depth: int = 28, widen: int = 2) -> list[str]:
+    """Every name; of the families by rule with any number of names, those of these sizes."""
+    standard = (18, 34, 50, 101, 152)
+    by_rule = [f'resnet{depth}{ending}' for ending in ('', 'x4', '_option_a')]
+    by_rule.append(f'wrn{wide_depth}_{widen}')
+    by_rule += [f'resnet{d}{kind}' for d in standard for kind in ('', '_pool', '_imagenet')]
+    by_rule += [f'preact_resnet{d}{norm}' for d in standard for norm in ('', '_bn')]
+    by_rule += [
+        f'vgg{d}{norm}_{kind}'
+        for d in (11, 13, 16, 19)
+        for norm in ('', '_bn')
+        for kind in ('cifar', 'cifar_512', 'cifar_4096', 'imagenet')
+    ]
+    return list(dict.fromkeys((*MODELS, *by_rule)))
+
+
 def make(name: str, **sizes: Any) -> nn.Module:
     """The module called `name`; `sizes` are its fields (of all: num_classes, axis_name, dtype).
 
-    Raises ValueError for an unknown name, listing near and known ones.
+    Raises ValueError for an unknown name, listing near and known ones, and for a depth that its
+    family does not have.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3)
-        hint = f' Did you mean {" or ".join(near)}?' if near else ''
-        known = ', '.join(sorted(MODELS))
-        raise ValueError(f'unknown model {name!r}.{hint} Known models: {known}.')
-    return MODELS[name](**sizes)
+    if name in MODELS:
+        return MODELS[name](**sizes)
+    if found := family(name):
+        which, parts = found
+        return FAMILIES[which][1](*parts)(**sizes)
+    near = difflib.get_close_matches(name, MODELS, n=3)
+    hint = f' Did you mean {" or ".join(near)}?' if near else ''
+    known = ', '.join(sorted(MODELS))
+    raise ValueError(
+        f'unknown model {name!r}.{hint} Known models: {known}; and by rule resnet{{6n+2}} '
+        '(also with x4 or _option_a), wrn{6n+4}_{k}, resnet{18,34,50,101,152} (also with _pool or '
+        '_imagenet), preact_resnet{18,34,50,101,152} (also with _bn) and '
+        'vgg{11,13,16,19}[_bn]_{cifar,cifar_512,cifar_4096,imagenet}.'
+    )
 
 
 def fields(name: str) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 Array = jax.Array
@@ -301,6 +302,26 @@ def max_pool(x: Array, size: int, stride: int | None = None, padding: int = 0) -
     """torch.nn.MaxPool2d on channels-last maps; `stride` defaults to `size`."""
     stride = stride or size
     return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
+
+
+def adaptive_mean(x: Array, side: int) -> Array:
+    """torch.nn.AdaptiveAvgPool2d: [B, H, W, C] -> [B, side, side, C], means over windows.
+
+    Output i averages the rows from floor(i H / side) to ceil((i + 1) H / side).
+    """
+
+    def windows(size: int) -> np.ndarray:
+        first = np.arange(side) * size // side
+        last = -(-(np.arange(side) + 1) * size // side)
+        place = np.arange(size)
+        inside = (place >= first[:, None]) & (place < last[:, None])
+        return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+
+    rows, columns = windows(x.shape[1]), windows(x.shape[2])
+    kind = wide(x).dtype
+    mean = jnp.einsum('bhwc,ph,qw->bpqc', wide(x), rows.astype(kind), columns.astype(kind),
+                      precision='highest')  # fmt: skip
+    return mean.astype(x.dtype)
 
 
 def space_to_depth(x: Array, block: int) -> Array:

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018), the ImageNet network, named as in torchvision.
+"""MobileNetV2 (Sandler et al. 2018) for ImageNet and for CIFAR, named as in torchvision.
 
 ``features.4.conv.1.0`` is ``features_4/conv_1_0`` here.  The dropout before the linear layer is
 left out: every classifier of this zoo is a function of its weights and images alone.
@@ -24,6 +24,8 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# As huyvnphan/PyTorch_CIFAR10 and chenyaofo/pytorch-cifar-models have them.
+CIFAR_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
 
 
 class InvertedResidual(nn.Module):
@@ -58,8 +60,13 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 of width 1, for images of 32 px and more (224 as published)."""
+    """MobileNetV2 of width 1.
 
+    strides: of the stem, then of the seven stages.  Those of `STAGES` are ImageNet's; CIFAR's
+      files have the same names and shapes and other strides (`CIFAR_STRIDES`).
+    """
+
+    strides: tuple[int, ...] = (2, *(stride for *_, stride in STAGES))
     num_classes: int = 10
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
@@ -78,10 +85,10 @@ class MobileNetV2(nn.Module):
 
         taps: dict = {}
         maps: dict = {}
-        x = conv_norm(images.astype(self.dtype), 32, 3, 2, 'features_0')
+        x = conv_norm(images.astype(self.dtype), 32, 3, self.strides[0], 'features_0')
         blocks = [
             (width, stride if i == 0 else 1, expand)
-            for expand, width, depth, stride in STAGES
+            for (expand, width, depth, _), stride in zip(STAGES, self.strides[1:], strict=True)
             for i in range(depth)
         ]
         for n, sizes in enumerate(blocks, start=1):

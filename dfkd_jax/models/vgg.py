@@ -1,10 +1,13 @@
-"""VGG (Simonyan & Zisserman 2015) with batch norm and one linear layer, as in RepDistiller.
+"""VGG (Simonyan & Zisserman 2015): RepDistiller's blocks, and the sequence of torchvision.
 
-``block2.3`` is ``block2_3`` here: in each block the convolutions are numbers 0 and 3, their batch
-norms 1 and 4.
+* `VGG`, with batch norm and one linear layer: ``block2.3`` is ``block2_3`` here; in each block the
+  convolutions are numbers 0 and 3, their batch norms 1 and 4.
+* `SequentialVGG`: ``features.3`` is ``features_3`` here, or ``features_4_norm`` for a batch norm.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -57,3 +60,76 @@ class VGG(nn.Module):
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip
         return Output(logits, features, taps, tuple(maps.values()))
+
+
+# Convolutions of each of the five blocks.
+DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+class SequentialVGG(nn.Module):
+    """Five blocks, each followed by a max-pool, then one or three linear layers.
+
+    As in torchvision, with or without batch norm; for CIFAR, kuangliu/pytorch-cifar has one linear
+    layer and others have three.  Images have 32 px at least.  Dropout is left out.
+
+    depths: convolutions of each block.
+    norm: whether a batch norm follows each convolution.
+    hidden: the width of the first two linear layers; 0: there is one linear layer alone.
+    side: maps are averaged to side x side before the linear layers.
+    """
+
+    depths: tuple[int, ...]
+    norm: bool = True
+    hidden: int = 0
+    side: int = 1
+    num_classes: int = 10
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Output:
+        """Classifies images [B, H, W, channels].  Raises ValueError where they pool to nothing."""
+        if min(images.shape[1:3]) < 32:
+            raise ValueError(
+                f'VGG with five pools needs images of 32 px and more, not {images.shape[1]}x'
+                f'{images.shape[2]}: resize them'
+            )
+        taps: dict = {}
+        maps: dict = {}
+        x, n = images.astype(self.dtype), 0
+        for depth, channels in zip(self.depths, WIDTHS, strict=True):
+            for _ in range(depth):
+                x = layers.conv(x, channels, 3, bias=True, name=f'features_{n}',
+                                kernel_init=layers.he_normal, bias_init=nn.initializers.zeros,
+                                dtype=self.dtype)  # fmt: skip
+                if self.norm:
+                    name = f'features_{n + 1}_norm'
+                    norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
+                    x, taps[name] = norm(x, train)
+                x = nn.relu(x)
+                n += 3 if self.norm else 2
+            maps[x.shape[1:3]] = x
+            x = layers.max_pool(x, 2)
+            n += 1
+        x = layers.adaptive_mean(x, self.side)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # PyTorch's order of channels first
+        if not self.hidden:
+            features = layers.wide(x)
+            logits = layers.linear(features, self.num_classes, name='classifier')
+            return Output(logits, features, taps, tuple(maps.values()))
+        for name in ('classifier_0', 'classifier_3'):
+            x = nn.relu(layers.linear(x, self.hidden, name=name, dtype=self.dtype))
+        features = layers.wide(x)
+        logits = layers.linear(features, self.num_classes, name='classifier_6')
+        return Output(logits, features, taps, tuple(maps.values()))
+
+
+def sequential(depth: int, norm: str | None, kind: str) -> partial:
+    """`SequentialVGG`: for CIFAR with one linear layer, or three of a width; or for ImageNet."""
+    hidden, side = {
+        'cifar': (0, 1),
+        'cifar_512': (512, 1),
+        'cifar_4096': (4096, 1),
+        'imagenet': (4096, 7),
+    }[kind]
+    return partial(SequentialVGG, DEPTHS[depth], bool(norm), hidden, side)

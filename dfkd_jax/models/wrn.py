@@ -7,6 +7,8 @@ and the shortcut is a bare 1x1 convolution.  Names follow the common PyTorch fil
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -71,3 +73,10 @@ class WideResNet(nn.Module):
         logits = layers.linear(features, self.num_classes, name='fc',
                                bias_init=nn.initializers.zeros)  # fmt: skip
         return Output(logits, features, taps, tuple(maps.values()))
+
+
+def wrn(depth: int, widen: int) -> partial:
+    """WRN-depth-widen.  Raises ValueError for a depth that is not 6n + 4."""
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f'a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, ..., not {depth}')
+    return partial(WideResNet, depth, widen)

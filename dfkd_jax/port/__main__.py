@@ -6,14 +6,14 @@ python -m dfkd_jax.port --model=resnet34 --num_classes=10 --source=t.pth --outpu
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from dfkd_jax.port.torch_flax import classifier_sizes, from_torch, to_torch
+from dfkd_jax.port import weight_files
+from dfkd_jax.port.torch_flax import classifier_sizes, read, to_torch
 from dfkd_jax.storage import model_folder
 
 
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--model', required=True, help='a name in the model zoo, such as resnet34')
     parser.add_argument('--num_classes', type=int, default=10)
     parser.add_argument('--source', type=Path, required=True,
-                        help='.pth, .pt, .safetensors or .npz')  # fmt: skip
+                        help='a file or folder of weights, of PyTorch, Hugging Face or Flax; '
+                        'FILE#KEY chooses among several sets of weights')  # fmt: skip
     parser.add_argument('--output', type=Path, required=True, help='the model folder to make')
     parser.add_argument('--size', action='append', default=[], metavar='NAME=NUMBER',
                         help="repeatable: channels, or a generator's sizes")  # fmt: skip
@@ -44,12 +45,16 @@ def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int)
 
     Raises ValueError where the weights do not fit, or `output` holds something else.
     """
-    variables = from_torch(model, source, num_classes, **sizes)
+    output = output.expanduser()
+    ported = read(model, source, num_classes, **sizes)
+    variables = ported.variables
     card: dict = {'num_classes': num_classes, **sizes}
+    if ported.mean:
+        card |= {'mean': list(ported.mean), 'std': list(ported.std)}
     if not model.endswith('_generator'):
         card['num_classes'], card['channels'] = classifier_sizes(model, variables)
     card['source'] = source.name
-    card['sha256'] = hashlib.sha256(source.read_bytes()).hexdigest()
+    card['sha256'] = weight_files.digest(source)
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not _same(output, variables, {'model': model, **card}):
@@ -59,7 +64,8 @@ def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int)
     model_folder.save_model(output, model, variables, **card)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     arrays = len(to_torch(model, variables))
-    return (f'{model}: {parameters:,} parameters, {arrays} arrays from {source} '
+    notes = ''.join(f'{note}\n' for note in ported.notes)
+    return (f'{notes}{model}: {parameters:,} parameters, {arrays} arrays from {source} '
             f'(sha256 {card["sha256"][:16]}...)\nwrote {output}')  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""PyTorch state dicts <-> variables of the model zoo, by the tables of `rules.py`.
+"""Weights of PyTorch <-> variables of the model zoo, by the tables of names in `tables/`.
 
-The Flax module decides what a source must hold: the PyTorch names and shapes of its leaves, by the
-architecture's table, no fewer and no more.  Arrays are NumPy's on both sides, so neither direction
-touches a device.
+The Flax module decides what a source must hold: the PyTorch names and shapes of its leaves, by one
+of the architecture's tables.  Arrays are NumPy's on both sides, so neither direction touches a
+device.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import dataclasses
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -22,14 +21,38 @@ from flax import traverse_util
 
 from dfkd_jax import models
 from dfkd_jax.errors import PortError
-from dfkd_jax.port.rules import TABLES, Leaf, Row, Table
-from dfkd_jax.storage import safe_read
+from dfkd_jax.port import candidates, weight_files
+from dfkd_jax.port.candidates import Candidate
+from dfkd_jax.port.rules import Leaf, Row, Table
+from dfkd_jax.port.tables import tables_of, twin_of
 
 Shape = tuple[int, ...]
 
-NESTED_UNDER = ('state_dict', 'model')  # where training scripts put the weights in a checkpoint
-PREFIXES = ('module.', '_orig_mod.')  # of DataParallel and of torch.compile
-LISTED = 1000  # the most names that an error lists for each kind of mistake
+LISTED = 10  # the most names that a message lists for each kind
+# What counters and profilers leave beside every layer (thop, torch's averaging), by the last name.
+LEFT_OUT = ('total_ops', 'total_params', 'n_averaged')
+# The last names of a normalisation layer in front of the network, mean and standard deviation.
+NORMALISATION = (('mean', 'std'), ('mu', 'sigma'), ('_mean', '_std'), ('pixel_mean', 'pixel_std'))
+
+
+class PortWarning(UserWarning):
+    """What was left out of a file, or could be meant in two ways."""
+
+
+class Ported(NamedTuple):
+    """The variables of a network, and what its file said beside them.
+
+    variables: ``{'params': ..., 'batch_stats': ...}``, nested dicts of float32 NumPy arrays that
+      share no memory with the source.
+    notes: what was taken and left out, and what could be meant in two ways; a sentence each.
+    mean, std: of a normalisation layer in front of the network, per channel, of images in [0, 1];
+      () if the file has none.  The variables leave it out, so images must be normalised so.
+    """
+
+    variables: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 class Slot(NamedTuple):
@@ -48,54 +71,283 @@ class Plan(NamedTuple):
     counters: list[str]  # names that only PyTorch has: see `rules.STATISTICS`
 
 
+class _Fit(NamedTuple):
+    """A candidate, read by a table."""
+
+    candidate: Candidate
+    table: Table
+    plan: Plan
+    channels: int
+
+
 def from_torch(
     name: str, source: Mapping[str, Any] | str | os.PathLike, num_classes: int = 10, **sizes: Any
 ) -> dict[str, Any]:
-    """The variables of the architecture `name` from PyTorch weights.
+    """The variables of the architecture `name` from weights; `read`, with its notes as warnings."""
+    ported = read(name, source, num_classes, **sizes)
+    for note in ported.notes:
+        warnings.warn(note, PortWarning, stacklevel=2)
+    return ported.variables
+
+
+def read(
+    name: str, source: Mapping[str, Any] | str | os.PathLike, num_classes: int = 10, **sizes: Any
+) -> Ported:
+    """The variables of the architecture `name` from weights of PyTorch or Flax.
 
     Args:
-      name: of `models.MODELS`.
-      source: name -> array (NumPy, JAX or PyTorch), or a path to .pth, .pt, .safetensors or .npz;
-        a state dict, or one under 'state_dict' or 'model', with or without the prefix 'module.'.
+      name: of `models.MODELS` or `models.FAMILIES`.
+      source: names and arrays (NumPy, JAX or PyTorch), or a path of `weight_files.read`, with
+        ``#key`` after it to choose one of several sets of weights.  They may lie under any key and
+        behind any prefix.
       num_classes: of the classifier or the conditional generator.
       **sizes: `channels` of the images (if not given, a classifier's are read from its first
         layer); the fields of a generator (latent, width, image_size, ...).
 
-    Returns:
-      ``{'params': ..., 'batch_stats': ...}``, nested dicts of float32 NumPy arrays that share no
-      memory with the source.
-
     Raises:
       PortError: unless every array of the source is used exactly once and every leaf is filled
-        with finite numbers of its shape.  It lists every mistake, and names the architecture that
-        the source fits, if there is one.
+        with finite numbers of its shape, or where two sets of weights fit and differ.  It lists
+        what is wrong, and names the architecture that the source fits, if there is one.
+      ValueError: for an architecture that is not known.
     """
-    table = TABLES[_known(name)]
-    found = _state_dict(source)
-    channels = sizes.pop('channels', None)
-    shapes = {key: _shape(value) for key, value in found.items()}
-    if channels is None:
-        channels = _sizes(table, shapes)[1] or 3
-    plan = _plan(table, _structure(name, num_classes, channels, **sizes))
+    _known(name)
+    if isinstance(source, (str, os.PathLike)):
+        content, where, key = weight_files.read(source)
+    else:
+        content, where, key = source, 'the given mapping', ''
+    flax = _flax_variables(content)
+    if flax is not None:
+        return Ported(_check_flax(name, where, flax, num_classes, **sizes))
+    groups = _groups(content, where, key)
+    fits = _fits(name, groups, num_classes, **sizes)
+    fit = _choose(name, where, key, fits, groups, num_classes)
+    return _port(name, where, fit, num_classes)
+
+
+def _groups(content: Any, where: str, key: str) -> dict[str, dict[str, Any]]:
+    """The dictionaries of arrays in a content.  Raises PortError where there are none."""
+    whole = candidates.modules(content)
+    groups = candidates.groups(content)
+    if whole and not any(len(group) > 1 for group in groups.values()):
+        keys = ''.join(f'[{key!r}]' for key in whole[0])
+        loaded = f"torch.load('{where}', weights_only=False){keys}.state_dict()"
+        raise PortError(
+            f'{where} is a whole pickled model, which is code and not weights alone: with its code '
+            f'beside it, {weight_files.RESAVE.format(what=loaded)}'
+        )
+    if groups:
+        return groups
+    if not isinstance(content, Mapping):
+        raise PortError(f'{where} holds a {type(content).__name__}, not names and arrays: pass a '
+                        "state dict, such as a PyTorch module's `state_dict()`")  # fmt: skip
+    raise PortError(f'{where} holds no arrays, but {_listing(map(str, content)) or "nothing"}: '
+                    'expected a state dict, alone or under a key')  # fmt: skip
+
+
+def _fits(
+    name: str, groups: Mapping[str, dict[str, Any]], num_classes: int, **sizes: Any
+) -> list[_Fit]:
+    """The best candidates for an architecture, over all its tables."""
+    given = sizes.pop('channels', None)
+    fits = []
+    for table in tables_of(name):
+        for label, group in groups.items():
+            before = candidates.prefixes(group, table.first) if table.first else []
+            first = {table.first: _shape(group[before[0] + table.first])} if before else {}
+            channels = given or _sizes(table, first)[1] or 3
+            plan = _plan(table, _structure(name, num_classes, channels, **sizes))
+            if plan is None:
+                continue
+            names = sorted(plan.slots, key=lambda key: key != table.first)
+            head = table.last.removesuffix('.weight')
+            found = candidates.find(label, group, names, head)
+            fits += [_Fit(each, table, plan, channels) for each in found]
+    complete = [fit for fit in fits if len(fit.candidate.names) == len(fit.plan.slots)]
+    if complete:
+        return complete
+    most = max((len(fit.candidate.names) for fit in fits), default=0)
+    return [fit for fit in fits if len(fit.candidate.names) == most][:1]
+
+
+def _choose(
+    name: str,
+    where: str,
+    key: str,
+    fits: list[_Fit],
+    groups: Mapping[str, dict[str, Any]],
+    num_classes: int,
+) -> _Fit:
+    """The one candidate that is meant.  Raises PortError where none or several are."""
+    if key:
+        kept = [fit for fit in fits if candidates.chosen(fit.candidate.label, key)]
+        if not kept:
+            held = {fit.candidate.label or '(the top)' for fit in fits} or set(groups)
+            raise PortError(f'{where} holds no weights of {name!r} under {key!r}: expected one of '
+                            f'{_listing(sorted(held))}')  # fmt: skip
+        fits = kept
+    if not fits:
+        group = max(groups.values(), key=len)
+        table = tables_of(name)[0]
+        plan = _plan(table, _structure(name, num_classes, 3)) or Plan({}, [])
+        return _Fit(Candidate('', group, {}, '', ''), table, plan, 3)
+    first, *others = fits
+    different = [other for other in others if not _same(first, other)]
+    if different:
+        labels = sorted({fit.candidate.label for fit in (first, *different)})
+        chosen = f'{where}#{labels[0]}'
+        raise PortError(
+            f'{where} holds {len(labels)} different sets of weights of {name!r}, under '
+            f'{" and ".join(labels)}: choose one, such as {chosen}'
+        )
+    return first
+
+
+def _same(one: _Fit, other: _Fit) -> bool:
+    """Whether two candidates hold the same numbers for the same Flax leaves."""
+
+    def arrays(fit: _Fit) -> dict[Any, Any]:
+        slots, (_, group, names, *_) = fit.plan.slots, fit.candidate
+        return {slots[name][:2]: _float32(group[key]) for name, key in names.items()}
+
+    a, b = arrays(one), arrays(other)
+    return a.keys() == b.keys() and all(
+        x is not None and y is not None and np.array_equal(x, y)
+        for x, y in ((a[key], b[key]) for key in a)
+    )
+
+
+def _port(name: str, where: str, fit: _Fit, num_classes: int) -> Ported:
+    """The variables of one candidate, checked array by array."""
+    (label, group, names, prefix, _), table, plan, channels = fit
+    used = set(names.values())
+    counters = {prefix + key for key in plan.counters} | set(plan.counters)
+    left = [
+        key for key in group
+        if key not in used and key not in counters and not key.endswith('.num_batches_tracked')
+    ]  # fmt: skip
+    mean, std, layer = _normalisation(group, left, channels)
+    spare = [
+        key for key in left
+        if key not in layer
+        and (
+            key.rpartition('.')[2] in LEFT_OUT
+            or not fit.candidate.has(key)
+            or any(key.startswith(f'{prefix}{unused}.') for unused in table.unused)
+        )
+    ]  # fmt: skip
+    shapes = {name: _shape(group[key]) for name, key in names.items()}
     # Only arrays of the right shape are converted: a view of one number may claim to be a million.
-    fits = [key for key, slot in plan.slots.items() if shapes.get(key) == slot.shape]
-    arrays = {key: _float32(found[key]) for key in fits}
+    fitting = [key for key, slot in plan.slots.items() if shapes.get(key) == slot.shape]
+    arrays = {key: _float32(group[names[key]]) for key in fitting}
     mistakes = {
-        'missing': [key for key in plan.slots if key not in found],
-        'unexpected': [key for key in found if key not in plan.slots and key not in plan.counters],
+        'missing': [key for key in plan.slots if key not in names],
+        'unexpected': [key for key in left if key not in spare and key not in layer],
         'mis-shaped': [f'{key} {shapes[key]}, expected {slot.shape}'
                        for key, slot in plan.slots.items()
                        if shapes.get(key, slot.shape) != slot.shape],
-        'not plain floating-point': [f'{key} {getattr(found[key], "dtype", type(found[key]))}'
-                                     for key, array in arrays.items() if array is None],
+        'not plain floating-point': [
+            f'{key} {getattr(group[names[key]], "dtype", type(group[names[key]]))}'
+            for key, array in arrays.items() if array is None],
         'not finite': [key for key, array in arrays.items()
                        if array is not None and not np.isfinite(array).all()],
     }  # fmt: skip
     if any(mistakes.values()):
         what = f'{name!r} with num_classes={num_classes}, channels={channels}'
-        names = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
-        _fail(what, _origin(source), mistakes, _hint(shapes) if names else '')
-    return {'params': {}, 'batch_stats': {}} | _variables(plan, arrays)
+        wrong = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
+        good = len([key for key, array in arrays.items() if array is not None])
+        _fail(what, where, mistakes, _hint(group) if wrong else '', good, len(plan.slots))
+    notes = []
+    if spare:
+        notes.append(f'{where}: left out, since {name!r} has no such arrays: {_listing(spare)}.')
+    if mean:
+        notes.append(
+            f'{where}: the network normalises its images itself; that layer is left out, so set '
+            f'--config.data.mean="{mean}" --config.data.std="{std}".'
+        )
+    twin = twin_of(name)
+    if twin and _fits_twin(twin, plan, num_classes, channels):
+        notes.append(
+            f'{where}: its names and shapes are those of {name!r} and of {twin!r}, which compute '
+            f'different things; it is read as {name!r}, as asked.'
+        )
+    variables = {'params': {}, 'batch_stats': {}} | _variables(plan, arrays)
+    return Ported(variables, tuple(notes), mean, std)
+
+
+def _normalisation(
+    group: Mapping[str, Any], left: list[str], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...], set[str]]:
+    """Mean and deviation of a normalisation layer, for images in [0, 1], and its two names."""
+    for key in left:
+        place, dot, last = key.rpartition('.')
+        for mean_name, std_name in NORMALISATION:
+            other = f'{place}{dot}{std_name}'
+            if last != mean_name or other not in left:
+                continue
+            arrays = [_float32(group[each]) for each in (key, other)]
+            mean, std = (() if x is None else x.ravel().tolist() for x in arrays)
+            if len(mean) in (1, channels) and len(mean) == len(std) and min(std) > 0:
+                scale = 255 if max(*mean, *std) > 2 else 1  # of images in [0, 255]
+                return (
+                    tuple(round(x / scale, 4) for x in mean),
+                    tuple(round(x / scale, 4) for x in std),
+                    {key, other},
+                )
+    return (), (), set()
+
+
+def _fits_twin(twin: str, plan: Plan, num_classes: int, channels: int) -> bool:
+    """Whether another architecture has a table with the same names and shapes."""
+    shapes = {key: slot.shape for key, slot in plan.slots.items()}
+    for table in tables_of(twin):
+        other = _plan(table, _structure(twin, num_classes, channels))
+        if other and {key: slot.shape for key, slot in other.slots.items()} == shapes:
+            return True
+    return False
+
+
+# --- Variables of Flax ---------------------------------------------------------------------
+
+
+def _flax_variables(content: Any) -> dict[str, Any] | None:
+    """The flat collections of Flax variables in a content, 'params/...'; None if it has none."""
+    for _, each in candidates.dictionaries(content):
+        params = each.get('params')
+        if isinstance(params, Mapping) and any(isinstance(x, Mapping) for x in params.values()):
+            held = {key: each[key] for key in ('params', 'batch_stats') if key in each}
+            return traverse_util.flatten_dict(held, sep='/')
+        if each and all(str(key).startswith(('params/', 'batch_stats/')) for key in each):
+            return dict(each)
+    return None
+
+
+def _check_flax(
+    name: str, where: str, found: Mapping[str, Any], num_classes: int, **sizes: Any
+) -> dict[str, Any]:
+    """Variables of our own module, checked.  Raises PortError where they are another's."""
+    channels = sizes.pop('channels', None) or 3
+    expected = _structure(name, num_classes, channels, **sizes)
+    arrays = {key: _float32(value) for key, value in found.items()
+              if _shape(value) == expected.get(key)}  # fmt: skip
+    mistakes = {
+        'missing': [key for key in expected if key not in found],
+        'unexpected': [key for key in found if key not in expected],
+        'mis-shaped': [f'{key} {_shape(found[key])}, expected {shape}'
+                       for key, shape in expected.items()
+                       if key in found and _shape(found[key]) != shape],
+        'not plain floating-point': [key for key, array in arrays.items() if array is None],
+        'not finite': [key for key, array in arrays.items()
+                       if array is not None and not np.isfinite(array).all()],
+    }  # fmt: skip
+    if any(mistakes.values()):
+        what = f'{name!r} with num_classes={num_classes}, channels={channels}'
+        hint = 'These are variables of Flax: expected those of the same module of this zoo.'
+        _fail(what, where, mistakes, hint, len(arrays), len(expected))
+    copies = {key: np.array(array) for key, array in arrays.items()}
+    return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(copies, sep='/')
+
+
+# --- There and back ------------------------------------------------------------------------
 
 
 def _variables(plan: Plan, arrays: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
@@ -122,10 +374,11 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
       PortError: where the variables are not those of the architecture; it lists every mistake.
     """
-    table = TABLES[_known(name)]
+    table = _table(name)
     leaves = traverse_util.flatten_dict(dict(variables), sep='/')
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     plan = _plan(table, shapes, strict=False)
+    assert plan is not None  # since it is not strict
     ported = {slot.path for slot in plan.slots.values()}
     classes, channels = _sizes(table, {key: slot.shape for key, slot in plan.slots.items()})
     expected = _structure(name, classes or 10, channels or 3)
@@ -154,7 +407,7 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def classifier_sizes(name: str, variables: Mapping[str, Any]) -> tuple[int, int]:
     """A classifier's numbers of classes and of input channels, read from its variables."""
-    table = TABLES[_known(name)]
+    table = _table(name)
     shapes = {key: array.shape for key, array in to_torch(name, variables).items()}
     classes, channels = _sizes(table, shapes)
     if classes is None or channels is None:
@@ -164,10 +417,19 @@ def classifier_sizes(name: str, variables: Mapping[str, Any]) -> tuple[int, int]
 
 def _known(name: str) -> str:
     """Returns `name`.  Raises ValueError, with similar names, if there is no table for it."""
-    if name not in TABLES:
-        models.make(name)
-        raise PortError(f'no PyTorch names for {name!r}: add a table to dfkd_jax/port/rules.py')
+    models.make(name)
+    if not tables_of(name):
+        raise PortError(f'no PyTorch names for {name!r}: add a table to dfkd_jax/port/tables/')
     return name
+
+
+def _table(name: str) -> Table:
+    """The table that an architecture's PyTorch names are written by: its first that fits."""
+    tables = tables_of(_known(name))
+    if len(tables) == 1 or not tables[0].last:
+        return tables[0]
+    leaves = _structure(name, 10, 3)
+    return next(table for table in tables if _plan(table, leaves) is not None)
 
 
 # --- What a source must hold: the leaves of the module, and their PyTorch names -------------
@@ -185,7 +447,7 @@ def _structure(name: str, num_classes: int, channels: int, **sizes: Any) -> dict
         )
         raise ValueError(f'{name!r} has no {" or ".join(unknown)}; its sizes are {takes}')
     module = models.make(name, **{k: v for k, v in given.items() if k in fields}, **sizes)
-    inputs = TABLES[name].inputs(module, channels)
+    inputs = tables_of(name)[0].inputs(module, channels)
 
     def init(*inputs: jax.Array) -> Any:
         return module.init(jax.random.key(0), *inputs)
@@ -194,17 +456,18 @@ def _structure(name: str, num_classes: int, channels: int, **sizes: Any) -> dict
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
-def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Plan:
+def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Plan | None:
     """The PyTorch names of Flax leaves, by a table.
 
-    strict: every leaf must have a row, or it is our own mistake.
+    strict: None unless every leaf has a row, since an architecture's tables may differ in that.
     """
     slots: dict[str, Slot] = {}
     counters: dict[str, None] = {}
     for path, shape in shapes.items():
         row, leaf, numbers = _row(table, path)
         if row is None or leaf is None:
-            assert not strict, f'no row of dfkd_jax/port/rules.py has the leaf {path}'
+            if strict:
+                return None
             continue
         # A placeholder of the PyTorch side alone runs over the leaf's first axis.
         runs = set(re.findall(r'{(\w+)}', row.torch)) - set(numbers)
@@ -233,84 +496,7 @@ def _row(table: Table, path: str) -> tuple[Row | None, Leaf | None, dict[str, st
     return None, None, {}
 
 
-# --- What a source holds: names and arrays, of a mapping or a file --------------------------
-
-
-def _state_dict(source: Any) -> dict[str, Any]:
-    """The weights alone: read from a file, unnested, and without prefixes."""
-    where = _origin(source)
-    if isinstance(source, (str, os.PathLike)):
-        source = _read(Path(source).expanduser())
-    while isinstance(source, Mapping):
-        nested = [key for key in NESTED_UNDER if isinstance(source.get(key), Mapping)]
-        if not nested:
-            break
-        source = source[nested[0]]
-    if not isinstance(source, Mapping):
-        raise PortError(f'{where} holds a {type(source).__name__}, not names and arrays: pass a '
-                        "state dict, such as a PyTorch module's `state_dict()`")  # fmt: skip
-    found = {str(key): value for key, value in source.items()}
-    if not any(hasattr(value, 'shape') for value in found.values()):
-        held, under = _listing(list(found)) or 'nothing', ' or '.join(NESTED_UNDER)
-        raise PortError(f'{where} holds no arrays, but {held}: expected a state dict, or one under '
-                        f'{under}')  # fmt: skip
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in found):
-            found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
-
-
-def _read(path: Path) -> Any:
-    """The content of a weights file.  Nothing but tensors is ever unpickled."""
-    if path.is_dir():
-        hint = 'a model folder is loaded by dfkd_jax.storage.model_folder.load_model'
-        raise PortError(f'{path} is a folder; expected a file of weights ({hint})')
-    if not path.exists():
-        raise PortError(f'no weights at {path}: check the path')
-    try:
-        safe_read.check_archive(path)
-        if path.suffix in ('.pth', '.pt', '.tar', '.bin'):
-            return _read_torch(path)
-        if path.suffix == '.safetensors':
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        if path.suffix == '.npz':
-            # Given a path, np.load leaves it open after an error.
-            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-    except PortError:
-        raise
-    except Exception as error:  # these libraries raise errors of every kind on damaged files
-        raise PortError(f'cannot read {path} as {path.suffix} weights ({_first_line(error)}): '
-                        'it is damaged, cut short, or of another format') from error  # fmt: skip
-    raise PortError(f'cannot tell the format of {path} by its ending {path.suffix!r}: '
-                    'expected .pth, .pt, .safetensors or .npz')  # fmt: skip
-
-
-def _read_torch(path: Path) -> Any:
-    """The content of a PyTorch file, which may hold only weights."""
-    try:
-        import torch
-    except ImportError as error:
-        raise PortError(
-            f'reading {path} needs PyTorch, which is not installed: run `pip install torch '
-            '--index-url https://download.pytorch.org/whl/cpu`, or save the weights as '
-            '.safetensors or .npz on a machine that has it'
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about old pickles, which it reads or refuses anyway
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:
-        foreign = re.search(r'GLOBAL (\S+)', str(error))
-        if foreign is None:
-            raise
-        raise PortError(
-            f'{path} holds a pickled {foreign[1]} beside weights, and only weights are ever '
-            'unpickled here: save them alone where you trust the file, with '
-            "torch.save(checkpoint['state_dict'], 'weights.pth')"
-        ) from error
+# --- Arrays of any library --------------------------------------------------------------
 
 
 def _float32(value: Any) -> np.ndarray | None:
@@ -329,46 +515,68 @@ def _shape(value: Any) -> Shape:
     return tuple(int(size) for size in getattr(value, 'shape', ()))
 
 
-def _origin(source: Any) -> str:
-    return str(source) if isinstance(source, (str, os.PathLike)) else 'the given mapping'
-
-
 # --- What is wrong, and what would fit -----------------------------------------------------
 
 
-def _fail(what: str, where: str, mistakes: dict[str, list[str]], hint: str = '') -> NoReturn:
-    """Raises one error with every mistake of every kind."""
-    mistakes = {kind: sorted(names) for kind, names in mistakes.items() if names}
-    counts = ', '.join(f'{len(names)} {kind}' for kind, names in mistakes.items())
-    lines = [f'cannot port {what} from {where}: {counts}.']
-    lines += [f'  {kind} ({len(names)}): {_listing(names)}' for kind, names in mistakes.items()]
-    raise PortError('\n'.join(lines + [hint] if hint else lines))
+def _fail(
+    what: str,
+    where: str,
+    mistakes: dict[str, list[str]],
+    hint: str = '',
+    good: int = 0,
+    total: int = 0,
+) -> NoReturn:
+    """Raises one error with every kind of mistake, and how many names fit."""
+    lists = [f'{kind} ({len(names)}): {_listing(sorted(names))}'
+             for kind, names in mistakes.items() if names]  # fmt: skip
+    fit = f'{good} of {total} arrays fit, all but these: ' if good else ''
+    message = f'cannot port {what} from {where}: {fit}{"; ".join(lists)}.'
+    raise PortError(f'{message} {hint}'.rstrip())
 
 
-def _listing(names: list[str]) -> str:
-    more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
+def _listing(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
     return ', '.join(names[:LISTED]) + more
 
 
-def _hint(shapes: Mapping[str, Shape]) -> str:
-    """Says which architectures have exactly these names and shapes."""
-    if any(key.startswith('params/') for key in shapes):
-        return (
-            'These are Flax names, as dfkd_jax saves them: load them with '
-            'dfkd_jax.storage.model_folder.load_model.'
-        )
-    fitting = []
-    for name, table in TABLES.items():
-        classes, channels = _sizes(table, shapes)
-        if classes is None or channels is None:
-            continue
-        plan = _plan(table, _structure(name, classes, channels))
-        expected = {key: slot.shape for key, slot in plan.slots.items()}
-        if expected == {key: shape for key, shape in shapes.items() if key not in plan.counters}:
-            fitting.append(f'{name!r} with num_classes={classes}, channels={channels}')
+def _hint(group: Mapping[str, Any]) -> str:
+    """Which architectures the names and shapes of a dictionary are those of."""
+    fitting = {}
+    for name in _names_for(group):
+        for table in tables_of(name):
+            for prefix in candidates.prefixes(group, table.first) if table.first else ():
+                held = {key.removeprefix(prefix): _shape(value) for key, value in group.items()
+                        if key.startswith(prefix)}  # fmt: skip
+                classes, channels = _sizes(table, held)
+                if classes and channels and _exactly(name, table, held, classes, channels):
+                    fitting[name] = f'{name!r} with num_classes={classes}, channels={channels}'
     if not fitting:
         return 'No architecture of the model zoo has exactly these names and shapes.'
-    return f'These are the names and shapes of {" or of ".join(fitting)}.'
+    return f'These are the names and shapes of {" or of ".join(fitting.values())}.'
+
+
+def _exactly(
+    name: str, table: Table, shapes: Mapping[str, Shape], classes: int, channels: int
+) -> bool:
+    """Whether shapes are those of an architecture, no more and no fewer."""
+    patterns = [re.sub(r'\\{\w+\\}', r'\\d+', re.escape(row.torch)) for row in table.rows]
+    patterns = [rf'{pattern}\.[\w.]+' for pattern in patterns]
+    if not all(any(re.fullmatch(pattern, key) for pattern in patterns) for key in shapes):
+        return False  # found without tracing the module
+    plan = _plan(table, _structure(name, classes, channels))
+    return plan is not None and {key: slot.shape for key, slot in plan.slots.items()} == {
+        key: shape for key, shape in shapes.items() if key not in plan.counters
+    }
+
+
+def _names_for(group: Mapping[str, Any]) -> list[str]:
+    """The names to try, of the families by rule those of this depth and width."""
+    blocks = len({found[1] for key in group if (found := re.search(r'\blayer1\.(\d+)\.', key))})
+    layers = [_shape(group[key]) for key in group
+              if re.search(r'block1\.layer\.\d+\.conv1\.weight$', key)]  # fmt: skip
+    widen = max(1, layers[0][0] // 16) if layers and layers[0] else 1
+    return models.names(6 * max(blocks, 1) + 2, 6 * max(len(layers), 1) + 4, widen)
 
 
 def _sizes(table: Table, shapes: Mapping[str, Shape]) -> tuple[int | None, int | None]:
@@ -380,7 +588,3 @@ def _sizes(table: Table, shapes: Mapping[str, Shape]) -> tuple[int | None, int |
     if len(first) == 4 and first[1] > 0 and first[1] % table.block**2 == 0:
         channels = first[1] // table.block**2
     return classes, channels
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
