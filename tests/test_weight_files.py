@@ -1,4 +1,4 @@
-"""Weights as people have them: any wrapper, prefix, ending and library; or one line that mends it."""
+"""Weights as people have them, under any key, prefix and ending; or one line that mends it."""
 
 from __future__ import annotations
 
@@ -209,7 +209,8 @@ def test_tensors_of_every_kind(tmp_path: Path):
     kinds = {
         'turned': whole.T, 'part': whole[1:, ::2], 'one': torch.tensor(3.5), 'none': whole[:0],
         'half': whole.half(), 'brain': whole.bfloat16(), 'whole': whole.long(),
-        'parameter': torch.nn.Parameter(whole), 'wide': whole.double(), 'spread': whole[:1].expand(4, 6),
+        'parameter': torch.nn.Parameter(whole), 'wide': whole.double(),
+        'spread': whole[:1].expand(4, 6),
     }  # fmt: skip
     for zipped in (True, False):
         torch.save(kinds, tmp_path / 'kinds.pth', _use_new_zipfile_serialization=zipped)
@@ -373,7 +374,7 @@ def html() -> bytes:
 
 
 STRANGE = {
-    'lfs.pth': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n', 'git lfs pull'),
+    'lfs.pth': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
     'page.pth': (html(), 'a web page, not weights: open its address in a browser'),
     'empty.pth': (b'', 'is empty: copy or download it again'),
     'keras.h5': (b'\x89HDF\r\n\x1a\n' + bytes(64), 'an HDF5 file'),
