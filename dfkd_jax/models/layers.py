@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 Array = jax.Array
@@ -310,17 +309,16 @@ def adaptive_mean(x: Array, side: int) -> Array:
     Output i averages the rows from floor(i H / side) to ceil((i + 1) H / side).
     """
 
-    def windows(size: int) -> np.ndarray:
-        first = np.arange(side) * size // side
-        last = -(-(np.arange(side) + 1) * size // side)
-        place = np.arange(size)
+    def windows(size: int) -> Array:
+        """The weight of each of `size` places in each output, [side, size]."""
+        first = jnp.arange(side) * size // side
+        last = -(-(jnp.arange(side) + 1) * size // side)
+        place = jnp.arange(size)
         inside = (place >= first[:, None]) & (place < last[:, None])
-        return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+        return inside / inside.sum(1, keepdims=True, dtype=jnp.float32)
 
-    rows, columns = windows(x.shape[1]), windows(x.shape[2])
-    kind = wide(x).dtype
-    mean = jnp.einsum('bhwc,ph,qw->bpqc', wide(x), rows.astype(kind), columns.astype(kind),
-                      precision='highest')  # fmt: skip
+    rows, columns = (windows(size).astype(wide(x).dtype) for size in x.shape[1:3])
+    mean = jnp.einsum('bhwc,ph,qw->bpqc', wide(x), rows, columns, precision='highest')
     return mean.astype(x.dtype)
 
 
