@@ -30,7 +30,7 @@ ROOMS = {
     'data': ('errors storage', '*'),
     'diffusion': ('errors models storage', 'jax flax numpy safetensors tokenizers'),
     'labels': ('errors diffusion storage', 'jax numpy safetensors scipy tokenizers'),
-    'port': ('errors models storage', 'jax flax numpy safetensors torch'),
+    'port': ('errors models storage', 'jax flax numpy orbax safetensors'),
     'reporting': ('contract distributed storage data port', '*'),
     'methods': ('contract losses augment distributed diffusion', 'jax flax optax'),
     'build': ('*', '*'),
@@ -47,7 +47,7 @@ APART = {'distributed/sharding.py': 'jax numpy', 'storage/safe_read.py': ''}
 # What only computes, and so needs of the standard library only this.
 PURE = ('losses.py', 'augment.py', 'contract.py', 'models/', 'methods/')
 PURE += ('distributed/sharding.py',)
-PURE_STANDARD = set('__future__ collections dataclasses difflib functools math typing'.split())
+PURE_STANDARD = set('__future__ collections dataclasses difflib functools math re typing'.split())
 
 FINDING = {'importlib', 'pathlib'}  # configs find those of the methods by name
 

@@ -311,13 +311,11 @@ def adaptive_mean(x: Array, side: int) -> Array:
 
     def windows(size: int) -> Array:
         """The weight of each of `size` places in each output, [side, size]."""
-        first = jnp.arange(side) * size // side
-        last = -(-(jnp.arange(side) + 1) * size // side)
-        place = jnp.arange(size)
-        inside = (place >= first[:, None]) & (place < last[:, None])
-        return inside / inside.sum(1, keepdims=True, dtype=jnp.float32)
+        bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+        rows = [[(a <= k < b) / (b - a) for k in range(size)] for a, b in bounds]
+        return jnp.asarray(rows, wide(x).dtype)
 
-    rows, columns = (windows(size).astype(wide(x).dtype) for size in x.shape[1:3])
+    rows, columns = (windows(size) for size in x.shape[1:3])
     mean = jnp.einsum('bhwc,ph,qw->bpqc', wide(x), rows, columns, precision='highest')
     return mean.astype(x.dtype)
 
