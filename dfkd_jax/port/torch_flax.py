@@ -37,8 +37,9 @@ class Slot(NamedTuple):
 
     path: str  # of the leaf: 'params/layer1_0/conv1/kernel'
     place: int | None  # its index along the leaf's first axis, where the leaf stacks several
-    axes: Shape | None  # the PyTorch array's axes in Flax's order
+    axes: Shape | None  # the PyTorch array's axes in Flax's order, without ones behind
     shape: Shape  # in PyTorch
+    ones: int  # how many of its last axes, of length 1, Flax lacks
 
 
 class Plan(NamedTuple):
@@ -72,6 +73,9 @@ def from_torch(
     """
     table = TABLES[_known(name)]
     found = _state_dict(source)
+    from dfkd_jax.port.tables import TABLES as _more
+
+    table = next((t for t in _more.get(name, ()) if t.first in found), table)
     channels = sizes.pop('channels', None)
     shapes = {key: _shape(value) for key, value in found.items()}
     if channels is None:
@@ -104,6 +108,7 @@ def _variables(plan: Plan, arrays: Mapping[str, np.ndarray | None]) -> dict[str,
     for key, slot in plan.slots.items():
         array = arrays[key]
         assert array is not None
+        array = array.reshape(slot.shape[: len(slot.shape) - slot.ones])
         array = np.array(array if slot.axes is None else array.transpose(slot.axes), order='C')
         if slot.place is None:
             leaves[slot.path] = array
@@ -148,7 +153,7 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         leaf = np.asarray(leaves[slot.path])
         leaf = leaf if slot.place is None else leaf[slot.place]
         leaf = leaf if slot.axes is None else leaf.transpose(np.argsort(slot.axes))
-        state_dict[key] = np.array(leaf, order='C')
+        state_dict[key] = np.array(leaf.reshape(leaf.shape + (1,) * slot.ones), order='C')
     return state_dict | {key: np.zeros((), np.int64) for key in plan.counters}
 
 
@@ -213,8 +218,9 @@ def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Pla
             each = shape[1:] if runs else shape
             if leaf.axes is not None and len(leaf.axes) == len(each):
                 each = tuple(each[i] for i in np.argsort(leaf.axes))
-            assert f'{module}.{leaf.torch}' not in slots, f'two leaves for {module}.{leaf.torch}'
-            slots[f'{module}.{leaf.torch}'] = Slot(path, index, leaf.axes, each)
+            key = f'{module}.{leaf.torch}' if module else leaf.torch
+            assert key not in slots, f'two leaves for {key}'
+            slots[key] = Slot(path, index, leaf.axes, each + (1,) * leaf.ones, leaf.ones)
             for dropped in row.leaves:
                 if not dropped.collection:
                     counters[f'{module}.{dropped.torch}'] = None
