@@ -15,7 +15,7 @@ from flax import linen as nn
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype, LayerNorm, Output
 
-init = {'kernel_init': layers.truncated_normal, 'bias_init': nn.initializers.zeros}
+init = {'kernel_init': layers.normal_002, 'bias_init': nn.initializers.zeros}
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from flax import linen as nn
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype, LayerNorm, Output
 
-linear = partial(layers.linear, kernel_init=layers.truncated_normal,
+linear = partial(layers.linear, kernel_init=layers.normal_002,
                  bias_init=nn.initializers.zeros)  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def positions(table: Array, height: int, width: int) -> Array:
 
     table: those that were learned, of the class token and of a square, [1, 1 + side * side, D].
     """
-    side, features = math.isqrt(table.shape[1]), table.shape[-1]
+    side, features = math.isqrt(table.shape[1] - 1), table.shape[-1]
     if (height, width) == (side, side):
         return table
     grid = table[:, 1:].reshape(1, side, side, features)
@@ -107,7 +107,7 @@ class ViT(nn.Module):
                            jnp.float32)  # fmt: skip
         token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
         x = jnp.concatenate((token, x.reshape(batch, -1, self.width)), axis=1)
-        table = self.param('pos_embed', layers.truncated_normal,
+        table = self.param('pos_embed', layers.normal_002,
                            (1, 1 + (self.image_size // self.patch) ** 2, self.width),
                            jnp.float32)  # fmt: skip
         x = x + positions(table, *grid).astype(self.dtype)
