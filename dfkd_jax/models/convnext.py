@@ -15,7 +15,8 @@ from flax import linen as nn
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, Dtype, LayerNorm, Output
 
-init = {'kernel_init': layers.normal_002, 'bias_init': nn.initializers.zeros}
+conv = partial(layers.conv, kernel_init=layers.normal_002, bias_init=nn.initializers.zeros)
+linear = partial(layers.linear, kernel_init=layers.normal_002, bias_init=nn.initializers.zeros)
 
 
 class Block(nn.Module):
@@ -27,11 +28,10 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, H, W, C]; a learned scale, gamma, opens the residual."""
         channels = x.shape[-1]
-        y = layers.conv(x, channels, 7, groups=channels, bias=True, name='dwconv', dtype=self.dtype,
-                        **init)  # fmt: skip
+        y = conv(x, channels, 7, groups=channels, bias=True, name='dwconv', dtype=self.dtype)
         y = LayerNorm(dtype=self.dtype, name='norm')(y)
-        y = layers.linear(y, 4 * channels, name='pwconv1', **init)
-        y = layers.linear(nn.gelu(y, approximate=False), channels, name='pwconv2', **init)
+        y = linear(y, 4 * channels, name='pwconv1')
+        y = linear(nn.gelu(y, approximate=False), channels, name='pwconv2')
         gamma = self.param('gamma', nn.initializers.constant(1e-6), (channels,), jnp.float32)
         return x + y * gamma.reshape(1, 1, 1, -1).astype(self.dtype)
 
@@ -59,20 +59,20 @@ class ConvNeXt(nn.Module):
                 f'ConvNeXt needs images of 32 px and more, not {height}x{width}: resize them'
             )
         norm = partial(LayerNorm, dtype=self.dtype)
-        conv = partial(layers.conv, padding=0, bias=True, dtype=self.dtype, **init)
+        patches = partial(conv, padding=0, bias=True, dtype=self.dtype)
         maps = []
         x = images.astype(self.dtype)
         for stage, (depth, features) in enumerate(zip(self.depths, self.widths, strict=True)):
             if stage == 0:
-                x = conv(x, features, 4, stride=4, name='stem_conv')
+                x = patches(x, features, 4, stride=4, name='stem_conv')
                 x = norm(name='stem_norm')(x)
             else:
                 x = norm(name=f'downsample_{stage}_norm')(x)
-                x = conv(x, features, 2, stride=2, name=f'downsample_{stage}_conv')
+                x = patches(x, features, 2, stride=2, name=f'downsample_{stage}_conv')
             for i in range(depth):
                 x = Block(self.dtype, name=f'stages_{stage}_{i}')(x)
             maps.append(x)
 
         features = LayerNorm(name='norm')(jnp.mean(layers.wide(x), (1, 2)))
-        logits = layers.linear(features, self.num_classes, name='head', **init)
+        logits = linear(features, self.num_classes, name='head')
         return Output(logits, features, {}, tuple(maps))
