@@ -62,13 +62,13 @@ class ConvNeXt(nn.Module):
         patches = partial(conv, padding=0, bias=True, dtype=self.dtype)
         maps = []
         x = images.astype(self.dtype)
-        for stage, (depth, features) in enumerate(zip(self.depths, self.widths, strict=True)):
+        for stage, (depth, channels) in enumerate(zip(self.depths, self.widths, strict=True)):
             if stage == 0:
-                x = patches(x, features, 4, stride=4, name='stem_conv')
+                x = patches(x, channels, 4, stride=4, name='stem_conv')
                 x = norm(name='stem_norm')(x)
             else:
                 x = norm(name=f'downsample_{stage}_norm')(x)
-                x = patches(x, features, 2, stride=2, name=f'downsample_{stage}_conv')
+                x = patches(x, channels, 2, stride=2, name=f'downsample_{stage}_conv')
             for i in range(depth):
                 x = Block(self.dtype, name=f'stages_{stage}_{i}')(x)
             maps.append(x)
