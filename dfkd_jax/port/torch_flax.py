@@ -75,7 +75,10 @@ def from_torch(
     found = _state_dict(source)
     from dfkd_jax.port.tables import TABLES as _more
 
-    table = next((t for t in _more.get(name, ()) if t.first in found), table)
+    for each in _more.get(name, ()):
+        names = _plan(each, _structure(name, num_classes, 3)).slots
+        if len(set(names) & set(found)) > len(found) // 2:
+            table = each
     channels = sizes.pop('channels', None)
     shapes = {key: _shape(value) for key, value in found.items()}
     if channels is None:
