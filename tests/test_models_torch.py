@@ -163,21 +163,8 @@ def pair(rule):
     return make
 
 
-@cache
-def program(name: str) -> Any:
-    """Evaluation, its gradient, and training, of one network: compiled once."""
-    module = models.make(name, num_classes=CLASSES)
-
-    def run(variables, images, direction):
-        def along(images):
-            out = module.apply(variables, images)
-            return jnp.sum(out.logits * direction), out._replace(stages=())
-
-        (_, out), gradient = jax.value_and_grad(along, has_aux=True)(images)
-        train, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
-        return out, gradient, train.logits, updated.get('batch_stats', {})
-
-    return jax.jit(run, compiler_options=UNOPTIMISED)
+def compiled(fn: Any) -> Any:
+    return jax.jit(fn, compiler_options=UNOPTIMISED)
 
 
 def torch_images(images: np.ndarray) -> Any:
@@ -216,37 +203,91 @@ def torch_results(network: Any, images: np.ndarray, direction: np.ndarray) -> di
     return found | {'logits': logits.detach().numpy(), 'gradient': last(x.grad.numpy())}
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_equals_torch(pair, rule, name: str):
-    """Evaluation and one batch in training; each gradient in its L2 norm, for ReLUs have kinks."""
-    import torch
+def marked(names: Any, fast: tuple[str, ...]) -> list[Any]:
+    """Parameters of a test of each network, of which those not in `fast` take over ten seconds."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
+
+@pytest.mark.parametrize(
+    'name', marked(NETWORKS, tuple(set(NETWORKS) - {'shufflenetv2_x1_0', 'vit_tiny'}))
+)
+def test_evaluation_equals_torch(pair, rule, name: str):
+    """Logits, features, and the statistics of every batch norm."""
     made = pair(name)
+    out = compiled(made.module.apply)(made.variables, made.images)
     direction = rule.normal(f'direction:{name}', (4, CLASSES))
-    out, gradient, train, updated = program(name)(made.variables, made.images, direction)
     expected = torch_results(made.torch, made.images, direction)
     near(out.logits, expected.pop('logits'), 'logits')
     near(out.features, expected.pop('features'), 'features')
-    wanted = expected.pop('gradient')
-    assert np.linalg.norm(gradient - wanted) < 2e-3 * np.linalg.norm(wanted)
-
-    # What is left are the statistics of every batch norm, by PyTorch's names.
-    params = {'params': made.variables['params']}
-    named = port.to_torch(RENAMED.get(name, name), params | {'batch_stats': out.statistics})
-    assert {key for key in named if 'running' in key} == set(expected)
+    del expected['gradient']
+    named = torch_named(made, out.statistics)
+    assert set(named) == set(expected)
     for key, value in expected.items():
         near(named[key], value, key)
 
+
+@pytest.mark.parametrize('name', marked(NETWORKS, ('resnet20_gn', 'vit_tiny_cifar')))
+def test_the_gradient_of_images_equals_torch(pair, rule, name: str):
+    """In its L2 norm, for ReLUs have kinks."""
+    made = pair(name)
+    direction = rule.normal(f'direction:{name}', (4, CLASSES))
+
+    def along(images):
+        return jnp.sum(made.module.apply(made.variables, images).logits * direction)
+
+    gradient = compiled(jax.grad(along))(made.images)
+    expected = torch_results(made.torch, made.images, direction)['gradient']
+    assert np.linalg.norm(gradient - expected) < 2e-3 * np.linalg.norm(expected)
+
+
+WITHOUT_STATISTICS = {'convnext_tiny', 'vit_tiny', 'vit_tiny_cifar', 'resnet20_gn'}
+
+
+@pytest.mark.parametrize(
+    'name',
+    marked([name for name in NETWORKS if name not in WITHOUT_STATISTICS],
+           ('shufflenetv2_x0_5', 'mobilenetv3_small')),
+)  # fmt: skip
+def test_a_batch_in_training_equals_torch(pair, name: str):
+    """Logits, and where the running statistics are after it."""
+    import torch
+
+    made = pair(name)
+    train = compiled(lambda v, x: made.module.apply(v, x, train=True, mutable=['batch_stats']))
+    out, updated = train(made.variables, made.images)
+    before = {key: value.clone() for key, value in made.torch.state_dict().items()}
     made.torch.train()
     with torch.no_grad():
         logits = made.torch(torch_images(made.images)).numpy()
-    made.torch.eval()
-    near(train, logits, 'logits in training', 1e-3)
-    named = port.to_torch(RENAMED.get(name, name), params | {'batch_stats': updated})
-    for key, value in made.torch.state_dict().items():
-        if 'running' in key:
-            near(named[key], value.numpy(), key)
-    made.torch.load_state_dict({key: torch.as_tensor(x) for key, x in made.weights.items()})
+    after = {key: value.numpy() for key, value in made.torch.state_dict().items()}
+    after = {key: value.copy() for key, value in after.items() if 'running' in key}
+    made.torch.eval().load_state_dict(before)
+    near(out.logits, logits, 'logits', 1e-3)
+    named = torch_named(made, updated['batch_stats'])
+    assert set(named) == set(after)
+    for key, value in after.items():
+        near(named[key], value, key)
+
+
+@pytest.mark.parametrize('name', sorted(WITHOUT_STATISTICS))
+def test_training_is_evaluation_without_batch_norms(name: str):
+    """Traced: the same program, and nothing that training would update."""
+    module = models.make(name)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+    assert set(variables) == {'params'}
+    programs = {
+        str(jax.make_jaxpr(partial(module.apply, train=train))(variables, images))
+        for train in (False, True)
+    }
+    assert len(programs) == 1
+
+
+def torch_named(made: Pair, statistics: Any) -> dict[str, np.ndarray]:
+    """A tree of batch statistics by PyTorch's names."""
+    variables = {'params': made.variables['params'], 'batch_stats': statistics}
+    named = port.to_torch(RENAMED.get(made.name, made.name), variables)
+    return {key: value for key, value in named.items() if 'running' in key}
 
 
 # The names of other sources, from torchvision's, written down apart from the tables.  Patterns
@@ -422,7 +463,7 @@ def test_bfloat16(name: str):
 def test_bfloat16_computes_about_the_same(pair, name: str):
     made = pair(name)
     module = made.module.clone(dtype=jnp.bfloat16)
-    logits = jax.jit(module.apply, compiler_options=UNOPTIMISED)(made.variables, made.images).logits
+    logits = compiled(module.apply)(made.variables, made.images).logits
     expected = torch_results(made.torch, made.images, np.ones((4, CLASSES), np.float32))['logits']
     near(logits, expected, 'logits', 0.05)
 
