@@ -57,6 +57,10 @@ def run(**changes) -> ConfigDict:
             seed=0,
             parallel='shard_map',  # jit (one device) / pmap / shard_map (all, of all hosts)
             distributed=distributed(),
+            image_prior=dict(  # in the place of loss.bn where the teacher has no batch norms; ours
+                tv=0.1,  # of the total variation of its images, as a root mean square
+                l2=0.01,  # of the root mean square of its normalised images
+            ),
             dtype='float32',  # of activations: float32 / bfloat16; weights, statistics, losses stay
             log_every_rounds=50,
             eval_every_rounds=50,

@@ -61,6 +61,8 @@ class Run(NamedTuple):
     facts: Any  # of the data set: mean, std, class_names
     # The table of label embeddings [C, E] or the diffusion model, if the method has one.
     extra: Any = ()
+    # What is told of the run, at its start and in its report: a sentence for each name.
+    warnings: dict[str, str] = {}
 
 
 def build(config: Any) -> Run:
@@ -84,9 +86,9 @@ def build(config: Any) -> Run:
         method = make(config, shared, plan.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    _check_statistics(config.loss, config.teacher.model, nets)
     extra = prior if table is None else table
-    return Run(plan, method, whole, nets, about, () if extra is None else extra)
+    warnings = without_statistics(config, nets)
+    return Run(plan, method, whole, nets, about, () if extra is None else extra, warnings)
 
 
 def check_numbers(config: Any) -> None:
@@ -148,16 +150,20 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
     return [p.loops * (once + p.g_steps * each) + p.s_steps * learning for p in phases]
 
 
-def _check_statistics(loss: Any, name: str, nets: Models) -> None:
-    """Raises ConfigError if a loss compares batch statistics and the teacher has none."""
-    weight = loss.get('bn')
-    if not weight:
-        return
-    if not _shapes(nets.teacher, nets.image_shape).get('batch_stats'):
-        raise ConfigError(
-            f'config.loss.bn={weight:g}, and {name} has no batch norms: set --config.loss.bn=0, or '
-            'choose a teacher that has.'
+def without_statistics(config: Any, nets: Models) -> dict[str, str]:
+    """A warning, by its name, where a loss compares batch statistics and the teacher has none."""
+    weight, prior = config.loss.get('bn'), config.image_prior
+    if not weight or _shapes(nets.teacher, nets.image_shape).get('batch_stats'):
+        return {}
+    return {
+        'no_batch_statistics': (
+            f'{config.teacher.model} has no batch norms, so there are no statistics for synthetic '
+            f'images to match: config.loss.bn={weight:g} drops out, and a prior of smooth images '
+            f'takes its place, --config.image_prior.tv={prior.tv:g} and .l2={prior.l2:g} (our '
+            'weights). It knows nothing of the teacher, so expect a less accurate student than '
+            'from a teacher with batch norms; --config.loss.bn=0 runs without both.'
         )
+    }
 
 
 def make_plan(mode: str) -> sharding.Plan:

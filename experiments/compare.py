@@ -21,9 +21,9 @@ epochs.  Measure and run on a machine that does nothing else.
 
 Every run is a process with its own folder under --runs; finished ones are skipped and interrupted
 ones continue.  Ctrl-C or SIGTERM ends the study with its present run; --finished runs nothing.  A
-method that does not fit a pair ends with an error, which the table shows.  If the only obstacle is
-its loss on batch statistics, because the teacher has no batch norms, the method runs without that
-loss, and the table says so.
+method that does not fit a pair ends with an error, which the table shows.  If it would compare
+batch statistics and the teacher has no batch norms, it runs without that loss and without the prior
+that takes its place, and the table says so.
 
 The output folder gets ``rows.csv`` (a line for each run), ``table.md`` and a picture for each pair:
 accuracy by seconds and by images through the teacher.  `published.py` puts the rows beside
@@ -278,7 +278,7 @@ class Run(NamedTuple):
             shutil.rmtree(workdir, ignore_errors=True)  # half a run measures nothing
             command = self.command(workdir, 0, receipt['fields'] | probe(config))
             error = run(command, workdir / 'summary.json')
-            if '--config.loss.bn=0' not in error or receipt['fields']:
+            if error or receipt['fields'] or not without_statistics(workdir):
                 break
             receipt |= {'fields': {'loss.bn': 0}, 'note': 'without batch statistics'}
         receipt['command'] = shlex.join(command)
@@ -307,6 +307,12 @@ def probe(config: Any) -> dict[str, Any]:
         return {'synthesis.per_class': least_images(config), 'log_every_rounds': 1}
     rounds = {f'phases[{i}].rounds': PROBE_ROUNDS for i in range(len(config.phases))}
     return rounds | {'log_every_rounds': 1, 'eval_every_rounds': 3, 'save_every_rounds': 3}
+
+
+def without_statistics(workdir: Path) -> bool:
+    """Whether a finished run had batch statistics to compare, and a teacher without batch norms."""
+    summary = json.loads((workdir / 'summary.json').read_text())
+    return 'no_batch_statistics' in summary['warnings']
 
 
 def speeds(config: Any, workdir: Path) -> dict[str, Any]:

@@ -121,5 +121,11 @@ def test_page_holds_everything(tmp_path: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing to fetch
 
 
+def test_page_shows_warnings(tmp_path: Path) -> None:
+    path = page.page(tmp_path, SUMMARY | {'warnings': {'no_such': 'a < b: --config.x=1'}})
+    assert '<p>Warning: a &lt; b: --config.x=1</p>' in path.read_text()
+    assert 'Warning' not in page.page(tmp_path, SUMMARY | {'warnings': {}}).read_text()
+
+
 def test_page_without_pictures(tmp_path: Path) -> None:
     assert '<img' not in page.page(tmp_path, {}).read_text()

@@ -140,6 +140,24 @@ def test_summary(finished: Path) -> None:
     assert summary['config']['phases'][1]['rounds'] == ROUNDS - 4
 
 
+def test_a_teacher_without_batch_norms_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start, in the summary and on the page; a prior takes the place of statistics."""
+    config = small()
+    config.teacher.model = 'resnet20_gn'
+    config.teach.epochs = 1
+    config.phases = config.phases[:1]
+    config.phases[0].rounds = 2
+    summary = loops.run(config, tmp_path)
+    [told] = summary['warnings'].values()
+    assert told.startswith('resnet20_gn has no batch norms') and 'config.loss.bn=1 drops' in told
+    assert capsys.readouterr().out.count(f'warning (no_batch_statistics): {told}') == 1
+    assert told in (tmp_path / 'report.html').read_text()
+    columns = metrics.read(tmp_path)
+    assert {'g/prior_tv', 'g/prior_l2'} <= columns.keys() and 'g/bn' not in columns
+
+
 def test_metrics(finished: Path) -> None:
     columns = metrics.read(finished)
     assert list(columns)[:2] == ['round', 'seconds']

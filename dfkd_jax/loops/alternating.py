@@ -45,6 +45,7 @@ def distil(
     those that the run began with.
     """
     plan, models = run.plan, run.models
+    artifacts.warn(run.warnings)
     frozen = plan.replicate(Frozen(teacher=teacher, extra=_kept(workdir, run.extra)))
     of_teacher = evaluate.teacher(config, plan, models.teacher, frozen.teacher, test)
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
@@ -86,6 +87,7 @@ def distil(
         images_synthesised=synthesised,
         images_distilled=distilled,
         teacher_queries=queries[-1],
+        warnings=run.warnings,
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def distil(
     Returns the summary.  Raises BankError for a damaged bank, or for another run's bank that is not
     full or not of this config; Stopped after saving; ConfigError and NonFiniteError.
     """
+    artifacts.warn(run.warnings)
     on_devices = run.plan.replicate(teacher)
     of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
     bank = Path(config.synthesis.bank or workdir / 'bank')
@@ -85,6 +86,7 @@ def distil(
         images_distilled=distilled,
         teacher_queries=synthesis_queries(config, run, teacher) + distilled,
         bank=str(bank),
+        warnings=run.warnings,
     )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ by class.  With t, s the teacher's and student's logits and D the mean KL(t || s
 I is the mean squared difference of logits (`ikd_form='mse'`; CIFAR-100, Tiny-ImageNet) or its log
 (`'log'`; CIFAR-10, where the student's is the log of the batch's Frobenius norm, half the slope).
 L_SCL is the supervised contrast over the two views; gradients reach the generator through both
-networks.  Every step draws new latents z ~ N(0, I) and classes y ~ U{0..C-1}; the authors' code has
-no image bank and no augmentation.
+networks.  For a teacher without batch norms see `shared/image_prior.py`.  Every step draws new
+latents z ~ N(0, I) and classes y ~ U{0..C-1}; the authors' code has no image bank and no
+augmentation.
 
 The paper's text was not available to us: the losses are those of the authors' published code.
 Where the code departs from its equations, a config field chooses.  The default follows the
@@ -71,6 +72,7 @@ from dfkd_jax import augment, contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import image_bank as banks
+from dfkd_jax.methods.shared import image_prior
 
 
 class Extra(struct.PyTreeNode):
@@ -131,7 +133,7 @@ def generator_terms(
         fixed = jax.lax.stop_gradient(teacher.logits)
         error = jnp.mean(losses.squared_error(student.logits, fixed))
         terms['ikd'] = -jnp.log(shards.mean(error)) if loss.ikd_form == 'log' else -error
-    if loss.bn:
+    if loss.bn and running:
         terms['bn'] = losses.bn_statistics(teacher.statistics, running)
     if loss.scl and views is not None:
         # The contrast compares every image with every other, on whichever device it is.
@@ -254,10 +256,11 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             terms = generator_terms(
                 loss, teacher, student, views, frozen.teacher['batch_stats'], inputs.label, shards
             )
-            total = _weighted(loss, terms)
+            prior, prior_terms = image_prior.loss(config, frozen, image)
+            total = _weighted(loss, terms) + prior
             hit = jnp.mean(jnp.argmax(teacher.logits, -1) == inputs.label)
             return total, (
-                terms | {'loss': total, 'hit': hit},
+                terms | prior_terms | {'loss': total, 'hit': hit},
                 generator_stats,
                 student_stats,
                 image,

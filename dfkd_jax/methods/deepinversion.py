@@ -11,6 +11,7 @@ JSD = [KL(m || p) + KL(m || q)] / 2 of the two distributions and their mean m, e
 [0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the term of
 the student's batch statistics.  Both wait for the end of the warm-up, the first phase without a
 student.  R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.
+For a teacher without batch norms see `shared/image_prior.py`.
 Images start as normalised noise and stay within the range of pixels.  Those of the step with the
 lowest L go to the bank.
 
@@ -36,7 +37,7 @@ from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Frozen, Key, Method, Metrics, Models, State
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import image_bank as banks
-from dfkd_jax.methods.shared import inversion
+from dfkd_jax.methods.shared import image_prior, inversion
 
 KEEP = ('best', 'last')
 
@@ -73,16 +74,6 @@ def jitter(key: Key, image: Array, most: int, flips: bool) -> Array:
     key_roll, key_flip = jax.random.split(key)
     image = jnp.roll(image, jax.random.randint(key_roll, (2,), -most, most + 1), axis=(1, 2))
     return jnp.where(flips & jax.random.bernoulli(key_flip), image[:, :, ::-1], image)
-
-
-def neighbour_differences(image: Array) -> list[Array]:
-    """Differences of images [B, H, W, C] to their neighbours: right, down and both diagonals."""
-    return [
-        image[:, :, :-1] - image[:, :, 1:],
-        image[:, :-1] - image[:, 1:],
-        image[:, 1:, :-1] - image[:, :-1, 1:],
-        image[:, :-1, :-1] - image[:, 1:, 1:],
-    ]
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -145,8 +136,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             divergence = jensen_shannon(
                 student.logits, teacher.logits, loss.adversarial_temperature
             )
-            terms = {
-                'bn': losses.bn_statistics(teacher.statistics, teacher_running),
+            terms = {}
+            if teacher_running:
+                terms['bn'] = losses.bn_statistics(teacher.statistics, teacher_running)
+            terms |= {
                 'student_bn': losses.bn_statistics(student.statistics, student_running),
                 'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
                 'adversarial': -jnp.mean(divergence),
@@ -158,14 +151,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 'adversarial': jnp.where(after_warmup, loss.adversarial, 0.0),
             }
             if loss.tv:
-                differences = neighbour_differences(share)
+                differences = image_prior.neighbour_differences(share)
                 terms['tv'] = sum((norm(x) for x in differences), jnp.zeros(()))
                 weights['tv'] = loss.tv
             if loss.l2:
                 terms['l2'], weights['l2'] = norm(share), loss.l2
-            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
+            prior, prior_terms = image_prior.loss(config, frozen, share)
+            total = sum((weights[name] * term for name, term in terms.items()), prior)
             hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
-            return total, terms | {'loss': total, 'hit': hit}
+            return total, terms | prior_terms | {'loss': total, 'hit': hit}
 
         (total, terms), grads = shards.value_and_grad(loss_fn)(extra.image)
         batch = inversion.keep_best(extra.batch, total, models.pixels(extra.image), {})

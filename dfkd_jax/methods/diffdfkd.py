@@ -45,7 +45,7 @@ from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models
 from dfkd_jax.diffusion import resize_bicubic
 from dfkd_jax.diffusion import schedule as schedules
 from dfkd_jax.distributed.sharding import Shards
-from dfkd_jax.methods.shared import trajectories
+from dfkd_jax.methods.shared import image_prior, trajectories
 from dfkd_jax.methods.shared.trajectories import PARTS
 
 SOURCES = ('guided', 'unguided', 'noise')
@@ -114,7 +114,7 @@ def resize(models: Models, pixel: Array, size: int) -> Array:
 
 
 def image_loss(
-    loss: Any,
+    config: Any,
     models: Models,
     frozen: Frozen,
     state: State,
@@ -124,17 +124,17 @@ def image_loss(
 ) -> tuple[Array, Metrics]:
     """L of this instance's pixels [B, H, W, channels] and its terms.
 
-    loss: `config.loss`.  adversary_from: what `adversary_round` returns.
+    adversary_from: what `adversary_round` returns.
     """
+    loss, running = config.loss, frozen.teacher['batch_stats']
     image = models.normalise(pixel)
     teacher = models.teacher.apply(frozen.teacher, image)
-    terms = {
-        'bn': losses.bn_statistics(teacher.statistics, frozen.teacher['batch_stats']),
-        'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
-    }
-    total = jnp.zeros(())
+    total, terms = image_prior.loss(config, frozen, image)
+    if running:
+        terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+    terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
     for name, weight in (('bn', loss.bn), ('ce', loss.ce)):
-        total = total + weight * terms[name] if weight else total
+        total = total + weight * terms[name] if weight and name in terms else total
     if adversary_from is not None:
         student = models.student.apply(state.student.variables, image)
         target = jax.lax.stop_gradient(teacher.logits)
@@ -178,7 +178,7 @@ def guidance_loss(
         eps = jax.lax.stop_gradient(eps)
     pixel = predict_pixels(models, frozen, x, eps, t)
     seen = resize(models, pixel, models.image_shape[0])
-    total, terms = image_loss(config.loss, models, frozen, state, seen, label, adversary_from)
+    total, terms = image_loss(config, models, frozen, state, seen, label, adversary_from)
     return total, (terms, pixel)
 
 
@@ -313,7 +313,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             pixel = predict_pixels(models, frozen, x, eps, t)
             pixel = resize(models, pixel, synthesis.stored_size)
         seen = jnp.clip(resize_bicubic(pixel, size), 0, 1)
-        _, terms = image_loss(config.loss, models, frozen, state, seen, label, adversary_from)
+        _, terms = image_loss(config, models, frozen, state, seen, label, adversary_from)
         image = shards.gather(to_bytes(pixel))
         metrics = shards.mean({'g/final_' + name: term for name, term in terms.items()})
         return state.replace(extra=extra.replace(image=image)), metrics

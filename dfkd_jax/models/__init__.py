@@ -11,7 +11,10 @@ from typing import Any
 
 from flax import linen as nn
 
-from dfkd_jax.models.efficientnet import EfficientNetLite0
+from dfkd_jax.models import efficientnet, mobilenetv3
+from dfkd_jax.models.convnext import ConvNeXt
+from dfkd_jax.models.densenet import DenseNet
+from dfkd_jax.models.efficientnet import EfficientNet
 from dfkd_jax.models.generators import (
     CPSCDeepGenerator,
     CPSCGenerator,
@@ -23,8 +26,13 @@ from dfkd_jax.models.generators import (
 from dfkd_jax.models.layers import Output as Output
 from dfkd_jax.models.lenet import LeNet5
 from dfkd_jax.models.mobilenet import CIFAR_STRIDES, MobileNetV2
+from dfkd_jax.models.mobilenetv3 import MobileNetV3
+from dfkd_jax.models.regnet import RegNetY
 from dfkd_jax.models.resnet import imagenet, preact, thin, wide
+from dfkd_jax.models.resnet_gn import GroupNormResNet
+from dfkd_jax.models.shufflenet import ShuffleNetV2
 from dfkd_jax.models.vgg import VGG, sequential
+from dfkd_jax.models.vit import ViT
 from dfkd_jax.models.wrn import wrn
 
 X4, HALF = (32, 64, 128, 256), (8, 8, 16, 32)  # RepDistiller's widths; ours
@@ -46,7 +54,21 @@ MODELS: dict[str, Any] = {
     'vgg13': partial(VGG, (2, 2, 2, 2, 2)),
     'mobilenetv2': MobileNetV2,
     'mobilenetv2_cifar': partial(MobileNetV2, CIFAR_STRIDES),
-    'efficientnet_lite0': EfficientNetLite0,
+    'mobilenetv3_large': partial(MobileNetV3, mobilenetv3.LARGE, 1280),
+    'mobilenetv3_small': partial(MobileNetV3, mobilenetv3.SMALL, 1024),
+    'efficientnet_lite0': partial(EfficientNet, efficientnet.LITE),
+    'efficientnet_b0': partial(EfficientNet, efficientnet.TORCH),
+    'efficientnet_b0_tf': partial(EfficientNet, efficientnet.TENSORFLOW),
+    'densenet121': partial(DenseNet, (6, 12, 24, 16)),
+    'regnet_y_400mf': partial(RegNetY, (1, 3, 6, 6), (48, 104, 208, 440), 8),
+    'shufflenetv2_x0_5': partial(ShuffleNetV2, (48, 96, 192)),
+    'shufflenetv2_x1_0': partial(ShuffleNetV2, (116, 232, 464)),
+    'convnext_tiny': partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768)),
+    'vit_tiny': partial(ViT, 192, 12, 3),
+    'vit_small': partial(ViT, 384, 12, 6),
+    'vit_base': partial(ViT, 768, 12, 12),
+    'vit_tiny_cifar': partial(ViT, 192, 6, 3, 4, 32),
+    'resnet20_gn': partial(GroupNormResNet, 3),
     'cpsc_generator': CPSCGenerator,
     'cpsc_deep_generator': CPSCDeepGenerator,
     'dcgan_generator': DCGANGenerator,

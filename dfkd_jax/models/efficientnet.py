@@ -1,13 +1,19 @@
-"""EfficientNet-Lite0 (Liu 2020, after Tan & Le 2019): ReLU6 and no squeeze-and-excitation.
+"""EfficientNet-B0 (Tan & Le 2019) and EfficientNet-Lite0 (Liu 2020), its form for small devices.
 
-As in TensorFlow's original and its PyTorch port: 'SAME' padding, batch norms of epsilon 1e-3 and
-momentum 0.99.  ``_blocks.3._bn1`` is ``blocks_3/bn1`` here.  Dropout and stochastic depth are left
-out: every classifier of this zoo is a function of its weights and images alone.
+Lite0 has ReLU6 where B0 has swish, and no squeeze-and-excitation.  Two B0 are published, of the
+same shapes, that compute different things: TensorFlow's original, which ``efficientnet_pytorch``
+ported, with 'SAME' padding and batch norms of epsilon 1e-3; and that of torchvision and timm, which
+pads all sides alike and has PyTorch's epsilon, 1e-5.  Lite0 is as the former.
+
+``_blocks.3._bn1`` of ``efficientnet_pytorch`` is ``blocks_3/bn1`` here.  Dropout and stochastic
+depth are left out: every classifier of this zoo is a function of its weights and images alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -26,12 +32,27 @@ STAGES = (
     (6, 3, 320, 1, 1),
 )
 
-LiteNorm = partial(BatchNorm, momentum=0.99, epsilon=1e-3)
+
+class Kind(NamedTuple):
+    """In what the three networks differ."""
+
+    activation: Callable[[Array], Array]
+    squeeze: bool  # with squeeze-and-excitation
+    padding: str | None  # 'SAME': as TensorFlow pads; None: as PyTorch does
+    momentum: float  # of batch norms
+    epsilon: float
+    kernel_init: nn.initializers.Initializer | None
+
+
+LITE = Kind(nn.relu6, False, 'SAME', 0.99, 1e-3, None)
+TENSORFLOW = Kind(nn.swish, True, 'SAME', 0.99, 1e-3, layers.he_normal)
+TORCH = Kind(nn.swish, True, None, 0.9, 1e-5, layers.he_normal)
 
 
 class MBConv(nn.Module):
     """1x1 to `expand` times the channels, depthwise, 1x1 to `features`; a sum if that fits."""
 
+    kind: Kind
     features: int
     stride: int
     expand: int
@@ -41,46 +62,56 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict]:
+        kind = self.kind
+
         def norm(x: Array, name: str) -> Array:
-            batch_norm = LiteNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
-            y, taps[name] = batch_norm(x, train)
+            y, taps[name] = BatchNorm(kind.momentum, kind.epsilon, axis_name=self.axis_name,
+                                      dtype=self.dtype, name=name)(x, train)  # fmt: skip
             return y
 
         taps: dict = {}
+        conv = partial(layers.conv, kernel_init=kind.kernel_init, dtype=self.dtype)
         hidden = self.expand * x.shape[-1]
         y = x
         if self.expand != 1:
-            y = layers.conv(y, hidden, 1, name='expand_conv', dtype=self.dtype)
-            y = nn.relu6(norm(y, 'bn0'))
-        y = layers.conv(y, hidden, self.size, stride=self.stride, padding='SAME', groups=hidden,
-                        name='depthwise_conv', dtype=self.dtype)  # fmt: skip
-        y = nn.relu6(norm(y, 'bn1'))
-        y = norm(layers.conv(y, self.features, 1, name='project_conv', dtype=self.dtype), 'bn2')
+            y = kind.activation(norm(conv(y, hidden, 1, name='expand_conv'), 'bn0'))
+        y = conv(y, hidden, self.size, stride=self.stride, padding=kind.padding, groups=hidden,
+                 name='depthwise_conv')  # fmt: skip
+        y = kind.activation(norm(y, 'bn1'))
+        if kind.squeeze:
+            # A quarter of the channels that enter the block, not of the hidden ones.
+            y = layers.SqueezeExcite(x.shape[-1] // 4, kind.activation,
+                                     kernel_init=kind.kernel_init,
+                                     bias_init=nn.initializers.zeros, dtype=self.dtype,
+                                     name='se')(y)  # fmt: skip
+        y = norm(conv(y, self.features, 1, name='project_conv'), 'bn2')
         if self.stride == 1 and x.shape[-1] == self.features:
             y = x + y
         return y, taps
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0, for images of 32 px and more (224 as published)."""
+class EfficientNet(nn.Module):
+    """B0 or Lite0, for images of 32 px and more (224 as published)."""
 
+    kind: Kind
     num_classes: int = 10
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Output:
-        """Classifies images [B, H, W, channels], published for (pixel - 127) / 128."""
+        """Classifies images [B, H, W, channels]; Lite0 as published for (pixel - 127) / 128."""
+        kind = self.kind
 
         def norm(x: Array, name: str) -> Array:
-            batch_norm = LiteNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)
-            y, taps[name] = batch_norm(x, train)
-            return nn.relu6(y)
+            y, taps[name] = BatchNorm(kind.momentum, kind.epsilon, axis_name=self.axis_name,
+                                      dtype=self.dtype, name=name)(x, train)  # fmt: skip
+            return kind.activation(y)
 
         taps: dict = {}
         maps: dict = {}
-        x = layers.conv(images.astype(self.dtype), 32, 3, stride=2, padding='SAME',
-                        name='conv_stem', dtype=self.dtype)  # fmt: skip
+        conv = partial(layers.conv, kernel_init=kind.kernel_init, dtype=self.dtype)
+        x = conv(images.astype(self.dtype), 32, 3, stride=2, padding=kind.padding, name='conv_stem')
         x = norm(x, 'bn0')
         blocks = [
             (width, stride if i == 0 else 1, expand, size)
@@ -89,9 +120,10 @@ class EfficientNetLite0(nn.Module):
         ]
         for n, sizes in enumerate(blocks):
             name = f'blocks_{n}'
-            x, taps[name] = MBConv(*sizes, self.axis_name, self.dtype, name=name)(x, train)
+            block = MBConv(kind, *sizes, self.axis_name, self.dtype, name=name)
+            x, taps[name] = block(x, train)
             maps[x.shape[1:3]] = x
-        x = norm(layers.conv(x, 1280, 1, name='conv_head', dtype=self.dtype), 'bn1')
+        x = norm(conv(x, 1280, 1, name='conv_head'), 'bn1')
 
         features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc')

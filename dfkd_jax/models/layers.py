@@ -7,7 +7,7 @@ running variance is unbiased.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,78 @@ class BatchNorm(nn.Module):
         return x.astype(kind) * scale + shift, {'mean': mean, 'var': var}
 
 
+class LayerNorm(nn.Module):
+    """torch.nn.LayerNorm over the last axis; its moments are `wide` whatever `dtype`.
+
+    epsilon: 1e-6, as vision transformers and ConvNeXt have it, and not PyTorch's 1e-5.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., C] -> [..., C]."""
+        return _scaled(self, _standardised(wide(x), (x.ndim - 1,), self.epsilon), self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """torch.nn.GroupNorm on channels-last maps; its moments are `wide` whatever `dtype`."""
+
+    groups: int
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, C], where C is a multiple of `groups`."""
+        n, h, w, c = x.shape
+        grouped = wide(x).reshape(n, h, w, self.groups, c // self.groups)
+        y = _standardised(grouped, (1, 2, 4), self.epsilon)
+        return _scaled(self, y.reshape(x.shape), self.dtype)
+
+
+def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    """`x` with mean 0 and variance 1 over `axes`, of which the variance is the biased one."""
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
+
+
+def _scaled(module: nn.Module, x: Array, dtype: Dtype) -> Array:
+    """A scale and a shift for each channel, parameters of `module`; in `dtype`."""
+    channels = x.shape[-1]
+    row = (1,) * (x.ndim - 1) + (channels,)
+    scale = module.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+    bias = module.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+    return (x * scale.reshape(row) + bias.reshape(row)).astype(dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (Hu et al. 2018): each channel times a gate of all channels' means.
+
+    squeezed: channels between the two 1x1 convolutions, ``fc1`` and ``fc2``.
+    """
+
+    squeezed: int
+    activation: Callable[[Array], Array] = nn.relu
+    gate: Callable[[Array], Array] = nn.sigmoid
+    kernel_init: nn.initializers.Initializer | None = None
+    bias_init: nn.initializers.Initializer | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+
+        def fc(x: Array, features: int, name: str) -> Array:
+            return conv(x, features, 1, bias=True, name=name, kernel_init=self.kernel_init,
+                        bias_init=self.bias_init, dtype=self.dtype)  # fmt: skip
+
+        mean = jnp.mean(wide(x), (1, 2), keepdims=True).astype(self.dtype)
+        hidden = self.activation(fc(mean, self.squeezed, 'fc1'))
+        return x * self.gate(fc(hidden, x.shape[-1], 'fc2'))
+
+
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     """PyTorch's default for linear and conv layers, biases too: U(-1/sqrt(fan_in), ...)."""
     bound = fan_in**-0.5
@@ -106,6 +178,8 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
 
 # N(0, sqrt(2 / (k * k * out))): He's rule on the fan out, without truncation.
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# What trunc_normal_(std=0.02) draws: it cuts at -2 and 2, a hundred standard deviations away.
+normal_002 = nn.initializers.normal(0.02)
 
 
 def conv(
@@ -318,6 +392,14 @@ def adaptive_mean(x: Array, side: int) -> Array:
     rows, columns = (windows(size) for size in x.shape[1:3])
     mean = jnp.einsum('bhwc,ph,qw->bpqc', wide(x), rows, columns, precision='highest')
     return mean.astype(x.dtype)
+
+
+def average_pool(x: Array, size: int) -> Array:
+    """torch.nn.AvgPool2d on channels-last maps, without overlap; a rest is left out."""
+    n, h, w, c = x.shape
+    h, w = h // size, w // size
+    x = x[:, : h * size, : w * size].reshape(n, h, size, w, size, c)
+    return jnp.mean(x, (2, 4))
 
 
 def space_to_depth(x: Array, block: int) -> Array:

@@ -22,10 +22,11 @@ class Leaf(NamedTuple):
     collection: str  # 'params' / 'batch_stats' / '': not kept in Flax
     flax: str
     axes: tuple[int, ...] | None = None  # the PyTorch array's axes in Flax's order; None: as is
+    ones: int = 0  # axes of length 1 that the PyTorch array has behind these
 
 
 class Row(NamedTuple):
-    """A PyTorch module, the same module in Flax, and their leaves."""
+    """A PyTorch module, the same module in Flax, and their leaves; '' is the whole network."""
 
     torch: str
     flax: str
@@ -69,6 +70,7 @@ STATISTICS = (
     Leaf('num_batches_tracked', '', ''),
 )
 NORM = (Leaf('weight', 'params', 'scale'), BIAS, *STATISTICS)
+AFFINE = NORM[:2]  # of a layer or group norm, which keeps no statistics
 # The class tables of a conditional batch norm, whose statistics are those of an inner norm.
 CLASS_TABLES = (Leaf('weights.weight', 'params', 'scale'), Leaf('biases.weight', 'params', 'bias'))
 # NAYER's noisy layers, one linear layer for each repetition of the class list.

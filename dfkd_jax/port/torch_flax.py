@@ -60,8 +60,9 @@ class Slot(NamedTuple):
 
     path: str  # of the leaf: 'params/layer1_0/conv1/kernel'
     place: int | None  # its index along the leaf's first axis, where the leaf stacks several
-    axes: Shape | None  # the PyTorch array's axes in Flax's order
+    axes: Shape | None  # the PyTorch array's axes in Flax's order, without ones behind
     shape: Shape  # in PyTorch
+    ones: int  # how many of its last axes, of length 1, Flax lacks
 
 
 class Plan(NamedTuple):
@@ -356,6 +357,7 @@ def _variables(plan: Plan, arrays: Mapping[str, np.ndarray | None]) -> dict[str,
     for key, slot in plan.slots.items():
         array = arrays[key]
         assert array is not None
+        array = array.reshape(slot.shape[: len(slot.shape) - slot.ones])
         array = np.array(array if slot.axes is None else array.transpose(slot.axes), order='C')
         if slot.place is None:
             leaves[slot.path] = array
@@ -401,7 +403,7 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         leaf = np.asarray(leaves[slot.path])
         leaf = leaf if slot.place is None else leaf[slot.place]
         leaf = leaf if slot.axes is None else leaf.transpose(np.argsort(slot.axes))
-        state_dict[key] = np.array(leaf, order='C')
+        state_dict[key] = np.array(leaf.reshape(leaf.shape + (1,) * slot.ones), order='C')
     return state_dict | {key: np.zeros((), np.int64) for key in plan.counters}
 
 
@@ -476,8 +478,9 @@ def _plan(table: Table, shapes: Mapping[str, Shape], strict: bool = True) -> Pla
             each = shape[1:] if runs else shape
             if leaf.axes is not None and len(leaf.axes) == len(each):
                 each = tuple(each[i] for i in np.argsort(leaf.axes))
-            assert f'{module}.{leaf.torch}' not in slots, f'two leaves for {module}.{leaf.torch}'
-            slots[f'{module}.{leaf.torch}'] = Slot(path, index, leaf.axes, each)
+            key = f'{module}.{leaf.torch}' if module else leaf.torch
+            assert key not in slots, f'two leaves for {key}'
+            slots[key] = Slot(path, index, leaf.axes, each + (1,) * leaf.ones, leaf.ones)
             for dropped in row.leaves:
                 if not dropped.collection:
                     counters[f'{module}.{dropped.torch}'] = None
@@ -561,7 +564,7 @@ def _exactly(
 ) -> bool:
     """Whether shapes are those of an architecture, no more and no fewer."""
     patterns = [re.sub(r'\\{\w+\\}', r'\\d+', re.escape(row.torch)) for row in table.rows]
-    patterns = [rf'{pattern}\.[\w.]+' for pattern in patterns]
+    patterns = [rf'{pattern}\.[\w.]+' if pattern else r'\w+' for pattern in patterns]
     if not all(any(re.fullmatch(pattern, key) for pattern in patterns) for key in shapes):
         return False  # found without tracing the module
     plan = _plan(table, _structure(name, classes, channels))

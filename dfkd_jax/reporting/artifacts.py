@@ -18,6 +18,12 @@ from dfkd_jax.storage import workdir as folder
 SUMMARY = 'summary.json'
 
 
+def warn(warnings: Mapping[str, str]) -> None:
+    """Prints warnings, each a sentence by its name: once, at the start of a run."""
+    for name, text in warnings.items() if processes.first() else ():
+        print(f'warning ({name}): {text}', flush=True)
+
+
 def summary(config: Any, **measured: Any) -> dict[str, Any]:
     """The content of ``summary.json``: what ran, what was measured, on which device.
 
@@ -53,7 +59,7 @@ def finish(
     samples: synthetic images to show, normalised; None if there are none.
     history: what `metrics.read` returns.
     unit: what its column ``round`` counts.
-    measured: the numbers of the summary.
+    measured: the numbers of the summary, and its `warnings`, if there are any.
     """
     found = summary(config, **measured)
     processes.by_first(

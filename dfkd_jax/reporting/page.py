@@ -256,6 +256,7 @@ ROWS = {
     'seed': 'seed',
     'device': 'device',
 }
+WARNINGS = 'warnings'  # name -> sentence
 PERCENT = {name for name in ROWS if 'accuracy' in name or name.startswith('agreement')}
 
 
@@ -270,10 +271,11 @@ def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
     workdir = Path(workdir)
     title = f'{summary.get("method", "?")} on {summary.get("dataset", "?")}'
     rows = [(ROWS[name], _shown(name, summary[name])) for name in ROWS if name in summary]
-    details = {name: value for name, value in summary.items() if name not in ROWS}
+    details = {name: x for name, x in summary.items() if name not in (*ROWS, WARNINGS)}
     parts = [
         f'<h1>{html.escape(title)}</h1>',
         f'<p class="big">{html.escape(_headline(summary))}</p>',
+        *(f'<p>Warning: {html.escape(text)}</p>' for text in summary.get(WARNINGS, {}).values()),
         '<table>',
         *(f'<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>' for k, v in rows),
         '</table>',

@@ -15,6 +15,8 @@ their weights in `config.loss`.  Besides, the config chooses
     student.clip          the largest norm of a gradient, the generator's too; 0: any
     generator.decay       whether the generator's rate falls as the student's does
 
+Where a term named 'bn' has a weight and the teacher has no batch norms, see `image_prior.py`.
+
 'teacher' is a mistake of the Fast-DFKD benchmark's code (Fast-Datafree, issue 11), which hands the
 teacher over as the student: the adversarial term is then zero and so is its gradient.
 """
@@ -32,6 +34,7 @@ from flax import struct
 from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import image_prior
 
 CHOICES = {
     'synthesis.adversary': ('train', 'eval', 'teacher'),
@@ -117,10 +120,11 @@ def make(
             if 'adversarial' in generator_terms:
                 student = adversary(synthesis.adversary, models, frozen, state, image)
             running = frozen.teacher.get('batch_stats', {})
-            total, values = weighted_sum(
-                loss, generator_terms, Outputs(teacher, student, running, shards)
-            )
-            return total, (values, batch_stats)
+            terms = {name: f for name, f in generator_terms.items() if name != 'bn' or running}
+            total, values = weighted_sum(loss, terms, Outputs(teacher, student, running, shards))
+            prior, prior_terms = image_prior.loss(config, frozen, image)
+            total = total + prior
+            return total, (values | prior_terms | {'loss': total}, batch_stats)
 
         (_, (values, batch_stats)), grads = shards.value_and_grad(generator_loss)(
             state.generator.params

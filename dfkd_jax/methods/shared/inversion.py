@@ -9,7 +9,8 @@ methods but DeepInversion minimise
     L_G = bn L_BN + ce CE(t, y) - adversarial E[1(argmax s = argmax t) KL(t || s)]
 
 L_BN compares the teacher's running statistics to a moving average over batches (`bn_momentum`), of
-which only the newest share carries a gradient (NAYER's code, arXiv 2310.00258).
+which only the newest share carries a gradient (NAYER's code, arXiv 2310.00258).  For a teacher
+without batch norms see `image_prior.py`.
 
 The student distils from the bank, with random crops and flips (CAE-DFKD's adds a term):
 
@@ -29,6 +30,7 @@ from dfkd_jax import augment, contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Metrics, Models, Net, Params, State
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import image_bank as banks
+from dfkd_jax.methods.shared import image_prior
 
 HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
 
@@ -185,20 +187,23 @@ class Learner(NamedTuple):
         loss, batch = self.config.loss, state.extra.batch
         teacher = self.models.teacher.apply(frozen.teacher, image)
         student = self.models.student.apply(state.student.variables, image)
-        smooth = losses.moving_average(
-            batch.average, teacher.statistics, loss.bn_momentum, batch.batches
-        )
-        terms = {
-            'bn': losses.bn_statistics(smooth, frozen.teacher.get('batch_stats', {})),
+        terms = {}
+        if running := frozen.teacher.get('batch_stats', {}):
+            smooth = losses.moving_average(
+                batch.average, teacher.statistics, loss.bn_momentum, batch.batches
+            )
+            terms['bn'] = losses.bn_statistics(smooth, running)
+        terms |= {
             'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
             'adversarial': jnp.mean(losses.adversarial(student.logits, teacher.logits)),
         }
         warmup = contract.warmup_rounds(self.config.phases)
         adversarial = jnp.where(state.round >= warmup, loss.adversarial, 0.0)
         weights = {'bn': loss.bn, 'ce': loss.ce, 'adversarial': adversarial}
-        total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
+        prior, prior_terms = image_prior.loss(self.config, frozen, image)
+        total = sum((weights[name] * term for name, term in terms.items()), prior)
         hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
-        return total, terms | {'loss': total, 'hit': hit}, teacher
+        return total, terms | prior_terms | {'loss': total, 'hit': hit}, teacher
 
     def sample(self, frozen: Frozen, state: State, key: Key) -> Batch:
         """See `contract.Method`: a batch of the bank, before augmentation."""

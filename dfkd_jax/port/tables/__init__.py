@@ -8,14 +8,36 @@ from __future__ import annotations
 
 from dfkd_jax import models
 from dfkd_jax.port.rules import Table
-from dfkd_jax.port.tables import efficientnet, generators, lenet, mobilenet, resnet, vgg, wrn
+from dfkd_jax.port.tables import (
+    convnext,
+    densenet,
+    efficientnet,
+    generators,
+    lenet,
+    mobilenet,
+    mobilenetv3,
+    regnet,
+    resnet,
+    resnet_gn,
+    shufflenet,
+    vgg,
+    vit,
+    wrn,
+)
 
 TABLES: dict[str, tuple[Table, ...]] = {
     **lenet.TABLES,
     **resnet.TABLES,
     **vgg.TABLES,
     **mobilenet.TABLES,
+    **mobilenetv3.TABLES,
     **efficientnet.TABLES,
+    **densenet.TABLES,
+    **regnet.TABLES,
+    **shufflenet.TABLES,
+    **convnext.TABLES,
+    **resnet_gn.TABLES,
+    **vit.TABLES,
     **generators.TABLES,
 }
 FAMILIES: dict[str, tuple[Table, ...]] = {**resnet.FAMILIES, **wrn.FAMILIES, **vgg.FAMILIES}
@@ -23,6 +45,7 @@ FAMILIES: dict[str, tuple[Table, ...]] = {**resnet.FAMILIES, **wrn.FAMILIES, **v
 # Architectures whose PyTorch files have the same names and shapes and mean different networks.
 TWINS = (
     ('mobilenetv2', 'mobilenetv2_cifar'),
+    ('efficientnet_b0', 'efficientnet_b0_tf'),
     *((f'resnet{depth}', f'resnet{depth}_pool') for depth in (18, 34, 50, 101, 152)),
 )
 
