@@ -29,7 +29,7 @@ from dfkd_jax.errors import (
     PortError,
 )
 from dfkd_jax.methods import METHODS
-from dfkd_jax.storage import model_folder
+from dfkd_jax.storage import files, model_folder
 
 # Errors that a user can correct: printed as one line, without a traceback.
 EXPECTED_ERRORS = (
@@ -285,7 +285,8 @@ def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str
     ConfigError.
     """
     classes, channels = images.num_classes, images.channels
-    if not Path(path).is_dir():
+    path = files.expanded(path)
+    if not path.is_dir():
         ported = port.from_torch(name, path, num_classes=classes, channels=channels)
         return {'batch_stats': {}} | ported
     about, variables = model_folder.load_model(path)

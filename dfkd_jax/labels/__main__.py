@@ -14,7 +14,7 @@ from dfkd_jax.errors import LabelError
 from dfkd_jax.labels import encoders
 from dfkd_jax.labels.names import sentence
 from dfkd_jax.labels.table import PROMPT, SHIPPED_FOR, check_prompt
-from dfkd_jax.storage.files import write_bytes
+from dfkd_jax.storage import files
 
 
 def make_table(prompt: str, folder: str | Path) -> tuple[list[str], np.ndarray]:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     file = io.BytesIO()
     # Half precision changes a number by 0.05 % at most, and halves the file.
     np.savez_compressed(file, text=np.array(texts), embedding=table.astype(np.float16))
-    write_bytes(args.output, file.getvalue())
+    files.write_bytes(files.expanded(args.output), file.getvalue())
     print(f'{len(texts)} embeddings are in {args.output}')
 
 

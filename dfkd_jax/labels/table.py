@@ -17,7 +17,7 @@ import numpy as np
 
 from dfkd_jax.errors import LabelError
 from dfkd_jax.labels import encoders, names
-from dfkd_jax.storage import safe_read
+from dfkd_jax.storage import files, safe_read
 
 SOURCES = ('table', 'minilm', 'clip', 'onehot')
 TEXTS = ('names', 'index')
@@ -79,7 +79,7 @@ def load(
     elif settings.source == 'clip':
         table = encoders.encode_clip(texts(), settings.path)
     else:
-        table = _from_file(Path(settings.path or SHIPPED).expanduser(), dataset, texts)
+        table = _from_file(files.expanded(settings.path or SHIPPED), dataset, texts)
     _check_table(table, settings, num_classes)
     table = table.astype(np.float32)
     return standardise(table) if settings.standardise else table

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from dfkd_jax.port.torch_flax import classifier_sizes, from_torch, to_torch
-from dfkd_jax.storage import model_folder
+from dfkd_jax.storage import files, model_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument('--model', required=True, help='a name in the model zoo, such as resnet34')
     parser.add_argument('--num_classes', type=int, default=10)
-    parser.add_argument('--source', type=Path, required=True,
+    parser.add_argument('--source', type=files.expanded, required=True,
                         help='.pth, .pt, .safetensors or .npz')  # fmt: skip
-    parser.add_argument('--output', type=Path, required=True, help='the model folder to make')
+    parser.add_argument('--output', type=files.expanded, required=True,
+                        help='the model folder to make')  # fmt: skip
     parser.add_argument('--size', action='append', default=[], metavar='NAME=NUMBER',
                         help="repeatable: channels, or a generator's sizes")  # fmt: skip
     args = parser.parse_args(argv)

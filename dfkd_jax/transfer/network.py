@@ -15,7 +15,7 @@ from dfkd_jax import build, data
 from dfkd_jax.contract import Array, Key
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError
-from dfkd_jax.storage import model_folder
+from dfkd_jax.storage import files, model_folder
 
 
 class Network(NamedTuple):
@@ -42,7 +42,7 @@ def load(
     Raises ConfigError, CheckpointError, and DataError where the constants of its data set are
     stored with images that are missing.
     """
-    folder = Path(student)
+    folder = files.expanded(student)
     if not (folder / model_folder.CARD).exists() and (folder / 'student').is_dir():
         folder /= 'student'
     if not (folder / model_folder.CARD).exists():
