@@ -115,6 +115,28 @@ class Dataset(NamedTuple):
                 np.arange(number) < len(label),
             )
 
+    def part(self, rows: np.ndarray) -> Dataset:
+        """The images of these rows [n], in this order."""
+        images = None if self.images is None else self.images[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        return Dataset(self.facts, len(rows), lambda i: self.fetch(rows[i]), images, labels)
+
+    def resized(self, size: int) -> Dataset:
+        """The images at another size, as 'resize' makes them: read on request."""
+        from PIL import Image
+
+        shape = (size, size, self.facts.image_shape[2])
+
+        def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            images, labels = self.fetch(indices)
+            out = np.zeros((len(images), *shape), np.uint8)
+            for pixels, place in zip(images, out):
+                grey = pixels.shape[-1] == 1
+                _place(Image.fromarray(pixels[..., 0] if grey else pixels), 'resize', place)
+            return out, labels
+
+        return Dataset(self.facts._replace(image_shape=shape), self.size, fetch, None, None)
+
     def shuffled(
         self, batch_size: int, seed: int, start: int = 0, rows: slice = EVERY
     ) -> Iterator[Batch]:
@@ -171,6 +193,14 @@ def check(settings: Settings, needed: Sequence[str] = ()) -> Facts:
     for split in needed:
         _check_split(settings, facts, split)
     return facts
+
+
+def identity(facts: Facts) -> dict[str, Any]:
+    """What a data set is known by, wherever it lies."""
+    if not facts.test_size:
+        return {'name': facts.name or '', 'version': 'no images'}
+    names = ('name', 'version', 'train_size', 'test_size')
+    return {name: getattr(facts, name) for name in names}
 
 
 def load(
@@ -265,7 +295,8 @@ def _builder(settings: Settings, spec: Spec | None, images: bool) -> Any:
         if images:
             raise DataError(
                 'config.data.name is empty, which means that there are no real images, and this '
-                'needs some: name a data set that `python -m dfkd_jax.data prepare` made.'
+                'needs some: name a data set that `python -m dfkd_jax.data prepare` made, or give a '
+                'trained teacher by --config.teacher.checkpoint=FILE.'
             )
         if not known:
             raise DataError(f'without a data set, {_CONSTANTS}')

@@ -173,11 +173,10 @@ def _short(value: Any) -> str:
 def digest(tree: Any) -> str:
     """The sha256 of the arrays of a tree, their names, shapes and dtypes."""
     total = hashlib.sha256()
-    for path, x in sorted(
-        (jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    ):
-        array = np.asarray(x, order='C')
-        total.update(f'{path} {array.dtype} {array.shape}\n'.encode())
+    leaves = {jax.tree_util.keystr(at): x for at, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for name in sorted(leaves):
+        array = np.asarray(leaves[name], order='C')
+        total.update(f'{name} {array.dtype} {array.shape}\n'.encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
