@@ -252,7 +252,8 @@ def _table(path: Path, data: bytes) -> dict[str, Any]:
     try:
         found = unpickled(data)
         if not isinstance(found, dict):
-            raise safe_read.Refused(f'it holds a {type(found).__name__}')
+            kind = f'call of {found.name}' if isinstance(found, Built) else type(found).__name__
+            raise safe_read.Refused(f'it holds a {kind}, and no table')
     except ValueError as error:  # Refused is one
         raise DataError(
             f'{path} is not one of the pickles of CIFAR ({error}): get it again'

@@ -195,6 +195,14 @@ def check(settings: Settings, needed: Sequence[str] = ()) -> Facts:
     return facts
 
 
+def absence(settings: Settings) -> str:
+    """Says which images there are not, for a run without any."""
+    if settings.name in NO_NAME:
+        return 'no real images are named (config.data.name)'
+    directory, origin = _data_dir(settings.data_dir)
+    return f'no images of {settings.name} are in {directory} ({origin})'
+
+
 def identity(facts: Facts) -> dict[str, Any]:
     """What a data set is known by, wherever it lies."""
     if not facts.test_size:
@@ -295,8 +303,8 @@ def _builder(settings: Settings, spec: Spec | None, images: bool) -> Any:
         if images:
             raise DataError(
                 'config.data.name is empty, which means that there are no real images, and this '
-                'needs some: name a data set that `python -m dfkd_jax.data prepare` made, or give a '
-                'trained teacher by --config.teacher.checkpoint=FILE.'
+                'needs some: name a data set that `python -m dfkd_jax.data prepare` made, or give '
+                'a trained teacher by --config.teacher.checkpoint=FILE.'
             )
         if not known:
             raise DataError(f'without a data set, {_CONSTANTS}')

@@ -64,8 +64,8 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
         folder.keep_inputs(place, data=data.identity(facts))
         if test is None:
             print(
-                f'no real images of {config.data.name or "any data set"}: no accuracy is measured, '
-                f'but the agreement with the teacher on {artifacts.SYNTHETIC}',
+                f'{data.absence(config.data)}: no accuracy is measured, but the agreement with the '
+                f'teacher on {artifacts.SYNTHETIC}',
                 flush=True,
             )
         try:
