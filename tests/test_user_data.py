@@ -45,11 +45,11 @@ def names(source: Path) -> list[str]:
 
 
 def refused(source: Path, message: str) -> None:
-    """Also by the command, before anything is written."""
+    """And no set is left."""
     with pytest.raises(DataError, match=message) as error:
         prepare.prepare('mine', source.parent / 'sets', source)
     assert '\n' not in str(error.value)
-    assert not (source.parent / 'sets').exists()
+    assert not list((source.parent / 'sets').rglob('*.json'))
 
 
 # 1. Splits
@@ -547,7 +547,8 @@ def test_the_reader_imports_no_unpickler() -> None:
 
 def nothing(**changes: Any) -> Any:
     fields: dict[str, Any] = dict(num_classes=2, image_size=8, mean=(0.5,), std=(0.25,))
-    return standins.config(changes.pop('name', ''), None, **fields | changes)
+    name, data_dir = changes.pop('name', ''), changes.pop('data_dir', None)
+    return standins.config(name, data_dir, **fields | changes)
 
 
 @pytest.mark.parametrize('name', ['', None, 'None', 'mine'])

@@ -115,8 +115,10 @@ def how_to_prepare(name: str, data_dir: str) -> str:
         archive = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[name]
         return (
             f'{tensorflow}{command}\n'
-            f"or, without TensorFlow, from its authors' binary version ({folder}) or their python "
-            f'version, unpacked or not:\n{command} --source={archive}'
+            f'or, without TensorFlow, from the unpacked binary version ({folder}) of its authors:\n'
+            f'{command} --source={folder}\n'
+            f'or from their python version, in its archive or unpacked:\n'
+            f'{command} --source={archive}'
         )
     if name == 'tiny_imagenet':
         return f'with the folder of tiny-imagenet-200.zip:\n{command} --source=tiny-imagenet-200'
