@@ -30,7 +30,7 @@ from dfkd_jax.errors import (
     PortError,
 )
 from dfkd_jax.methods import METHODS
-from dfkd_jax.storage import model_folder
+from dfkd_jax.storage import files, model_folder
 
 # Errors that a user can correct: printed as one line, without a traceback.
 EXPECTED_ERRORS = (
@@ -175,8 +175,21 @@ def make_plan(mode: str) -> sharding.Plan:
 
 
 def load_table(settings: labels.Settings, images: data.Settings, about: data.Facts) -> np.ndarray:
-    """The label embeddings that `config.labels` names, [C, E]."""
-    return labels.load(settings, images.name, about.class_names, images.num_classes)
+    """The label embeddings that `config.labels` names, [C, E]; of numbers if names are unknown."""
+    known = images.name, about.class_names, images.num_classes
+    settled = labels.settled(settings, *known)
+    if settled is not settings:
+        print(
+            f'no class names are known: label embeddings are those of {unnamed(settled)}; '
+            'set config.labels for others',
+            flush=True,
+        )
+    return labels.load(settled, *known)
+
+
+def unnamed(settled: labels.Settings) -> str:
+    """What label embeddings are of where no class names are known."""
+    return 'orthogonal codes' if settled.source == 'onehot' else '"class 0", "class 1", ...'
 
 
 def load_prior(settings: Any, synthesis: Any) -> diffusion.Prior | None:
@@ -220,6 +233,7 @@ def make_models(
         image_shape=(images.image_size, images.image_size, images.channels),
         mean=tuple(about.mean),
         std=tuple(about.std),
+        hold_out=not about.test_size,
     )
 
 
@@ -293,7 +307,7 @@ def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str
     ConfigError.
     """
     classes, channels = images.num_classes, images.channels
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     if not (path / model_folder.CARD).is_file():
         ported = port.read(name, path, num_classes=classes, channels=channels)
         _check_normalisation(path, ported, images)

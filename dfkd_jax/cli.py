@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from dfkd_jax import configs
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, UserError
+from dfkd_jax.storage import files
 
 CONTINUES = 'What was saved is whole: the same command continues from it.'
 
@@ -42,7 +43,7 @@ def load_config(argument: str) -> ConfigDict:
     Raises ConfigError where there is no such config, and where its file fails.
     """
     where, *rest = argument.split(':', 1)
-    path = Path(where)
+    path = files.expanded(where)
     name = path.stem if path == Path('configs', f'{path.stem}.py') else where
     try:
         if path.suffix == '.py' and path.is_file():
@@ -125,7 +126,7 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
         try:
             if 'distributed' in CONFIG.value:
                 processes.join(CONFIG.value.distributed)
-            job(CONFIG.value, WORKDIR.value)
+            job(CONFIG.value, WORKDIR.value and str(files.expanded(WORKDIR.value)))
             processes.leave()
         except UserError as error:
             _exit(str(error))

@@ -80,6 +80,9 @@ class Models(NamedTuple):
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
     prior: Any = None  # a diffusion model's pure functions, if the method samples from one
+    # Whether a bank keeps a part of its images from the student, since there are no real ones to
+    # measure on (`Method.held_out`).
+    hold_out: bool = False
 
     def normalise(self, pixel: Array) -> Array:
         """Normalises pixels in [0, 1], [B, H, W, channels], for the networks."""
@@ -136,6 +139,10 @@ class Method(NamedTuple):
 
     A batch of synthesis is `begin`, then n `generator_step`s, then `finish`.  Then the student
     takes m `student_step`s.  The phase sets n and m, not the method.
+
+    held_out: as `sample`, images that no student step ever trains on, for a key that no other call
+      gets; with a bank, only where `Models.hold_out` is set.  None: those of `sample` are such,
+      since it draws them anew.
     """
 
     init: InitFn
@@ -144,6 +151,7 @@ class Method(NamedTuple):
     sample: SampleFn
     begin: StepFn = unchanged  # start of a batch: new latents, noisy layer or generator
     finish: StepFn = unchanged  # end of a batch: images to the bank, a meta-update
+    held_out: SampleFn | None = None  # images to measure on, where there are no real ones
 
 
 def start(params: Params, batch_stats: Params, tx: optax.GradientTransformation) -> Net:

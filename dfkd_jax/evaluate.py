@@ -1,4 +1,9 @@
-"""Accuracy on real test images and agreement with the teacher.  Nothing here trains."""
+"""Accuracy on real test images, and agreement with the teacher.  Nothing here trains.
+
+Without real images, the agreement is measured on synthetic ones that the student never trains on.
+That is no accuracy: it says how well the student has learnt the teacher's answers on images such as
+it was taught with, and nothing of how right they are, or of other images.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +62,33 @@ def classifier(
         return jnp.argmax(module.apply(variables, images).logits, axis=-1).astype(jnp.int32)
 
     return over(plan, predict, facts)
+
+
+HELD_OUT = 1000  # synthetic images, where agreement is measured on them
+
+
+def on_synthetic(
+    plan: Plan, teacher: Any, student: Any
+) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
+    """Compiles the comparison of two networks on normalised images.
+
+    Returns ``(teacher's variables, student's variables, images [B, H, W, C]) -> agree [B] bool``,
+    where B divides over the devices.
+    """
+
+    def same(variables: Any, images: jax.Array) -> jax.Array:
+        logits = [
+            module.apply(v, images).logits
+            for module, v in zip((teacher, student), variables, strict=True)
+        ]
+        return jnp.argmax(logits[0], axis=-1) == jnp.argmax(logits[1], axis=-1)
+
+    compiled = plan.predict(same)
+
+    def call(of_teacher: Any, of_student: Any, images: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled((of_teacher, of_student), images[plan.rows(len(images))]))
+
+    return call
 
 
 class OfTeacher(NamedTuple):

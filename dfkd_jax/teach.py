@@ -23,7 +23,7 @@ from dfkd_jax.storage import workdir as folder
 def teach(config: Any, workdir: str | None) -> None:
     """Trains as --role says, in `workdir`, and tells the accuracy."""
     path, role = Path(str(workdir)), flags.FLAGS.role
-    data.check(config.data)
+    data.check(config.data, ('train', 'test'))
     mine = supervised.settings(config, role)
     with folder.claim(path, mine), folder.Interruption() as interrupted:
         try:

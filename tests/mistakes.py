@@ -147,6 +147,13 @@ def hostile_checkpoint(folder: Folder) -> None:
     torch.save({'state_dict': {}, 'args': Hostile(folder)}, folder / 'weights.pth')
 
 
+def hostile_cifar(folder: Folder) -> None:
+    """CIFAR-10's python version, with a command in place of its meta data."""
+    (folder / 'cifar').mkdir()
+    for name in [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch', 'batches.meta']:
+        (folder / 'cifar' / name).write_bytes(pickle.dumps(Hostile(folder), 2))
+
+
 def claims(folder: Folder) -> None:
     """A tensor of one number that claims to be a trillion."""
     import torch
@@ -432,6 +439,10 @@ CASES: dict[str, dict[str, Act]] = {
         'an unknown way to resize': run(data__resize='resise'),
         'two constants for one channel': run(data__mean=(0.5, 0.5)),
         'a deviation of zero': run(data__std=(0.0,)),
+        'neither images nor a normalisation': run(data__name='', teacher__train=False),
+        'images to train a teacher on, of none': run(
+            data__name='', data__mean=(0.5,), data__std=(0.5,)
+        ),
         'a data set cut short': after(data_set(cut=True), run(**MINE)),
         'a description that names code': after(
             data_set({'pythonClassName': 'antigravity.Feature'}), run(**MINE)
@@ -452,6 +463,24 @@ CASES: dict[str, dict[str, Act]] = {
         'an image of billions of pixels': after(
             pictures(png(100_000, 100_000)),
             preparing('mine', '--data_dir=DIR/d', '--source=DIR/pictures'),
+        ),
+        'a class without an image': after(
+            pictures(png(8, 8)),
+            after(
+                lambda folder: (folder / 'pictures' / 'cow').mkdir(),
+                preparing('mine', '--data_dir=DIR/d', '--source=DIR/pictures'),
+            ),
+        ),
+        'a folder beside train that is no split': after(
+            after(write('src/train/ant/a.png', ''), write('src/more/ant/a.png', '')),
+            preparing('mine', '--data_dir=DIR/d', '--source=DIR/src'),
+        ),
+        'a pickle of CIFAR that runs a command': after(
+            hostile_cifar, preparing('cifar10', '--data_dir=DIR/d', '--source=DIR/cifar')
+        ),
+        'the other CIFAR': after(
+            after(write('cifar/test', ''), write('cifar/meta', '')),
+            preparing('cifar10', '--data_dir=DIR/d', '--source=DIR/cifar'),
         ),
         'packed images that do not unpack': after(
             write('idx/train-images-idx3-ubyte.gz', gzip.compress(bytes(100))[:-9]),

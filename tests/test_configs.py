@@ -39,7 +39,7 @@ def facts_without_files(monkeypatch):
 
     shape: tuple[int, ...] = ()
 
-    def check(config):
+    def check(config, needed=()):
         nonlocal shape
         spec = DATASETS[config.name]
         shape = (config.image_size, config.image_size, config.channels)

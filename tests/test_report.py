@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfkd_jax.reporting import page
+from dfkd_jax.reporting import artifacts, page
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -125,6 +125,21 @@ def test_page_shows_warnings(tmp_path: Path) -> None:
     path = page.page(tmp_path, SUMMARY | {'warnings': {'no_such': 'a < b: --config.x=1'}})
     assert '<p>Warning: a &lt; b: --config.x=1</p>' in path.read_text()
     assert 'Warning' not in page.page(tmp_path, SUMMARY | {'warnings': {}}).read_text()
+
+
+def test_page_says_what_was_measured(tmp_path: Path) -> None:
+    kd = {**SUMMARY, 'method': 'anything', 'config': {'loop': 'kd'}}
+    assert 'The student reaches 49.00 % on real data: 50.0' in page.page(tmp_path, kd).read_text()
+    on_synthetic = artifacts.scores(None, 90.0, 95.0, 90.0)
+    text = page.page(tmp_path, {**SUMMARY, 'dataset': '', **on_synthetic}).read_text()
+    assert 'cpsc on no data set' in text
+    assert 'The student agrees with the teacher on 90.00 % of synthetic images held out' in text
+    assert 'There were no real images, so its accuracy is not known.' in text
+    assert 'The student reaches' not in text and '95.00 %' in text
+    assert artifacts.scores(98.0, 49.0, 50.0, 40.0) == {
+        'teacher_accuracy': 98.0, 'student_accuracy_last': 49.0, 'student_accuracy_best': 50.0,
+        'agreement_with_teacher': 40.0,
+    }  # fmt: skip
 
 
 def test_page_without_pictures(tmp_path: Path) -> None:

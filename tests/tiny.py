@@ -169,7 +169,7 @@ def built(name: str, warmup: int = 0, student_width: int = 8, **changes: Any) ->
     given = frozen(method=name)
     compiled = {
         field: jax.jit(step) for field, step in plain._asdict().items()
-        if step is not contract.unchanged
+        if step not in (None, contract.unchanged)
     }  # fmt: skip
     compiled = plain._replace(**compiled)
     return Built(settings, compiled, given, compiled.init(given, jax.random.key(0)))

@@ -10,9 +10,11 @@ from dfkd_jax.data.loading import Batch as Batch
 from dfkd_jax.data.loading import Dataset as Dataset
 from dfkd_jax.data.loading import Facts as Facts
 from dfkd_jax.data.loading import Settings as Settings
+from dfkd_jax.data.loading import absence as absence
 from dfkd_jax.data.loading import check as check
 from dfkd_jax.data.loading import denormalise as denormalise
 from dfkd_jax.data.loading import find as find
+from dfkd_jax.data.loading import identity as identity
 from dfkd_jax.data.loading import load as load
 from dfkd_jax.data.loading import normalise as normalise
 from dfkd_jax.data.sets import DATASETS as DATASETS

@@ -4,6 +4,9 @@ Data sets lie in the format and at the place of tensorflow-datasets (TFDS), ``da
 version``; they are read without TensorFlow, and ``python -m dfkd_jax.data prepare`` writes them.
 `digits` comes with scikit-learn.
 
+A data-free run needs none of them.  Without images, `check` gives the facts that a config states
+itself (classes, size, normalisation), and `Facts.test_size` is 0.
+
 Images are uint8 until `normalise`: one byte per pixel on the host and on the way to the device.
 """
 
@@ -25,9 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfkd_jax.data.image_folder import eight_bits
 from dfkd_jax.data.sets import DATASETS, Spec, how_to_prepare, spec_of
 from dfkd_jax.errors import DataError
-from dfkd_jax.storage import safe_read
+from dfkd_jax.storage import files, safe_read
 
 RESIZE = ('pad', 'resize', 'crop')
 EVERY = slice(None)  # all rows of a batch
@@ -41,7 +45,7 @@ class Settings(Protocol):
     """The group `data` of a config.
 
     Attributes:
-      name: a data set of `DATASETS`, or one that you prepared under a name of your own.
+      name: a data set of `DATASETS`, or one that you prepared under a name of your own; '': none.
       data_dir: the folder of data sets; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       image_size: the side, in pixels, of the images that networks see.
       channels: of these images: 1 (grey) or 3; grey images fill three channels.
@@ -67,7 +71,7 @@ class Facts(NamedTuple):
 
     name: str
     num_classes: int
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # (): not known
     image_shape: tuple[int, int, int]  # (H, W, channels), as networks see them
     mean: tuple[float, ...]  # [channels], of images in [0, 1]
     std: tuple[float, ...]  # [channels]
@@ -75,6 +79,7 @@ class Facts(NamedTuple):
     test_size: int
     flip: bool  # whether a mirrored image keeps its class
     padding: int  # of random crops, in pixels
+    version: str = ''  # of the stored set; '': there are no images
 
 
 class Batch(NamedTuple):
@@ -109,6 +114,28 @@ class Dataset(NamedTuple):
                 np.pad(label, (0, missing)),
                 np.arange(number) < len(label),
             )
+
+    def part(self, rows: np.ndarray) -> Dataset:
+        """The images of these rows [n], in this order."""
+        images = None if self.images is None else self.images[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        return Dataset(self.facts, len(rows), lambda i: self.fetch(rows[i]), images, labels)
+
+    def resized(self, size: int) -> Dataset:
+        """The images at another size, as 'resize' makes them: read on request."""
+        from PIL import Image
+
+        shape = (size, size, self.facts.image_shape[2])
+
+        def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            images, labels = self.fetch(indices)
+            out = np.zeros((len(images), *shape), np.uint8)
+            for pixels, place in zip(images, out):
+                grey = pixels.shape[-1] == 1
+                _place(Image.fromarray(pixels[..., 0] if grey else pixels), 'resize', place)
+            return out, labels
+
+        return Dataset(self.facts._replace(image_shape=shape), self.size, fetch, None, None)
 
     def shuffled(
         self, batch_size: int, seed: int, start: int = 0, rows: slice = EVERY
@@ -153,14 +180,35 @@ class Dataset(NamedTuple):
                 yield coming.popleft().result()
 
 
-def check(settings: Settings) -> Facts:
+def check(settings: Settings, needed: Sequence[str] = ()) -> Facts:
     """Checks the settings against the data set, without reading an image.
 
-    Raises DataError for an unknown or missing data set, and for sizes, channels, classes or
-    constants that do not fit it.
+    needed: the splits without which the caller can do nothing, of 'train' and 'test'.  Where none
+      is needed, there may be no data set at all: `Facts.test_size` is 0 then.
+    Raises DataError for an unknown or missing data set or split, and for sizes, channels, classes
+    or constants that do not fit it.  Without a data set, the constants must be given or published;
+    one that is not in the folder that `data_dir` names is an error.
     """
-    facts, _, _ = _open(settings)
+    facts, _, _ = _open(settings, images=bool(needed))
+    for split in needed:
+        _check_split(settings, facts, split)
     return facts
+
+
+def absence(settings: Settings) -> str:
+    """Says which images there are not, for a run without any."""
+    if settings.name in NO_NAME:
+        return 'no real images are named (config.data.name)'
+    directory, origin = _data_dir(settings.data_dir)
+    return f'no images of {settings.name} are in {directory} ({origin})'
+
+
+def identity(facts: Facts) -> dict[str, Any]:
+    """What a data set is known by, wherever it lies."""
+    if not facts.test_size:
+        return {'name': facts.name or '', 'version': 'no images'}
+    names = ('name', 'version', 'train_size', 'test_size')
+    return {name: getattr(facts, name) for name in names}
 
 
 def load(
@@ -178,7 +226,8 @@ def load(
     """
     if split not in ('train', 'test'):
         raise DataError(f"split {split!r}: expected 'train' or 'test'")
-    facts, builder, test_split = _open(settings)
+    facts, builder, test_split = _open(settings, images=True)
+    _check_split(settings, facts, split)
     if builder is None:
         return _digits(settings, facts, split, limit)
     size = facts.train_size if split == 'train' else facts.test_size
@@ -222,18 +271,100 @@ class _Stored(NamedTuple):
     std: tuple[float, ...]
     train_size: int
     test_size: int
+    version: str = '1'
 
 
-def _open(settings: Settings) -> tuple[Facts, Any, str]:
-    """The facts, and where to read: a TFDS builder and its test split; None for digits."""
-    spec = spec_of(settings.name)
+def _open(settings: Settings, images: bool) -> tuple[Facts, Any, str]:
+    """The facts, and where to read: a TFDS builder and its test split; None for digits.
+
+    images: whether there must be some; without them there is no builder either.
+    """
+    spec = spec_of(settings.name) if settings.name else None
     if settings.name == 'digits':
         spec, test = DATASETS['digits'], _DIGITS_TEST
         stored = _Stored(10, 1, (8, 8), spec.class_names, spec.mean, spec.std, 1797 - test, test)
         return _facts(settings, spec, stored), None, 'test'
-    builder = find(settings.name, settings.data_dir)
+    builder = _builder(settings, spec, images)
+    if builder is None:
+        return _facts(settings, spec, _nothing(settings, spec)), None, 'test'
     stored, test_split = _stored(settings.name, spec, builder)
     return _facts(settings, spec, stored), builder, test_split
+
+
+class _NotFound(DataError):
+    """There is no data set of a name where data sets are kept."""
+
+
+def _builder(settings: Settings, spec: Spec | None, images: bool) -> Any:
+    """The TFDS builder of the settings' data set; None if there is none, nor need be."""
+    name = settings.name
+    known = spec is not None or settings.mean is not None and settings.std is not None
+    if name in NO_NAME:
+        if images:
+            raise DataError(
+                'config.data.name is empty, which means that there are no real images, and this '
+                'needs some: name a data set that `python -m dfkd_jax.data prepare` made, or give '
+                'a trained teacher by --config.teacher.checkpoint=FILE.'
+            )
+        if not known:
+            raise DataError(f'without a data set, {_CONSTANTS}')
+        return None
+    try:
+        return find(name, settings.data_dir)
+    except _NotFound as error:
+        # A folder that was named is where the images should be.
+        if images or settings.data_dir or not known:
+            raise (error if images else DataError(f'{error}\n{_without(spec)}')) from None
+        return None
+
+
+NO_NAME = ('', 'None', None)
+_CONSTANTS = (
+    'config.data.mean and config.data.std must be those that the teacher was trained with, of '
+    "images in [0, 1]. The usual ones: '(0.485,0.456,0.406)' and '(0.229,0.224,0.225)' "
+    "(ImageNet), '(0.4914,0.4822,0.4465)' and '(0.2023,0.1994,0.2010)' (CIFAR-10), '(0.5,)' and "
+    "'(0.5,)' (images in [-1, 1]), '(0.0,)' and '(1.0,)' (images in [0, 1])."
+)
+
+
+def _without(spec: Spec | None) -> str:
+    """How to run without images, for the end of a message."""
+    mean, std = (str(x).replace(' ', '') for x in ((spec.mean, spec.std) if spec else ('…', '…')))
+    return (
+        'Or distil without any real image, and measure no accuracy:\n'
+        f"  --config.data.name='' --config.data.mean='{mean}' --config.data.std='{std}'"
+        + ('' if spec else f'\n({_CONSTANTS})')
+    )
+
+
+def _nothing(settings: Settings, spec: Spec | None) -> _Stored:
+    """What is known where there are no images: what the settings say."""
+    size, channels, classes = settings.image_size, settings.channels, settings.num_classes
+    if classes < 2:
+        raise DataError(f'config.data.num_classes is {classes}: expected 2 or more')
+    if channels not in (1, 3):
+        raise DataError(f'config.data.channels is {channels}: expected 1 (grey) or 3 (colour)')
+    return _Stored(
+        num_classes=spec.num_classes if spec else classes,
+        channels=spec.channels if spec else channels,
+        sides=(size, size),
+        class_names=spec.class_names if spec else (),
+        mean=spec.mean if spec else (),
+        std=spec.std if spec else (),
+        train_size=0,
+        test_size=0,
+        version='',
+    )
+
+
+def _check_split(settings: Settings, facts: Facts, split: str) -> None:
+    """Raises DataError where a split has no images."""
+    if not (facts.train_size if split == 'train' else facts.test_size):
+        raise DataError(
+            f'{settings.name} has no {"training" if split == "train" else split} images, which '
+            'training a teacher, distilling on real data (kd) and fine-tuning need: prepare it '
+            f'with {split}/ too, or give a trained teacher by --config.teacher.checkpoint=FILE.'
+        )
 
 
 def find(name: str, data_dir: str | None) -> Any:
@@ -281,18 +412,18 @@ def _data_dir(given: str | None) -> tuple[Path, str]:
         root, origin = os.environ['TFDS_DATA_DIR'], '$TFDS_DATA_DIR'
     else:
         root, origin = '~/tensorflow_datasets', 'the default; or set config.data.data_dir'
-    return Path(root).expanduser(), origin
+    return files.expanded(root), origin
 
 
-def _not_found(name: str, directory: Path, origin: str) -> DataError:
+def _not_found(name: str, directory: Path, origin: str) -> _NotFound:
     """The error for a data set that is not in the data folder, listed or unknown."""
     how = how_to_prepare(name, str(directory))
     if spec_of(name):
-        return DataError(f'no data set {name!r} in {directory} ({origin}). Prepare it once:\n{how}')
+        return _NotFound(f'no data set {name!r} in {directory} ({origin}). Prepare it once:\n{how}')
     here = sorted({path.parts[-3] for path in directory.glob('*/*/dataset_info.json')})
     known = sorted({*DATASETS, *here})
     near = difflib.get_close_matches(name, known, n=3)
-    return DataError(
+    return _NotFound(
         f'unknown data set {name!r}.'
         + (f' Did you mean {" or ".join(near)}?' if near else '')
         + f' Known: {", ".join(known)}. In {directory} ({origin}): {", ".join(here) or "none"}.'
@@ -335,12 +466,12 @@ def _stored(name: str, spec: Spec | None, builder: Any) -> tuple[_Stored, str]:
         )
     wanted = [spec.test_split] if spec else ['test', 'validation']
     test_split = next((split for split in wanted if split in splits), None)
-    if test_split is None or 'train' not in splits:
+    if test_split is None:
         raise DataError(
-            f'{place} has the splits {sorted(splits)}: expected train and {" or ".join(wanted)}. '
-            f'{again}'
+            f'{place} has the splits {sorted(splits)}: expected {" or ".join(wanted)}, and train '
+            f'if a teacher is to be trained. {again}'
         )
-    for split in ('train', test_split):
+    for split in {'train', test_split} & set(splits):
         for path in splits[split].filepaths:
             if not os.path.exists(path):
                 raise DataError(f'{place} is not whole, {Path(path).name} is missing. {again}')
@@ -353,8 +484,9 @@ def _stored(name: str, spec: Spec | None, builder: Any) -> tuple[_Stored, str]:
         class_names=(spec.class_names if spec else ()) or tuple(label.names),
         mean=spec.mean if spec else tuple(metadata.get('mean', ())),
         std=spec.std if spec else tuple(metadata.get('std', ())),
-        train_size=splits['train'].num_examples,
+        train_size=splits['train'].num_examples if 'train' in splits else 0,
         test_size=splits[test_split].num_examples,
+        version=Path(place).name,
     )
     return stored, test_split
 
@@ -378,6 +510,7 @@ def _facts(settings: Settings, spec: Spec | None, stored: _Stored) -> Facts:
         test_size=stored.test_size,
         flip=spec.flip if spec else True,
         padding=spec.padding if spec else max(1, size // 8),
+        version=stored.version,
     )
 
 
@@ -457,7 +590,7 @@ def _reader(settings: Settings, facts: Facts, builder: Any, split: str) -> Fetch
     def decode(index: int, file: bytes, out: np.ndarray) -> None:
         try:
             with Image.open(io.BytesIO(file)) as image:
-                _place(image.convert(mode), settings.resize, out)
+                _place(eight_bits(image).convert(mode), settings.resize, out)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow would name the object in memory that it cannot read.
             unknown = isinstance(error, UnidentifiedImageError)

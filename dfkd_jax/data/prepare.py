@@ -1,9 +1,10 @@
 """Writes data sets in the format and at the place of tensorflow-datasets, without TensorFlow.
 
-Three kinds of source are read: the IDX files of Fashion-MNIST, the binary version of CIFAR, and a
-folder of class folders of images.  An official data set is written with its official name, version
-and features, so ``tfds.data_source(name, data_dir=...)`` reads it in any process.  Without a
-source, TFDS itself downloads and prepares an official data set; that needs TensorFlow.
+Three kinds of source are read: the IDX files of Fashion-MNIST, CIFAR as its authors publish it (the
+binary or the python version, a folder or an archive), and a folder of class folders of images.  An
+official data set is written with its official name, version and features, so
+``tfds.data_source(name, data_dir=...)`` reads it in any process.  Without a source, TFDS itself
+downloads and prepares an official data set; that needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfkd_jax.data import image_folder
+from dfkd_jax.data import cifar, image_folder
 from dfkd_jax.data.sets import DATASETS, Spec, how_to_prepare, spec_of
 from dfkd_jax.errors import DataError
+from dfkd_jax.storage import files
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # of the Debian package
 Examples = Iterable[tuple[Any, dict[str, Any]]]  # keys, which TFDS shuffles by, and features
@@ -44,32 +46,32 @@ def prepare(name: str, data_dir: str | Path, source: str | Path | None = None) -
     Raises DataError where the folder exists already, and for a source that is missing or unusable.
     """
     spec = spec_of(name)
-    root = Path(data_dir).expanduser()
+    root = files.expanded(data_dir)
     if name == 'digits':
         raise DataError('digits comes with scikit-learn: there is nothing to prepare')
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
         raise DataError(f'name {name!r}: expected lower-case letters, digits and _, as in my_set')
     official, version = (spec.tfds_name or name, spec.version) if spec else (name, '1.0.0')
-    place = root / official / str(version)
-    if place.exists():
-        raise DataError(f'{place} is there already: remove it first to prepare {name} again')
+    target = root / official / str(version)
+    if target.exists():
+        raise DataError(f'{target} is there already: remove it first to prepare {name} again')
     if source is None and name == 'fashion_mnist':
         source = FASHION_MNIST
     if source is None:
         return _official(name, root)
 
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise DataError(
-            f'no folder {folder}. To prepare {name}:\n{how_to_prepare(name, str(root))}'
-        )
+    place = files.expanded(source)
+    if name in _CIFAR and place.exists():
+        found = cifar.find(name, place)
+        if found is not None:
+            return write(name, spec, root, *_cifar(name, found))
+    if not place.is_dir():
+        raise DataError(f'no folder {place}. To prepare {name}:\n{how_to_prepare(name, str(root))}')
     if name == 'fashion_mnist':
-        return write(name, spec, root, *_fashion_mnist(folder))
-    if name in _CIFAR and any(folder.rglob(_CIFAR[name].test[0])):
-        return write(name, spec, root, *_cifar(name, folder))
-    if official == 'imagenet2012' and any(folder.glob('ILSVRC2012_img_*.tar')):
-        return _official(name, root, folder)
-    return write(name, spec, root, *_class_folders(name, spec, folder))
+        return write(name, spec, root, *_fashion_mnist(place))
+    if official == 'imagenet2012' and any(place.glob('ILSVRC2012_img_*.tar')):
+        return _official(name, root, place)
+    return write(name, spec, root, *_class_folders(name, spec, place))
 
 
 def write(
@@ -222,78 +224,35 @@ def _idx(folder: Path, name: str, rank: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-# --- CIFAR: the binary version -------------------------------------------------------------
+# --- CIFAR -----------------------------------------------------------------------------------
+
+_CIFAR = ('cifar10', 'cifar100')
 
 
-class _Cifar(NamedTuple):
-    """Records of label bytes, then 3 x 32 x 32 pixels."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    labels: dict[str, str]  # a record's label bytes, in order: the feature and its file of names
-
-
-_CIFAR = {
-    'cifar10': _Cifar(
-        tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
-        ('test_batch.bin',),
-        {'label': 'batches.meta.txt'},
-    ),
-    'cifar100': _Cifar(
-        ('train.bin',),
-        ('test.bin',),
-        {'coarse_label': 'coarse_label_names.txt', 'label': 'fine_label_names.txt'},
-    ),
-}
-
-
-def _cifar(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Split]]:
+def _cifar(name: str, source: cifar.Source) -> tuple[dict[str, Any], dict[str, Split]]:
     import tensorflow_datasets as tfds
 
-    files = _CIFAR[name]
-    folder = next(folder.rglob(files.test[0])).parent
-    missing = [
-        file
-        for file in (*files.train, *files.test, *files.labels.values())
-        if not (folder / file).is_file()
-    ]
-    if missing:
-        raise DataError(f'{folder} lacks {", ".join(missing)}: unpack the whole archive again')
-    names = {key: (folder / file).read_text().split() for key, file in files.labels.items()}
-    if names['label'] != list(DATASETS[name].class_names):
-        raise DataError(
-            f'{folder / files.labels["label"]} lists the classes {names["label"]}; expected '
-            f'{list(DATASETS[name].class_names)}'
-        )
-    record = len(names) + 3 * 32 * 32
-
     def split(key: str, parts: tuple[str, ...]) -> Split:
-        size = sum((folder / part).stat().st_size for part in parts)
-        if size % record or not size:
-            raise DataError(
-                f'{", ".join(parts)} in {folder} have {size:,} bytes, no whole number of records '
-                f'of {record}: unpack the archive again'
-            )
-
         def make() -> Examples:
             i = 0
-            for part in parts:
-                rows = np.fromfile(folder / part, np.uint8).reshape(-1, record)
-                for row in rows:
-                    image = row[len(names) :].reshape(3, 32, 32).transpose(1, 2, 0)
-                    labels = {key: int(label) for key, label in zip(names, row, strict=False)}
+            for part in source.parts(parts):
+                for row, image in enumerate(part.images):
+                    labels = {name: int(label[row]) for name, label in part.labels.items()}
                     # Keys and ids are TFDS's own, so that the stored order is too.
                     yield i, {'id': f'{key}_{i:05d}', 'image': png(image), **labels}
                     i += 1
 
-        return Split(size // record, make)
+        # Read once before anything is written, so that damage is told first.
+        return Split(sum(len(part.images) for part in source.parts(parts)), make)
 
     features = {
         'id': tfds.features.Text(),
         'image': tfds.features.Image(shape=(32, 32, 3)),
-        **{key: tfds.features.ClassLabel(names=values) for key, values in names.items()},
+        **{key: tfds.features.ClassLabel(names=names) for key, names in source.names.items()},
     }
-    return features, {'train': split('train', files.train), 'test': split('test', files.test)}
+    version = source.version
+    splits = {'train': split('train', version.train), 'test': split('test', version.test)}
+    return features, splits
 
 
 # --- A folder of class folders -------------------------------------------------------------
@@ -304,39 +263,47 @@ def _class_folders(
 ) -> tuple[dict[str, Any], dict[str, Split], dict[str, Any]]:
     """Features, splits and metadata of CLASS/*, or train/CLASS/* with val/ or test/ beside it.
 
-    Without val/ or test/, a fifth of each class becomes the test split.  Tiny-ImageNet's val/ (one
-    folder of images, and their classes in val_annotations.txt) is understood; words.txt gives words
-    to class folders that are named by WordNet ids.
+    Without val/ or test/, a fifth of each class becomes the test split; val/ or test/ alone makes a
+    set to measure on.  Tiny-ImageNet's val/ (one folder of images, and their classes in
+    val_annotations.txt) is understood; words.txt gives words to class folders that are named by
+    WordNet ids.  The metadata are the moments of the training images or, without them, of others.
     """
     import tensorflow_datasets as tfds
 
-    classes = image_folder.class_folders(folder)
-    _check_classes(name, spec, folder, classes)
-    files = image_folder.labelled_splits(folder, classes)
-    if spec and spec.test_split not in files:
-        raise DataError(f'{folder} has no labelled images in val/: expected those of {name}')
+    layout = image_folder.understand(folder)
+    _check_classes(name, spec, layout)
+    labelled = image_folder.labelled_splits(layout)
+    if spec and spec.test_split not in labelled:
+        raise DataError(
+            f'{layout.top} has no labelled images of {name} for its split {spec.test_split}: '
+            f'expected {spec.test_split}/CLASS/*'
+        )
+    for remark in image_folder.remarks(layout, labelled):
+        print(f'{name}: {remark}', file=sys.stderr, flush=True)
 
-    grey, shape = image_folder.formats(path for part in files.values() for path, _ in part)
+    grey, shape = image_folder.formats(path for part in labelled.values() for path, _ in part)
+    names = image_folder.class_names(layout.top, layout.classes)
     features = {
         'image': tfds.features.Image(shape=(*(shape or (None, None)), 1 if grey else 3)),
-        'label': tfds.features.ClassLabel(names=image_folder.class_names(folder, classes)),
+        'label': tfds.features.ClassLabel(names=names),
         'file_name': tfds.features.Text(),
     }
     # Decoding finds broken files now rather than in a run; a million photographs would take hours.
     decode = spec is not DATASETS['imagenet']
-    moments: dict[str, Any] = {'train': {}}  # filled in by the training images
+    measured = 'train' if 'train' in labelled else next(iter(labelled))
+    moments: dict[str, Any] = {measured: {}}  # filled in by its images
     splits = {
         split: Split(
-            len(pairs), partial(_examples, folder, pairs, grey, decode, moments.get(split))
+            len(pairs), partial(_examples, layout.top, pairs, grey, decode, moments.get(split))
         )
-        for split, pairs in files.items()
+        for split, pairs in labelled.items()
     }
-    return features, splits, moments['train']
+    return features, splits, moments[measured]
 
 
-def _check_classes(name: str, spec: Spec | None, folder: Path, classes: list[str]) -> None:
+def _check_classes(name: str, spec: Spec | None, layout: image_folder.Layout) -> None:
     """Raises DataError unless the class folders are those of a listed data set."""
-    top = image_folder.training_folder(folder)
+    top, classes = next(iter(layout.splits.values())), layout.classes
     if spec and len(classes) != spec.num_classes:
         raise DataError(
             f'{name} has {spec.num_classes} classes, {top} has {len(classes)} folders of images: '
@@ -385,6 +352,7 @@ def _to_store(path: Path, grey: bool, decode: bool) -> tuple[Any, np.ndarray | N
         as_it_is = image.format in ('JPEG', 'PNG') and image.mode in ('L', mode)
         if as_it_is and not decode:
             return str(path), None
+        image = image_folder.eight_bits(image)
         # Palettes with transparency first get an alpha channel; Pillow warns otherwise.
         full = image.convert('RGBA') if image.mode == 'P' and not grey else image
         pixels = np.asarray(full.convert(mode))

@@ -112,10 +112,13 @@ def how_to_prepare(name: str, data_dir: str) -> str:
         )
     if name in ('cifar10', 'cifar100'):
         folder = {'cifar10': 'cifar-10-batches-bin', 'cifar100': 'cifar-100-binary'}[name]
+        archive = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[name]
         return (
             f'{tensorflow}{command}\n'
             f'or, without TensorFlow, from the unpacked binary version ({folder}) of its authors:\n'
-            f'{command} --source={folder}'
+            f'{command} --source={folder}\n'
+            f'or from their python version, in its archive or unpacked:\n'
+            f'{command} --source={archive}'
         )
     if name == 'tiny_imagenet':
         return f'with the folder of tiny-imagenet-200.zip:\n{command} --source=tiny-imagenet-200'
@@ -127,7 +130,8 @@ def how_to_prepare(name: str, data_dir: str) -> str:
     if name in ('imagenet', 'imagenet2012'):
         return (
             'with the images, which you request at https://image-net.org/download-images,\n'
-            'as train/CLASS/*.JPEG and val/CLASS/*.JPEG in FOLDER:\n'
+            'as train/CLASS/*.JPEG and val/CLASS/*.JPEG in FOLDER (val/ alone is enough to measure '
+            'on):\n'
             f'{command} --source=FOLDER\n'
             'or, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in FOLDER:\n'
             f'{tensorflow}{command} --source=FOLDER'

@@ -13,6 +13,7 @@ continued synthesis needs.  ``bank.json`` describes how the bank is made.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -145,6 +146,22 @@ def dataset(folder: Path, batches: int, facts: data.Facts, size: int) -> data.Da
         images = np.concatenate([np.zeros((0, *shape), np.uint8), *whole])
         return data.Dataset(facts, number, lambda i: (images[i], label[i]), images, label)
     return data.Dataset(facts, number, _reader(folder, index, shape), None, None)
+
+
+def digest(folder: Path, batches: int) -> str:
+    """The sha256 of the checksums of all images, by which a bank is known wherever it lies."""
+    sums = [read_sums(folder, number) for number in range(batches)]
+    return hashlib.sha256(np.concatenate([*sums, np.zeros(0, np.uint32)]).tobytes()).hexdigest()
+
+
+def read_sums(folder: Path, number: int) -> np.ndarray:
+    """The CRC-32 of each image of a batch and its label, [n] uint32, as written."""
+    path = path_of(folder, number)
+    try:
+        with safe_open(path, framework='numpy') as file:
+            return file.get_tensor('sum')
+    except Exception as error:  # safetensors raises its own type
+        raise BankError(f'{path} is missing or damaged ({error}). {AGAIN}') from error
 
 
 def _index(folder: Path, batches: int, shape: tuple[int, ...], num_classes: int) -> _Index:

@@ -21,6 +21,7 @@ from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.diffusion.vae import AutoencoderKL
 from dfkd_jax.errors import DiffusionError
 from dfkd_jax.models.layers import Array, Dtype
+from dfkd_jax.storage import files
 
 # The schedule of Ho et al., for a UNet2DModel in a folder without a scheduler.
 DDPM = {'_class_name': 'DDPMScheduler', 'beta_schedule': 'linear', 'beta_start': 1e-4,
@@ -103,7 +104,7 @@ def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) ->
     Raises:
       DiffusionError: for a folder that is incomplete, damaged, or of a model that is not supported.
     """
-    folder = SHIPPED / folder if folder in shipped() else Path(folder).expanduser()
+    folder = SHIPPED / folder if folder in shipped() else files.expanded(folder)
     if not folder.is_dir():
         raise DiffusionError(
             f'there is no folder {folder}: check the path. The priors that ship with dfkd_jax are '

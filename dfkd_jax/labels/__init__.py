@@ -9,4 +9,5 @@ from dfkd_jax.labels.names import class_names as class_names
 from dfkd_jax.labels.names import sentences as sentences
 from dfkd_jax.labels.table import Settings as Settings
 from dfkd_jax.labels.table import load as load
+from dfkd_jax.labels.table import settled as settled
 from dfkd_jax.labels.table import standardise as standardise

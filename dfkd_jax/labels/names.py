@@ -51,8 +51,8 @@ def sentences(prompt: str, dataset: str, names: Sequence[str], num_classes: int)
         raise LabelError(
             f'the data set {dataset!r} has {len(words)} class names and '
             f'config.data.num_classes={num_classes}: expected one name per class. '
-            "Name the classes, or set config.labels.text='index' or config.labels.source='onehot', "
-            'which need no names.'
+            "Name the classes, or set config.labels.text='index' or config.labels.source='onehot' "
+            "(of a diffusion model: a config.prior.prompt without '{}'), which need no names."
         )
     return [sentence(prompt, word) for word in words]
 

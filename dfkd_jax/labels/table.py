@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 
 from dfkd_jax.errors import LabelError
 from dfkd_jax.labels import encoders, names
-from dfkd_jax.storage import safe_read
+from dfkd_jax.storage import files, safe_read
 
 SOURCES = ('table', 'minilm', 'clip', 'onehot')
 TEXTS = ('names', 'index')
 PROMPT = 'a image of {}'  # of the shipped table; the grammar is that of NAYER's code
 SHIPPED = Path(__file__).with_name('label_tables.npz')
+SHIPPED_INDICES = 100
 SHIPPED_FOR = ('cifar10', 'cifar100', 'fashion_mnist', 'digits')  # and 'index', up to 100 classes
 
 
@@ -79,10 +81,30 @@ def load(
     elif settings.source == 'clip':
         table = encoders.encode_clip(texts(), settings.path)
     else:
-        table = _from_file(Path(settings.path or SHIPPED).expanduser(), dataset, texts)
+        table = _from_file(files.expanded(settings.path or SHIPPED), dataset, texts)
     _check_table(table, settings, num_classes)
     table = table.astype(np.float32)
     return standardise(table) if settings.standardise else table
+
+
+def settled(
+    settings: Settings, dataset: str, class_names: Sequence[str], num_classes: int
+) -> Settings:
+    """The settings as `load` can follow them where no class names are known.
+
+    Embeddings of names become those of numbers ("class 7") or, where the shipped table has not so
+    many, orthogonal codes.  Ours: the papers know their classes.  The same settings where names are
+    known or not asked for, and for a table of your own.
+    """
+    given = settings.source == 'table' and settings.path is not None
+    named = class_names or names.class_names(dataset)
+    if named or given or settings.text != 'names' or settings.source == 'onehot':
+        return settings
+    changed = {name: getattr(settings, name) for name in Settings.__annotations__}
+    changed['text'] = 'index'
+    if settings.source == 'table' and num_classes > SHIPPED_INDICES:
+        changed['source'] = 'onehot'
+    return SimpleNamespace(**changed)
 
 
 def standardise(table: np.ndarray) -> np.ndarray:

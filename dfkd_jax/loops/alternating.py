@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import build, data, evaluate
+from dfkd_jax import build, data, evaluate, labels
 from dfkd_jax.contract import Frozen, Phase, State
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
@@ -25,6 +25,7 @@ from dfkd_jax.reporting import artifacts, metrics
 from dfkd_jax.storage import files
 
 TABLE = 'labels.npy'  # the label embeddings that a run began with, if its method has any
+HELD_OUT = 2**31 - 1  # of the seed's key: the child for held-out images; others have small numbers
 ADVICE = (
     'Lower config.student.lr or config.generator.lr (config.pixels.lr), or the weight of the term, '
     'in a new --workdir.'
@@ -35,19 +36,22 @@ def distil(
     config: Any,
     workdir: Path,
     run: build.Run,
-    test: data.Dataset,
+    test: data.Dataset | None,
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
     """Runs all phases and leaves the results of every run.
 
+    test: None: agreement is measured on held-out synthetic images, in place of accuracy.
     Returns the summary.  Raises Stopped, NonFiniteError, and ConfigError if the embeddings are not
     those that the run began with.
     """
     plan, models = run.plan, run.models
     artifacts.warn(run.warnings)
     frozen = plan.replicate(Frozen(teacher=teacher, extra=_kept(workdir, run.extra)))
-    of_teacher = evaluate.teacher(config, plan, models.teacher, frozen.teacher, test)
+    of_teacher = None
+    if test is not None:
+        of_teacher = evaluate.teacher(config, plan, models.teacher, frozen.teacher, test)
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one per round
     queries = _queries(config, run, frozen)
@@ -64,8 +68,9 @@ def distil(
         inputs=(frozen, key_init),
         advance=advance,
         every=_cadences(config),
-        measure=_measure(config, run, test, of_teacher.predicted),
-        score='student_accuracy',
+        measure=_measure(config, run, frozen, test, of_teacher),
+        score='student_accuracy' if test else 'agreement_with_teacher',
+        subject='student' if test else 'agreement',
         totals=lambda done: {'teacher_queries': queries[done - 1]},
         images=lambda done: _images(config.synthesis, phases[:done])[0],
         advice=f'{session.kept(workdir)} {ADVICE}',
@@ -77,18 +82,28 @@ def distil(
     synthesised, distilled = _images(config.synthesis, phases)
     return artifacts.finish(
         workdir, config, run.facts, student, samples, metrics.read(workdir),
-        teacher_accuracy=of_teacher.accuracy,
-        student_accuracy_last=record.last,
-        student_accuracy_best=record.best,
+        **artifacts.scores(
+            of_teacher and of_teacher.accuracy, record.last, record.best,
+            record.measured['agreement_with_teacher'],
+        ),
         best_round=record.best_at,
-        agreement_with_teacher=record.measured['agreement_with_teacher'],
         seconds=round(record.seconds, 2),
         rounds=len(phases),
         images_synthesised=synthesised,
         images_distilled=distilled,
         teacher_queries=queries[-1],
         warnings=run.warnings,
+        **_label_texts(config, run.facts),
     )  # fmt: skip
+
+
+def _label_texts(config: Any, facts: data.Facts) -> dict[str, str]:
+    """What label embeddings are of where it is not what the config says; nothing elsewhere."""
+    if 'labels' not in config:
+        return {}
+    known = config.data.name, facts.class_names, facts.num_classes
+    settled = labels.settled(config.labels, *known)
+    return {} if settled is config.labels else {'label_embeddings_of': build.unnamed(settled)}
 
 
 def _cadences(config: Any) -> session.Every:
@@ -98,17 +113,46 @@ def _cadences(config: Any) -> session.Every:
 
 
 def _measure(
-    config: Any, run: build.Run, test: data.Dataset, by_teacher: np.ndarray
+    config: Any,
+    run: build.Run,
+    frozen: Frozen,
+    test: data.Dataset | None,
+    of_teacher: evaluate.OfTeacher | None,
 ) -> Callable[[State], session.Row]:
     """Measures a state: the student on test images, whose classes serve nothing else."""
+    if test is None or of_teacher is None:
+        return _measure_without_images(config, run, frozen)
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
 
     def measure(state: State) -> session.Row:
         predicted, label = classify(state.student.variables, test, config.eval_batch_size)
         return {
             'student_accuracy': evaluate.accuracy(predicted, label),
-            'agreement_with_teacher': evaluate.accuracy(predicted, by_teacher),
+            'agreement_with_teacher': evaluate.accuracy(predicted, of_teacher.predicted),
         }
+
+    return measure
+
+
+def _measure_without_images(
+    config: Any, run: build.Run, frozen: Frozen
+) -> Callable[[State], session.Row]:
+    """Measures a state: the student's agreement with the teacher on held-out synthetic images.
+
+    They are drawn with keys that nothing else uses, the same at every measurement.
+    """
+    draw = run.plan.call(run.whole.held_out or run.whole.sample)
+    same = evaluate.on_synthetic(run.plan, run.models.teacher, run.models.student)
+    key = jax.random.fold_in(jax.random.key(config.seed), HELD_OUT)
+    batches = -(-evaluate.HELD_OUT // config.synthesis.student_batch_size)
+
+    def measure(state: State) -> session.Row:
+        agree = []
+        for number in range(batches):
+            batch = draw(frozen, state, jax.random.fold_in(key, number))
+            images = np.asarray(batch.image)
+            agree.append(same(frozen.teacher, state.student.variables, images))
+        return {'agreement_with_teacher': 100 * float(np.mean(np.concatenate(agree)))}
 
     return measure
 

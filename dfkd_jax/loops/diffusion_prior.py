@@ -72,6 +72,7 @@ def run(
         return formats.read_json(workdir / PRIOR / RECEIPT)
     module, schedule, plan = check(config)
     images, held_out = load_images(config.data)
+    folders.keep_inputs(workdir, images=folders.digest([images, held_out]))
     tx, frozen = optimiser(recipe), plan.replicate(images)
     step = plan.compile(make_step(module, schedule, tx, recipe, plan.shards))
     measure = make_measure(module, schedule, plan, held_out, recipe.batch_size)
@@ -132,11 +133,11 @@ def load_images(config: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     if (config.folder is None) == (config.name is None):
         raise ConfigError(
-            'set one of --config.data.folder (of PNG or JPEG images) and --config.data.name (of a '
-            f'data set in TFDS format); they are {config.folder!r} and {config.name!r}.'
+            'set one of --config.data.folder (of images) and --config.data.name (of a data set in '
+            f'TFDS format); they are {config.folder!r} and {config.name!r}.'
         )
     if config.folder is not None:
-        images = read_folder(Path(config.folder).expanduser(), config.image_size, config.channels)
+        images = read_folder(files.expanded(config.folder), config.image_size, config.channels)
     else:
         fields = ('name', 'data_dir', 'num_classes', 'image_size', 'channels', 'resize')
         found = {field: config[field] for field in fields} | {'mean': (0.0,), 'std': (1.0,)}
@@ -157,7 +158,7 @@ def load_images(config: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def source(config: Any) -> Any:
     """The source of the images, for the receipt: images.json of their folder, or a name."""
-    about = Path(config.folder or '') / 'images.json'
+    about = files.expanded(config.folder or '') / 'images.json'
     if config.folder is not None and about.is_file():
         return formats.read_json(about)
     return config.name or Path(config.folder).name

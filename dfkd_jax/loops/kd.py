@@ -24,7 +24,7 @@ METHOD = 'kd'  # a method of the command line, and a role of `teach`
 def prepare(config: Any) -> supervised.Training:
     """The training, checked before anything is trained.  Raises ConfigError and DataError."""
     build.check_numbers(config)
-    steps = data.check(config.data).train_size // config.teach.batch_size
+    steps = data.check(config.data, ('train', 'test')).train_size // config.teach.batch_size
     return supervised.prepare(config, 'teach', config.student.model, steps, distil=True)
 
 
@@ -51,11 +51,11 @@ def distil(
     images = config.teach.epochs * training.epoch_steps * config.teach.batch_size
     return artifacts.finish(
         workdir, config, test.facts, student, None, supervised.curves(at), unit='epochs',
-        teacher_accuracy=of_teacher.accuracy,
-        student_accuracy_last=trained['accuracy'],
-        student_accuracy_best=trained['best_accuracy'],
+        **artifacts.scores(
+            of_teacher.accuracy, trained['accuracy'], trained['best_accuracy'],
+            evaluate.accuracy(predicted, of_teacher.predicted),
+        ),
         best_round=trained['best_epoch'],
-        agreement_with_teacher=evaluate.accuracy(predicted, of_teacher.predicted),
         seconds=trained['seconds'],
         rounds=config.teach.epochs,
         images_synthesised=0,

@@ -29,10 +29,12 @@ from dfkd_jax.distributed import processes
 from dfkd_jax.loops import session, supervised
 from dfkd_jax.loops.round import make_round
 from dfkd_jax.methods.shared import trajectories
-from dfkd_jax.reporting import artifacts, page
+from dfkd_jax.reporting import artifacts, metrics, page
 from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage import workdir as folder
 from dfkd_jax.storage.checkpoints import Restored
 
+MOST_HELD_OUT = 5000  # images
 SHOWN = 10  # images of each class in the picture that a run leaves
 
 
@@ -40,45 +42,60 @@ def distil(
     config: Any,
     workdir: Path,
     run: build.Run,
-    test: data.Dataset,
+    test: data.Dataset | None,
     teacher: dict[str, Any],
     interrupted: Callable[[], bool],
 ) -> dict[str, Any]:
     """Synthesises into ``workdir/bank``, distils from it and leaves the results of every run.
 
+    test: None: a part of the bank is held out from the student, and its agreement with the teacher
+      there is measured in place of accuracy.
     Returns the summary.  Raises BankError for a damaged bank, or for another run's bank that is not
     full or not of this config; Stopped after saving; ConfigError and NonFiniteError.
     """
     artifacts.warn(run.warnings)
     on_devices = run.plan.replicate(teacher)
-    of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
-    bank = Path(config.synthesis.bank or workdir / 'bank')
+    of_teacher = None
+    if test is not None:
+        of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
+    bank = files.expanded(config.synthesis.bank or workdir / 'bank')
     total = trajectories.count(config.synthesis, config.data.num_classes)
-    # Now, since a mistake in it would be told hours later.
+    # The distillation is checked before the synthesis, which may take hours.
     size = config.data.num_classes * config.synthesis.per_class
+    held = 0 if test is not None else held_out_images(size)
     name, at = config.student.model, workdir / 'distillation'
-    epoch_steps = size // config.distil.batch_size
+    epoch_steps = (size - held) // config.distil.batch_size
     training = supervised.prepare(config, 'distil', name, epoch_steps, distil=True)
     synthesis_seconds = 0.0
     if config.synthesis.bank:
         synthetic.check(bank, description(config))
+        folder.keep_inputs(workdir, bank=synthetic.digest(bank, total))
     else:
+        if run.extra:
+            folder.keep_inputs(workdir, prior=folder.digest(run.extra.frozen))
         synthesis_seconds = synthesise(config, workdir, run, teacher, interrupted)
     images = synthetic.dataset(bank, total, run.facts, config.synthesis.stored_size)
+    train, score = images, 'accuracy'
+    if test is None:
+        train, test = held_out(config, run, on_devices, images, held)
+        score = 'agreement'
     trained = supervised.fit(
-        training, at, images, test, 'student', config.seed, interrupted, on_devices
+        training, at, train, test, 'student', config.seed, interrupted, on_devices, score=score
     )
-    student = model_folder.load_model(at)[1]
-    classify = evaluate.classifier(run.plan, run.models.student, run.facts)
-    predicted, _ = classify(run.plan.replicate(student), test, config.eval_batch_size)
+    agreement = trained[score]
+    if of_teacher is not None:
+        student = run.plan.replicate(model_folder.load_model(at)[1])
+        classify = evaluate.classifier(run.plan, run.models.student, run.facts)
+        predicted, _ = classify(student, test, config.eval_batch_size)
+        agreement = evaluate.accuracy(predicted, of_teacher.predicted)
     distilled = config.distil.epochs * epoch_steps * config.distil.batch_size
     shown = _shown(bank, total, run)
     return artifacts.finish(
-        workdir, config, run.facts, student, shown, supervised.curves(at), unit='epochs',
-        teacher_accuracy=of_teacher.accuracy,
-        student_accuracy_last=trained['accuracy'],
-        student_accuracy_best=trained['best_accuracy'],
-        agreement_with_teacher=evaluate.accuracy(predicted, of_teacher.predicted),
+        workdir, config, run.facts, model_folder.load_model(at)[1], shown, supervised.curves(at),
+        unit='epochs',
+        **artifacts.scores(
+            of_teacher and of_teacher.accuracy, trained[score], trained[f'best_{score}'], agreement
+        ),
         seconds=round(synthesis_seconds + trained['seconds'], 2),
         seconds_synthesis=round(synthesis_seconds, 2),
         seconds_distillation=trained['seconds'],
@@ -88,6 +105,31 @@ def distil(
         bank=str(bank),
         warnings=run.warnings,
     )  # fmt: skip
+
+
+def held_out_images(size: int) -> int:
+    """How many of a bank's images are held out where there are no real ones: a tenth, not all."""
+    return min(max(1, size // 10), MOST_HELD_OUT)
+
+
+def held_out(
+    config: Any, run: build.Run, teacher: Any, images: data.Dataset, number: int
+) -> tuple[data.Dataset, data.Dataset]:
+    """A bank's images to train on, and the `number` held out, labelled by the teacher.
+
+    Which ones depends on the size of the bank alone.  The held-out ones are those that networks
+    see: of `config.data.image_size` pixels.
+    """
+    order = np.random.default_rng(0).permutation(images.size)
+    apart, rest = np.sort(order[:number]), np.sort(order[number:])
+    test = images.part(apart)
+    if config.synthesis.stored_size != config.data.image_size:
+        test = test.resized(config.data.image_size)
+    classify = evaluate.classifier(run.plan, run.models.teacher, run.facts)
+    predicted, _ = classify(teacher, test, config.eval_batch_size)
+    fetch = test.fetch
+    labelled = test._replace(fetch=lambda i: (fetch(i)[0], predicted[i]), labels=predicted)
+    return images.part(rest), labelled
 
 
 def synthesise(
@@ -161,7 +203,9 @@ class _Bank(NamedTuple):
         if not done or self.init is None:
             return None
         state = self.init().replace(round=jnp.asarray(done, jnp.int32))
-        first = done - done % self.config.log_every_rounds
+        # The rows since the last one of metrics.csv; how often one is written may have changed.
+        written = metrics.read(self.timer.parent)['round']
+        first = processes.broadcast_from_first(int(max(written[written <= done], default=0)))
         rows = [synthetic.measured(self.folder, number) for number in range(first, done)]
         return Restored(done, state, {'seconds': self.seconds(), 'pending': rows})
 

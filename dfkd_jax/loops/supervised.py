@@ -64,7 +64,7 @@ def run(
         return model_folder.load_model(workdir)[0]
     name = config.teacher.model if role == 'teacher' else config.student.model
     build.check_numbers(config)
-    data.check(config.data)
+    facts = data.check(config.data, ('train', 'test'))
     teacher: dict[str, Any] = {}
     if role == 'kd':
         if config.teacher.checkpoint is None:
@@ -73,6 +73,8 @@ def run(
     train, test = (data.load(config.data, split) for split in ('train', 'test'))
     epoch_steps = train.size // config.teach.batch_size
     training = prepare(config, 'teach', name, epoch_steps, distil=role == 'kd')
+    given = {'teacher': folder.digest(teacher)} if role == 'kd' else {}
+    folder.keep_inputs(workdir, data=data.identity(facts), **given)
     return fit(training, workdir, train, test, role, config.seed, interrupted, teacher)
 
 
@@ -172,6 +174,7 @@ def fit(
     interrupted: Callable[[], bool] = lambda: False,
     teacher: Any = None,
     start: Any = None,
+    score: str = 'accuracy',
 ) -> dict[str, Any]:
     """Trains on the images of `train` and leaves a model folder, as `run` does.
 
@@ -179,6 +182,8 @@ def fit(
     seed: of weights, batches and augmentation.
     teacher: its variables, on the host or the devices, if `training` distils.
     start: the variables to begin with; None: random ones.
+    score: what the share of labels of `test` that are predicted is called in the model folder;
+      'agreement' where they are a teacher's predictions.
     """
     if processes.broadcast_from_first((workdir / model_folder.CARD).exists()):
         return model_folder.load_model(workdir)[0]
@@ -198,7 +203,7 @@ def fit(
     def measure(state: State) -> session.Row:
         assert test is not None
         found = classify(state.net.variables, test, training.eval_batch_size)
-        return {'test_accuracy': evaluate.accuracy(*found)}
+        return {f'test_{score}': evaluate.accuracy(*found)}
 
     work = session.Work(
         plan=plan,
@@ -208,7 +213,7 @@ def fit(
         advance=advance,
         every=session.Every(1, recipe.eval_every_epochs, recipe.save_every_epochs),
         measure=measure if test else session.nothing,
-        score='test_accuracy',
+        score=f'test_{score}',
         unit='epoch',
         subject=role,
         advice=f'({role}.) {session.kept(workdir)} Lower its lr, in a new --workdir.',
@@ -216,7 +221,7 @@ def fit(
     state, record = session.run(work, workdir, interrupted)
     processes.by_first(lambda: model_folder.save_classifier(
         workdir, training.name, jax.device_get(state.net.variables), training.data,
-        role=role, accuracy=record.last, best_accuracy=record.best,
+        role=role, **{score: record.last, f'best_{score}': record.best},
         best_epoch=record.best_at, epochs=recipe.epochs, seed=seed,
         seconds=round(record.seconds, 2),
         device=folder.device(), versions=folder.versions(), recipe=files.plain(recipe),
@@ -252,13 +257,11 @@ def _reader(
 
 
 def curves(workdir: Path) -> dict[str, Any]:
-    """The curves of a training for the report page: accuracy and loss by epoch."""
+    """The curves of a training for the report page: accuracy or agreement, and loss, by epoch."""
     measured = metrics.read(workdir)
-    return {
-        'round': measured['round'],
-        'student_accuracy': measured['test_accuracy'],
-        's/kd': measured['loss'],
-    }
+    names = {'test_accuracy': 'student_accuracy', 'test_agreement': 'agreement_with_teacher'}
+    shown = {names[name]: measured[name] for name in names if name in measured}
+    return {'round': measured['round'], **shown, 's/kd': measured['loss']}
 
 
 def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:

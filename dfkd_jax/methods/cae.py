@@ -256,7 +256,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         metrics = shards.mean({'s/' + name: term for name, term in terms.items()})
         return state.replace(student=student), metrics
 
-    return Method(init, generator_step, student_step, learner.sample, begin, finish)
+    return Method(
+        init, generator_step, student_step, learner.sample, begin, finish, learner.held_out
+    )
 
 
 def _check(config: Any, models: Models) -> None:

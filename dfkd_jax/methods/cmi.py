@@ -257,7 +257,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         batch, bank = inversion.finish(extra.batch, extra.bank, loss.bn_momentum)
         return state.replace(extra=extra.replace(batch=batch, bank=bank, memory=memory)), {}
 
-    return Method(init, generator_step, learner.student_step, learner.sample, begin, finish)
+    return Method(
+        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
+    )
 
 
 def _check(config: Any, models: Models) -> int:

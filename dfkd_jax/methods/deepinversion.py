@@ -179,7 +179,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         batch, bank = inversion.finish(batch, extra.bank, 0.0)
         return state.replace(extra=extra.replace(batch=batch, bank=bank)), {}
 
-    return Method(init, generator_step, learner.student_step, learner.sample, begin, finish)
+    return Method(
+        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
+    )
 
 
 def _check(config: Any, models: Models) -> None:

@@ -156,7 +156,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         extra = extra.replace(batch=batch, bank=bank)
         return state.replace(generator=generator, extra=extra), {}
 
-    return Method(init, generator_step, learner.student_step, learner.sample, begin, finish)
+    return Method(
+        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
+    )
 
 
 def two_rates(settings: Any) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dfkd_jax.port import weight_files
 from dfkd_jax.port.torch_flax import classifier_sizes, read, to_torch
-from dfkd_jax.storage import model_folder
+from dfkd_jax.storage import files, model_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument('--model', required=True, help='a name in the model zoo, such as resnet34')
     parser.add_argument('--num_classes', type=int, default=10)
-    parser.add_argument('--source', type=Path, required=True,
+    parser.add_argument('--source', type=files.expanded, required=True,
                         help='a file or folder of weights, of PyTorch, Hugging Face or Flax; '
                         'FILE#KEY chooses among several sets of weights')  # fmt: skip
-    parser.add_argument('--output', type=Path, required=True, help='the model folder to make')
+    parser.add_argument('--output', type=files.expanded, required=True,
+                        help='the model folder to make')  # fmt: skip
     parser.add_argument('--size', action='append', default=[], metavar='NAME=NUMBER',
                         help="repeatable: channels, or a generator's sizes")  # fmt: skip
     args = parser.parse_args(argv)
@@ -45,7 +46,6 @@ def port(model: str, num_classes: int, source: Path, output: Path, **sizes: int)
 
     Raises ValueError where the weights do not fit, or `output` holds something else.
     """
-    output = output.expanduser()
     ported = read(model, source, num_classes, **sizes)
     variables = ported.variables
     card: dict = {'num_classes': num_classes, **sizes}

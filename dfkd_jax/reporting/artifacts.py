@@ -16,6 +16,7 @@ from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
 
 SUMMARY = 'summary.json'
+SYNTHETIC = 'synthetic images held out from the student'  # what is measured on without real ones
 
 
 def warn(warnings: Mapping[str, str]) -> None:
@@ -42,6 +43,44 @@ def summary(config: Any, **measured: Any) -> dict[str, Any]:
     }
 
 
+def scores(teacher: float | None, last: float, best: float, agreement: float) -> dict[str, Any]:
+    """What was measured, for the summary; all in per cent.
+
+    teacher: its accuracy; None: there were no real images, so that `last` and `best` are agreements
+      on held-out synthetic ones, and accuracies are None.
+    """
+    if teacher is None:
+        return {
+            'measured_on': SYNTHETIC,
+            'teacher_accuracy': None,
+            'student_accuracy_last': None,
+            'student_accuracy_best': None,
+            'agreement_with_teacher': last,
+            'agreement_with_teacher_best': best,
+        }
+    return {
+        'teacher_accuracy': teacher,
+        'student_accuracy_last': last,
+        'student_accuracy_best': best,
+        'agreement_with_teacher': agreement,
+    }
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    """The scores of a summary in a line."""
+    if found['student_accuracy_last'] is None:
+        return (
+            f'agreement with the teacher on {SYNTHETIC}: last '
+            f'{found["agreement_with_teacher"]:.2f} %, best '
+            f'{found["agreement_with_teacher_best"]:.2f} % (no accuracy: there are no real images)'
+        )
+    return (
+        f'last {found["student_accuracy_last"]:.2f} %, best '
+        f'{found["student_accuracy_best"]:.2f} %, agreement with the teacher '
+        f'{found["agreement_with_teacher"]:.2f} %'
+    )
+
+
 def finish(
     workdir: Path,
     config: Any,
@@ -66,9 +105,7 @@ def finish(
         lambda: leave(workdir, config, about, student, samples, history, found, unit)
     )
     print(
-        f'student {config.student.model}: last {found["student_accuracy_last"]:.2f} %, best '
-        f'{found["student_accuracy_best"]:.2f} %, agreement with the teacher '
-        f'{found["agreement_with_teacher"]:.2f} %, {found["seconds"]:.0f} s; see '
+        f'student {config.student.model}: {_said(found)}, {found["seconds"]:.0f} s; see '
         f'{workdir / page.PAGE}',
         flush=True,
     )
@@ -87,13 +124,22 @@ def leave(
 ) -> None:
     """Writes the student in three formats, the pictures, the page and, last, ``summary.json``."""
     name, accuracy = config.student.model, summary['student_accuracy_last']
+    measured = {'accuracy': accuracy}
+    if accuracy is None:
+        names = ('measured_on', 'agreement_with_teacher')
+        measured = {each: summary[each] for each in names}
     files.save_arrays(workdir / 'student.safetensors', model_folder.flatten(student))
     files.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
-    model_folder.save_classifier(workdir / 'student', name, student, config.data, accuracy=accuracy)
+    constants = {'mean': about.mean, 'std': about.std}
+    model_folder.save_classifier(
+        workdir / 'student', name, student, config.data, **measured, **constants
+    )
     if samples is not None:
         pixels = np.asarray(data.denormalise(samples.image, about.mean, about.std))
         labels = np.asarray(samples.label)
-        page.image_grid(pixels, labels, about.class_names, workdir / page.IMAGES)
-    page.curves(history, workdir / page.CURVES, {'teacher': summary['teacher_accuracy']}, unit)
+        page.image_grid(pixels, labels, about.class_names or None, workdir / page.IMAGES)
+    references = {} if accuracy is None else {'teacher': summary['teacher_accuracy']}
+    title = page.ACCURACY if accuracy is not None else f'Agreement on {SYNTHETIC}'
+    page.curves(history, workdir / page.CURVES, references, unit, title)
     page.page(workdir, summary)
     files.write_json(workdir / SUMMARY, summary)  # last: it marks the run as finished

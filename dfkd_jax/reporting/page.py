@@ -21,6 +21,7 @@ from dfkd_jax.storage import files
 IMAGES = 'images.png'
 CURVES = 'curves.png'
 PAGE = 'report.html'
+ACCURACY = 'Accuracy on the real test set'
 MAX_CLASSES = 20  # rows of the grid
 MAX_COLUMNS = 10
 DPI = 100
@@ -151,6 +152,7 @@ def curves(
     path: str | os.PathLike[str],
     references: Mapping[str, float] | None = None,
     unit: str = 'rounds',
+    title: str = ACCURACY,
 ) -> None:
     """Writes a PNG with the curves of a run: accuracy, losses of synthesis, losses of the student.
 
@@ -158,6 +160,7 @@ def curves(
         ``agreement_with_teacher``, in per cent, and the columns ``g/...`` and ``s/...``.
     references: name -> accuracy in per cent, drawn as a horizontal line; ``{'teacher': 91.5}``.
     unit: what the column ``round`` counts.
+    title: of the first panel, what was measured.
     """
     panels = [
         ('Synthesis: losses and metrics', [name for name in metrics if name.startswith('g/')]),
@@ -167,11 +170,12 @@ def curves(
     figure = _figure(5.2 * (1 + len(panels)), 4.5)
     axes, *others = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
     _draw_accuracy(axes, metrics, references or {}, unit)
-    for axes, (title, names) in zip(others, panels):
+    axes.set_title(title)
+    for axes, (heading, names) in zip(others, panels):
         for name in names:
             _line(axes, metrics['round'], metrics[name], label=name[2:])
         _scale(axes, np.concatenate([metrics[name] for name in names]))
-        axes.set_title(title)
+        axes.set_title(heading)
         axes.set_ylabel('mean since the last point, unweighted')
         _dress(axes, metrics['round'], 4, unit)
     _save(figure, path)
@@ -193,7 +197,6 @@ def _draw_accuracy(
         _line(axes, rounds, student, color='C0', label=label, lw=2)
         best = int(np.nanargmax(student))
         axes.plot(rounds[best], student[best], 'o', color='C0', ms=6)
-    axes.set_title('Accuracy on the real test set')
     axes.set_ylabel('per cent')
     _dress(axes, rounds, 2, unit)
 
@@ -246,8 +249,10 @@ ROWS = {
     'teacher_accuracy': 'teacher accuracy',
     'student_accuracy_last': 'student accuracy, last',
     'student_accuracy_best': 'student accuracy, best',
-    'best_round': 'best accuracy after round',
+    'best_round': 'best after round',
     'agreement_with_teacher': 'agreement with the teacher',
+    'agreement_with_teacher_best': 'agreement with the teacher, best',
+    'measured_on': 'measured on',
     'rounds': 'rounds',
     'images_synthesised': 'images synthesised',
     'images_distilled': 'images in student updates',
@@ -269,7 +274,7 @@ def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
     summary: the content of ``summary.json``.
     """
     workdir = Path(workdir)
-    title = f'{summary.get("method", "?")} on {summary.get("dataset", "?")}'
+    title = f'{summary.get("method", "?")} on {summary.get("dataset", "?") or "no data set"}'
     rows = [(ROWS[name], _shown(name, summary[name])) for name in ROWS if name in summary]
     details = {name: x for name, x in summary.items() if name not in (*ROWS, WARNINGS)}
     parts = [
@@ -301,10 +306,16 @@ def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
 
 def _headline(summary: Mapping[str, Any]) -> str:
     student, teacher = summary.get('student_accuracy_last'), summary.get('teacher_accuracy')
+    if summary.get('measured_on'):
+        return (
+            f'The student agrees with the teacher on {summary["agreement_with_teacher"]:.2f} % of '
+            f'{summary["measured_on"]}. There were no real images, so its accuracy is not known.'
+        )
     if student is None or teacher is None:
         return ''
     share = f": {100 * student / teacher:.1f} % of the teacher's {teacher:.2f} %" if teacher else ''
-    how = 'on real data' if summary.get('method') == 'kd' else 'without real data'
+    loop = (summary.get('config') or {}).get('loop')
+    how = 'on real data' if loop == 'kd' else 'without real data'
     return f'The student reaches {student:.2f} % {how}{share}.'
 
 

@@ -19,6 +19,14 @@ from dfkd_jax.errors import CheckpointError
 from dfkd_jax.storage import safe_read
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path that a user gave, with ``~`` as the home folder.
+
+    Shells leave the ``~`` of ``--flag=~/x`` as it is.
+    """
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for users that are not there
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file atomically, and makes its folder.
 

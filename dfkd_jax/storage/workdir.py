@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -16,22 +17,31 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
 from dfkd_jax import __version__
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, HostError
 from dfkd_jax.storage import files
 
-CONFIG, LOCK = 'config.json', 'lock'
+CONFIG, LOCK, INPUTS = 'config.json', 'lock', 'inputs.json'
+# Where a run finds what it reads.  What lies there is known by its content (`INPUTS`), so a run
+# continues after a move.
+PLACES = (
+    'data.data_dir', 'data.folder', 'teacher.checkpoint', 'prior.path', 'synthesis.bank',
+    'labels.path',
+)  # fmt: skip
+# What changes no weight: how often a run logs, measures and saves, and on which hosts it is.
+FREE = ('log_every_', 'eval_every_', 'save_every_', 'keep_checkpoints')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def default(config: Any) -> Path:
     """The folder of a run without --workdir.
 
-    ``runs/<data>-<method>-<teacher>-<student>-seed<n>-<time>``
+    ``runs/<data>-<method>-<teacher>-<student>-seed<n>-<time>``, <data> none without a data set.
     """
-    names = (config.data.name, config.method, config.teacher.model, config.student.model)
+    names = (config.data.name or 'none', config.method, config.teacher.model, config.student.model)
     return Path('runs') / f'{"-".join(names)}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}'
 
 
@@ -82,7 +92,7 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
                 f'another process is running in {workdir}: wait for its end, or choose another '
                 '--workdir.'
             ) from error
-        _own(workdir, files.plain(config), fresh=not contents - {LOCK, CONFIG})
+        _own(workdir, files.plain(config), fresh=not contents - {LOCK, CONFIG, INPUTS})
         yield
 
 
@@ -90,12 +100,14 @@ def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
     """Writes the config into a folder where nothing has run, or compares it with the one there."""
     path = workdir / CONFIG
     if fresh:
+        (workdir / INPUTS).unlink(missing_ok=True)
         files.write_json(path, wanted)
         return
     there = files.read_json(path, 'Put a copy back, or choose another --workdir.')
+    # A run of a version that wrote no contents is known by its places alone.
+    known = (workdir / INPUTS).exists()
     found, here = (
-        # Without the processes: a run may continue on other hosts.
-        {name: value for name, value in _flat(tree).items() if not name.startswith('distributed.')}
+        _identity(_flat(tree), known)
         for tree in (there, json.loads(json.dumps(wanted)))  # JSON makes lists of tuples
     )
     differ = [
@@ -108,6 +120,65 @@ def _own(workdir: Path, wanted: dict[str, Any], fresh: bool) -> None:
             f'{workdir} belongs to another config: {"; ".join(differ)}. Use the config that '
             'started it, or choose another --workdir.'
         )
+
+
+def _identity(fields: dict[str, Any], places_may_change: bool) -> dict[str, Any]:
+    """The fields by which a run is known, of all of its config, ``{'data.name': 'digits'}``."""
+    kept = {
+        name: value
+        for name, value in fields.items()
+        # Without the processes: a run may continue on other hosts.
+        if not name.startswith('distributed.') and not name.rpartition('.')[2].startswith(FREE)
+    }
+    if not places_may_change:
+        return kept
+    # A place that is named or not is no move, but for the folder of data sets, which has a default.
+    named = {name: kept[name] is not None for name in PLACES[1:] if name in kept}
+    return {name: value for name, value in kept.items() if name not in PLACES} | named
+
+
+def keep_inputs(workdir: Path, **found: Any) -> None:
+    """Writes what a run reads, by its content, or compares it with what it began with.
+
+    found: what `files.plain` takes, such as a `digest`, by name.  What is not written yet is added.
+    Raises ConfigError for something else than before, on all processes.
+    """
+    processes.by_first(lambda: _keep_inputs(workdir / INPUTS, files.plain(found)))
+
+
+def _keep_inputs(path: Path, found: dict[str, Any]) -> None:
+    cure = 'Put a copy back, or choose another --workdir.'
+    there = files.read_json(path, cure) if path.exists() else {}
+    differ = [
+        f'{name} was {_short(there[name])}, now {_short(value)}'
+        for name, value in found.items()
+        if there.get(name, value) != value
+    ]
+    if differ:
+        raise ConfigError(
+            f'{path.parent} began with something else: {"; ".join(differ)}. Give it what it began '
+            'with, wherever that lies now, or choose another --workdir.'
+        )
+    if found.keys() - there.keys():
+        files.write_json(path, found | there)
+
+
+def _short(value: Any) -> str:
+    """A digest by its beginning."""
+    if isinstance(value, dict):
+        return ' '.join(f'{name}={_short(x)}' for name, x in value.items())
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def digest(tree: Any) -> str:
+    """The sha256 of the arrays of a tree, their names, shapes and dtypes."""
+    total = hashlib.sha256()
+    leaves = {jax.tree_util.keystr(at): x for at, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for name in sorted(leaves):
+        array = np.asarray(leaves[name], order='C')
+        total.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
 
 
 def _check_shared(folder: Path) -> None:

@@ -66,7 +66,7 @@ def run(
     measurement.check_output(output)
     network = networks.load(student, source_dataset, image_size, data_dir)
     settings = settings_of(dataset, network, data_dir, resize)
-    facts = data.check(settings)
+    facts = data.check(settings, ('train', 'test'))
     module = networks.make_module(network, settings.num_classes)
     if protocol == 'finetune':
         measurement.check_recipe(recipe)

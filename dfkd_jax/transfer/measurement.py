@@ -101,7 +101,7 @@ def train(
 
 def check_output(output: str | Path | None) -> None:
     """Raises ConfigError where the file of the result exists."""
-    if output and Path(output).exists():
+    if output and files.expanded(output).exists():
         raise ConfigError(f'{output} is there already: remove it, or give another --output.')
 
 
@@ -123,5 +123,5 @@ def write(
         'device': folders.device(),
     }
     if output:
-        files.write_json(output, result)
+        files.write_json(files.expanded(output), result)
     return result

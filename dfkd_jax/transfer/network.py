@@ -15,7 +15,7 @@ from dfkd_jax import build, data
 from dfkd_jax.contract import Array, Key
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError
-from dfkd_jax.storage import model_folder
+from dfkd_jax.storage import files, model_folder
 
 
 class Network(NamedTuple):
@@ -42,7 +42,7 @@ def load(
     Raises ConfigError, CheckpointError, and DataError where the constants of its data set are
     stored with images that are missing.
     """
-    folder = Path(student)
+    folder = files.expanded(student)
     if not (folder / model_folder.CARD).exists() and (folder / 'student').is_dir():
         folder /= 'student'
     if not (folder / model_folder.CARD).exists():
@@ -68,6 +68,8 @@ def _constants(
     """Mean and std of the images that a network was trained on, one value per channel."""
     spec, channels = data.spec_of(card['dataset']), card['channels']
     constants = (spec.mean, spec.std) if spec else None
+    if 'mean' in card and 'std' in card:  # a student's folder tells
+        return tuple(card['mean']), tuple(card['std'])
     # A run may have constants of its own: its config is here, or in the folder above.
     for path in (folder / 'config.json', folder.parent / 'config.json'):
         run = json.loads(path.read_text()).get('data', {}) if path.is_file() else {}

@@ -18,6 +18,7 @@ from dfkd_jax.data.image_folder import open_image
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError, DataError
 from dfkd_jax.loops import supervised
+from dfkd_jax.storage import files
 from dfkd_jax.transfer import measurement
 from dfkd_jax.transfer import network as networks
 from dfkd_jax.transfer.measurement import Recipe
@@ -65,7 +66,8 @@ def run(
     network = networks.load(student, source_dataset, image_size, data_dir)
     module = networks.make_module(network, network.card['num_classes'])
     train, test = (
-        read(Path(scenes) / part, size, network.card['channels']) for part in ('train', 'test')
+        read(files.expanded(scenes) / part, size, network.card['channels'])
+        for part in ('train', 'test')
     )
     measurement.check_batch(recipe, len(train.images), 'training scenes')
     num_classes = 1 + max(int(x[x != UNKNOWN].max(initial=0)) for x in (train.masks, test.masks))

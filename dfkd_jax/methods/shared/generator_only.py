@@ -135,7 +135,14 @@ def make(
 
     def sample(frozen: Frozen, state: State, key: Key) -> Batch:
         """A batch as the student would see it, labelled by the teacher."""
-        z = latents(state, key, synthesis.student_batch_size)
+        return labelled(frozen, state, latents(state, key, synthesis.student_batch_size))
+
+    def held_out(frozen: Frozen, state: State, key: Key) -> Batch:
+        """As `sample`, of latents drawn for it alone."""
+        shape = (synthesis.student_batch_size, models.generator.latent)
+        return labelled(frozen, state, shards.share(jax.random.normal(key, shape)))
+
+    def labelled(frozen: Frozen, state: State, z: Array) -> Batch:
         image, _ = generate(models, state.generator.variables, z)
         logits = models.teacher.apply(frozen.teacher, image).logits
         return Batch(image, jnp.argmax(logits, -1).astype(jnp.int32))
@@ -164,7 +171,7 @@ def make(
 
     return Method(
         init, generator_step, student_step, sample,
-        begin=contract.unchanged if synthesis.fresh else begin,
+        begin=contract.unchanged if synthesis.fresh else begin, held_out=held_out,
     )  # fmt: skip
 
 

@@ -82,3 +82,32 @@ def draw(bank: Bank, key: Key, batch: int) -> Array:
 def take(bank: Bank, rows: Array) -> tuple[Array, Array]:
     """Pixels [B, H, W, C] in [0, 1] and labels [B] of these rows."""
     return bank.image[rows].astype(jnp.float32) / 255, bank.label[rows]
+
+
+# A part of every batch can be kept apart: `SHARE` of its rows, which lie elsewhere in every batch,
+# so that all classes and sources are among them whatever their order in a batch is.
+SHARE = 0.1
+
+
+def kept_apart(made: int) -> int:
+    """How many images of a batch of `made` are kept apart.  Raises ValueError for a batch of 1."""
+    if made < 2:
+        raise ValueError(
+            f'config.synthesis.batch_size={made}: without real images a part of every batch is '
+            'kept to measure on, so it takes 2 or more.'
+        )
+    return max(1, round(made * SHARE))
+
+
+def draw_part(bank: Bank, key: Key, batch: int, made: int, apart: bool) -> Array:
+    """Rows to take, [B], uniform over the part of all batches that is kept apart, or over the rest.
+
+    made: the images of a batch put in.  The key is consumed.
+    """
+    key_slot, key_place = jax.random.split(key)
+    held = kept_apart(made)
+    filled = jnp.clip(bank.written, made, len(bank.image)) // made
+    slot = jax.random.randint(key_slot, (batch,), 0, filled)
+    place = jax.random.randint(key_place, (batch,), 0, held if apart else made - held)
+    first = slot * held + (0 if apart else held)
+    return slot * made + (first + place) % made

@@ -161,10 +161,19 @@ class Learner(NamedTuple):
 
         The key is consumed.
         """
-        bank = state.extra.bank
-        rows = banks.draw(bank, key, self.config.synthesis.student_batch_size)
+        bank, synthesis = state.extra.bank, self.config.synthesis
+        if self.models.hold_out:
+            rows = self._part(state, key, apart=False)
+        else:
+            rows = banks.draw(bank, key, synthesis.student_batch_size)
         rows = self.shards.share(rows)
         return *banks.take(bank, rows), bank.source[rows]
+
+    def _part(self, state: State, key: Key, apart: bool) -> Array:
+        """Rows of the whole batch: of what the bank keeps apart, or of the rest."""
+        synthesis = self.config.synthesis
+        size, made = synthesis.student_batch_size, synthesis.batch_size
+        return banks.draw_part(state.extra.bank, key, size, made, apart)
 
     def mix(self, state: State, pixel: Array, key_other: Key, key_mix: Key) -> Array:
         """Pixels shaded and partly covered by other images of the bank, which key_other draws."""
@@ -211,6 +220,13 @@ class Learner(NamedTuple):
         pixel, label, _ = self.from_bank(state, key)
         return Batch(self.models.normalise(pixel), label)
 
+    def held_out(self, frozen: Frozen, state: State, key: Key) -> Batch:
+        """See `contract.Method`: a batch of what the bank keeps from the student."""
+        del frozen
+        rows = self.shards.share(self._part(state, key, apart=True))
+        pixel, label = banks.take(state.extra.bank, rows)
+        return Batch(self.models.normalise(pixel), label)
+
     def student_step(self, frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         """See `contract.Method`: a step down L_S."""
         key_bank, key_crop_flip, key_other, key_mix = jax.random.split(key, 4)
@@ -240,4 +256,6 @@ def learner(config: Any, models: Models, shards: Shards) -> Learner:
     shards.check('config.synthesis.batch_size', config.synthesis.batch_size)
     shards.check('config.synthesis.student_batch_size', config.synthesis.student_batch_size)
     banks.check(config.synthesis)
+    if models.hold_out:
+        banks.kept_apart(config.synthesis.batch_size)
     return Learner(config, models, shards, contract.sgd_by_round(config.student, config.phases))
