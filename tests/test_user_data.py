@@ -17,7 +17,6 @@ from PIL import Image
 from dfkd_jax import data
 from dfkd_jax.data import cifar, image_folder, prepare
 from dfkd_jax.errors import DataError
-from dfkd_jax.storage import safe_read
 
 
 def fill(folder: Path, each: int = 4, label: int = 0, suffix: str = '.png') -> Path:
@@ -491,11 +490,6 @@ def shared_tuples(depth: int) -> bytes:
 def test_what_is_no_pickle_of_cifar_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match='is not one of the pickles of CIFAR .*: get it again'):
         cifar._table(tmp_path / 'test_batch', content)
-
-
-def test_opcodes_that_no_file_needs_are_refused() -> None:
-    with pytest.raises(safe_read.Refused, match='opcode'):
-        cifar.unpickled(pickle.dumps(Path('a'), 2).replace(b'R', b'o'))
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path):
     b'\x80\x02' + b']' * 100_000 + b'a' * 99_999 + b'.',  # deep
     b'\x80\x02cos\nsystem\n(Vtouch executed\ntR}(b.',  # state set on what a call returns
     b'\x80\x02cos\nsystem\n}(V__call__\nI1\nub.',  # state set on a class
+    b'\x80\x02})q\x00' + b''.join(b'h%c\x86q%c' % (i, i + 1) for i in range(60)) + b'K\x01s.',
 ])  # fmt: skip
 def test_hostile_pickles_make_data_or_an_error(tmp_path: Path, program: bytes):
     (tmp_path / 'x.pth').write_bytes(program)

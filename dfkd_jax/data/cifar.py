@@ -1,14 +1,12 @@
 """Reads CIFAR-10 and CIFAR-100 as their authors publish them: folders or archives, two versions.
 
 The binary version has records of label bytes and 3 x 32 x 32 pixels.  The python version, which
-torchvision downloads too, has pickles.  Unpickling runs what a file says, so no unpickler is used
-here: `unpickled` goes through the opcodes (`pickletools.genops`), knows those that build numbers,
-texts, lists, dicts and a NumPy array, and calls nothing.
+torchvision downloads too, has pickles, which are read without running what they name
+(`storage.inert_pickle`).
 """
 
 from __future__ import annotations
 
-import pickletools
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import DataError
-from dfkd_jax.storage import safe_read
+from dfkd_jax.storage import inert_pickle, safe_read
 
 LARGEST = 2**28  # bytes of a file; the largest, CIFAR-100's training images, has 155 million
 PIXELS = 3 * 32 * 32
@@ -239,22 +237,14 @@ def _images(rows: np.ndarray) -> np.ndarray:
 # --- Pickles, of which nothing is called ----------------------------------------------------
 
 
-class Built(NamedTuple):
-    """What a pickle asks for: a name to call, its arguments and the state to give it; inert."""
-
-    name: str
-    arguments: Any = ()
-    state: Any = None
-
-
 def _table(path: Path, data: bytes) -> dict[str, Any]:
     """The dict in a pickle, its keys as text.  Raises DataError for anything else."""
     try:
-        found = unpickled(data)
+        found = inert_pickle.loads(data)
         if not isinstance(found, dict):
-            kind = f'call of {found.name}' if isinstance(found, Built) else type(found).__name__
+            kind = getattr(found, 'name', type(found).__name__)
             raise safe_read.Refused(f'it holds a {kind}, and no table')
-    except ValueError as error:  # Refused is one
+    except Exception as error:  # a damaged pickle raises anything
         raise DataError(
             f'{path} is not one of the pickles of CIFAR ({error}): get it again'
         ) from error
@@ -266,118 +256,5 @@ def _text(name: str | bytes) -> str:
 
 
 def _array(found: Any) -> np.ndarray | None:
-    """An array of bytes as NumPy pickles it; None for anything else.
-
-    Its state is (version, shape, dtype, whether columns come first, bytes).
-    """
-    state = found.state if isinstance(found, Built) else None
-    if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[1], tuple)):
-        return None
-    _, shape, dtype, by_columns, raw = state
-    raw = raw.encode('latin-1') if isinstance(raw, str) else raw
-    whole = all(type(n) is int and n >= 0 for n in shape)
-    named = isinstance(dtype, Built) and dtype.arguments[:1] in (('u1',), (b'u1',))
-    if not (isinstance(raw, bytes) and whole and named and len(raw) == int(np.prod(shape))):
-        return None
-    return np.frombuffer(raw, np.uint8).reshape(shape, order='F' if by_columns else 'C')
-
-
-CONSTANTS: dict[str, Callable[[], Any]] = {
-    'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False,
-    'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple,
-}  # fmt: skip
-VALUES = set(
-    """
-    INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
-    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
-    """.split()
-)
-NOTHING = {'PROTO', 'FRAME', 'STOP'}
-
-
-def unpickled(data: bytes) -> Any:
-    """The value of a pickle of numbers, texts, lists, tuples, dicts and NumPy arrays.
-
-    What a pickle would call is returned as a `Built`, and nothing is called.
-    Raises Refused for other opcodes and for a pickle that is damaged.
-    """
-    stack: list[Any] = []
-    marks: list[list[Any]] = []
-    memo: dict[Any, Any] = {}
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            name = opcode.name
-            if name in VALUES:
-                stack.append(argument)
-            elif name in CONSTANTS:
-                stack.append(CONSTANTS[name]())
-            elif name == 'MARK':
-                marks.append(stack)
-                stack = []
-            elif name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
-                memo[argument] = stack[-1]
-            elif name == 'MEMOIZE':
-                memo[len(memo)] = stack[-1]
-            elif name in ('GET', 'BINGET', 'LONG_BINGET'):
-                stack.append(memo[argument])
-            elif name not in NOTHING:
-                stack = _build(name, argument, stack, marks)
-        [value] = stack
-    except safe_read.Refused:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, UnicodeError) as error:
-        raise safe_read.Refused(f'it is damaged: {error}') from error
-    return value
-
-
-def _build(name: str, argument: Any, stack: list[Any], marks: list[list[Any]]) -> list[Any]:
-    """The stack after an opcode that takes values from it."""
-    items: list[Any] = []
-    if name in ('SETITEMS', 'APPENDS', 'TUPLE', 'LIST', 'DICT'):
-        items, stack = stack, marks.pop()
-    elif name[:5] == 'TUPLE' and name[5:] in ('1', '2', '3'):
-        count = int(name[5:])
-        items, stack[-count:] = stack[-count:], []
-        if len(items) < count:
-            raise ValueError('too few values')
-    if name == 'SETITEM':
-        value, key = stack.pop(), stack.pop()
-        dict.update(stack[-1], _pairs([key, value]))
-    elif name == 'SETITEMS':
-        dict.update(stack[-1], _pairs(items))
-    elif name == 'APPEND':
-        value = stack.pop()
-        list.append(stack[-1], value)
-    elif name == 'APPENDS':
-        list.extend(stack[-1], items)
-    elif name[:5] == 'TUPLE':
-        stack.append(tuple(items))
-    elif name == 'LIST':
-        stack.append(items)
-    elif name == 'DICT':
-        stack.append(_pairs(items))
-    elif name == 'GLOBAL':
-        stack.append(Built(argument.replace(' ', '.')))
-    elif name == 'STACK_GLOBAL':
-        attribute, module = stack.pop(), stack.pop()
-        stack.append(Built(f'{module}.{attribute}'))
-    elif name == 'REDUCE':
-        arguments, function = stack.pop(), stack.pop()
-        if function == Built('_codecs.encode'):  # how Python 3 writes bytes for Python 2
-            text, encoding = arguments
-            stack.append(text.encode('latin-1' if encoding == 'latin1' else 'ascii'))
-        else:
-            stack.append(Built(function.name, tuple(arguments)))
-    elif name == 'BUILD':
-        state, built = stack.pop(), stack.pop()
-        stack.append(built._replace(state=state))
-    else:
-        raise safe_read.Refused(f'it has the opcode {name}, which no file of CIFAR needs')
-    return stack
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    """Keys and values in turn as a dict.  (Hashing nested tuples could take for ever.)"""
-    if not all(isinstance(key, str | bytes) for key in items[::2]):
-        raise ValueError('a key that is no text')
-    return dict(zip(items[::2], items[1::2], strict=True))
+    """An array of bytes; None for anything else."""
+    return found if isinstance(found, np.ndarray) and found.dtype == np.uint8 else None

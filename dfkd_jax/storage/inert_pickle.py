@@ -32,6 +32,7 @@ from dfkd_jax.storage.safe_read import Refused, check_archive
 Storage = Callable[[str, np.dtype], Callable[[], bytes]]  # a key -> how to read its bytes
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a PyTorch file before 1.6
+DEEPEST = 20  # of tuples in tuples
 MAPPINGS = ('collections.OrderedDict', 'collections.defaultdict')
 # PyTorch's kinds of storage.
 STORAGES: dict[str, Any] = {
@@ -115,6 +116,11 @@ def load(path: str | os.PathLike[str]) -> Any:
         return _load_rows(file, path) if first == MAGIC else _resolve(first, _no_storage)
 
 
+def loads(data: bytes) -> Any:
+    """The content of a pickle without tensors, as `load` gives it."""
+    return _resolve(_unpickle(io.BytesIO(data)), _no_storage)
+
+
 def _load_zip(path: Path) -> Any:
     archive = zipfile.ZipFile(path)  # closed when the last tensor that reads from it is gone
     names = archive.namelist()
@@ -192,12 +198,45 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(file: Any) -> Any:
     """One pickle as inert data; the file stands behind it afterwards."""
     start = file.tell()
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        # The memory of the machine grows to the largest index, however few objects there are.
-        if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and (argument or 0) > number:
-            raise Refused('its pickle would fill the memory')
+    _check(file)
     file.seek(start)
     return _Unpickler(file).load()
+
+
+def _check(file: Any) -> None:
+    """Raises Refused for a pickle that would fill the memory or take for ever.
+
+    The machine's memory grows to its largest index, however few objects there are.  And the hash
+    of a tuple of tuples, as a key of a dictionary, may take twice as long for each level.
+    """
+    levels: list[Any] = []  # of tuples in tuples, of the objects on the stack
+    memory: dict[Any, int] = {}
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name = opcode.name
+        if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+            if (argument or 0) > number:
+                raise Refused('its pickle would fill the memory')
+            memory[len(memory) if name == 'MEMOIZE' else argument] = levels[-1]
+            continue
+        if name in ('GET', 'BINGET', 'LONG_BINGET'):
+            levels.append(memory[argument])
+            continue
+        taken = []
+        if pickletools.markobject in opcode.stack_before:
+            while levels[-1] is not None:
+                taken.append(levels.pop())
+            levels.pop()
+            for _ in opcode.stack_before[: opcode.stack_before.index(pickletools.markobject)]:
+                taken.append(levels.pop())
+        else:
+            taken = [levels.pop() for _ in opcode.stack_before]
+        level = max((each for each in taken if each is not None), default=0)
+        if name.startswith('TUPLE') or name == 'FROZENSET':
+            level += 1
+        if level > DEEPEST:
+            raise Refused('its pickle has tuples in tuples without end')
+        marks = opcode.stack_after == [pickletools.markobject]
+        levels += [None if marks else level for _ in opcode.stack_after]
 
 
 # --- From names to plain data --------------------------------------------------------------
