@@ -149,7 +149,7 @@ def phase(rounds: int, g_steps: int, s_steps: int, loops: int = 1) -> ConfigDict
 
 
 def cadences(config: ConfigDict) -> None:
-    """Shorter cadences where a round has many steps: to log and measure at every 500, save at 2,000.
+    """Shorter cadences where a round has many steps: to measure at every 500, to save at 2,000.
 
     The config's own numbers of rounds are the most.
     """

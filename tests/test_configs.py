@@ -316,10 +316,9 @@ def test_cadences_follow_what_a_round_costs():
 
 def test_short_runs_keep_one_generator():
     """So that NAYER and CAE-DFKD differ in their method alone."""
-    for data in ('digits', 'fashion_mnist'):
-        assert (
-            get_config(data, 'nayer').generator.life == get_config(data, 'cae').generator.life == 0
-        )
+    for name in ('digits', 'fashion_mnist'):
+        lives = {get_config(name, method).generator.life for method in ('nayer', 'cae')}
+        assert lives == {0}
 
 
 def test_dafl_on_cifar100_has_its_authors_weights():

@@ -110,7 +110,8 @@ def cncl(config: Any, shards: Shards, features: Array, label: Array, source: Arr
     each = losses.contrastive(
         entries, positive, config.loss.contrast_temperature, ignored=same_class & same_source
     )
-    return jnp.sum(each) / jnp.maximum(jnp.sum(jnp.any(positive, axis=-1)), 1)
+    anchors = jnp.sum(jnp.any(positive, axis=-1), dtype=jnp.float32)
+    return jnp.sum(each) / jnp.maximum(anchors, 1.0)
 
 
 # Controls.
