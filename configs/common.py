@@ -43,6 +43,7 @@ def with_method(config: ConfigDict, arg: str | None, default: str = 'cpsc') -> C
     config.method, config.loop = name, method.LOOP
     method.published(config)
     method.adapt(config, flags)
+    cadences(config)
     if 'untrained' in flags:
         untrained(config)
     if 'smoke' in flags:
@@ -149,6 +150,19 @@ def teach(epochs: int, batch_size: int, lr: float, **changes) -> ConfigDict:
 def phase(rounds: int, g_steps: int, s_steps: int, loops: int = 1) -> ConfigDict:
     """`rounds` times: `loops` batches of synthesis of `g_steps` updates, then `s_steps` updates."""
     return ConfigDict(dict(rounds=rounds, loops=loops, g_steps=g_steps, s_steps=s_steps))
+
+
+def cadences(config: ConfigDict) -> None:
+    """Shorter cadences where a round has many steps: to measure at every 500, to save at 2,000.
+
+    The config's own numbers of rounds are the most.
+    """
+    if 'phases' not in config:
+        return
+    steps = max((p.loops * p.g_steps + p.s_steps for p in config.phases), default=1)
+    for name, every in (('log', 500), ('eval', 500), ('save', 2000)):
+        field = f'{name}_every_rounds'
+        config[field] = min(config[field], max(1, every // max(steps, 1)))
 
 
 def untrained(config: ConfigDict) -> None:

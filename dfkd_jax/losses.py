@@ -106,7 +106,9 @@ def moving_average(average: Any, statistics: Any, momentum: float, batches: Arra
     )
 
 
-def contrastive(features: Array, positive: Array, temperature: float) -> Array:
+def contrastive(
+    features: Array, positive: Array, temperature: float, ignored: Array | None = None
+) -> Array:
     """Minus the mean log probability of an entry's positives among all other entries, [B].
 
     The probabilities are a softmax over the similarities to all other entries (Khosla et al. 2020,
@@ -114,8 +116,11 @@ def contrastive(features: Array, positive: Array, temperature: float) -> Array:
 
     features: [B, F], L2-normalised by the caller.
     positive: [B, B] bool, the pairs to draw together; the diagonal is ignored.
+    ignored: [B, B] bool, the pairs that are neither drawn together nor pushed apart; None: none.
     """
     others = ~jnp.eye(len(features), dtype=bool)
+    if ignored is not None:
+        others &= ~ignored
     positive = positive & others
     similarity = jnp.where(others, features @ features.T / temperature, -jnp.inf)
     log_prob = jax.nn.log_softmax(similarity, axis=-1)

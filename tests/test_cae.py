@@ -78,6 +78,22 @@ def test_positives_are_the_same_class_from_another_source():
     np.testing.assert_allclose(got, [of_0, of_1, of_0, 0.0], rtol=1e-6)
 
 
+def test_images_of_one_class_and_source_are_neither_drawn_together_nor_pushed_apart():
+    """The mean counts the images that have a positive; by hand."""
+    features = jnp.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
+    label, source = jnp.asarray([0, 0, 0, 1]), jnp.asarray([0, 0, 1, 0])
+    config = common.ConfigDict(dict(loss=dict(contrast_temperature=0.5)))
+    got = cae.cncl(config, sharding.Shards(), features, label, source)
+    e = np.exp
+    # Image 0: positive 2 at similarity 0; other class 3 at -1.  Image 1: 2 at .8, 3 at -.6.
+    of_0 = -np.log(1 / (1 + e(-2)))
+    of_1 = -np.log(e(1.6) / (e(1.6) + e(-1.2)))
+    # Image 2: positives 0 at 0 and 1 at .8; other class 3 at 0.  Image 3 has no positive.
+    whole = 1 + e(1.6) + 1
+    of_2 = -(np.log(1 / whole) + np.log(e(1.6) / whole)) / 2
+    np.testing.assert_allclose(got, (of_0 + of_1 + of_2) / 3, rtol=1e-6)
+
+
 def synthesised(method: Method, frozen: Any, state: State, seed: int = 0) -> State:
     for i, step in enumerate((method.begin, method.generator_step, method.finish)):
         state, _ = step(frozen, state, jax.random.key(10 * seed + i))

@@ -297,6 +297,34 @@ def test_published_numbers_of_nayer():
         loss = config.loss
         assert (loss.bn, loss.ce, loss.adversarial) == (10, 0.5, 1.33)
         assert (loss.bn_momentum, loss.temperature) == (0.9, 20)
+        # A round is an epoch: each is logged and measured, and a kill loses a few at most.
+        assert config.log_every_rounds == config.eval_every_rounds == 1
+        assert config.save_every_rounds <= 4
         generator = config.generator
         assert (generator.life, generator.lr, generator.noisy_width) == (10, 4e-3, 1000)
         assert (generator.beta1, generator.beta2, generator.width) == (0.5, 0.999, 64)
+
+
+def test_cadences_follow_what_a_round_costs():
+    """Of 50 rounds where a round is a few steps, of one where it is an epoch."""
+    few, many = get_config('cifar10', 'dafl'), get_config('cifar100', 'cae')
+    assert (few.log_every_rounds, few.eval_every_rounds, few.save_every_rounds) == (50, 50, 50)
+    assert (many.log_every_rounds, many.eval_every_rounds) == (1, 1)
+    for name in ('nayer', 'cae', 'fast', 'cmi', 'deepinversion'):
+        config = get_config('cifar10', name)
+        steps = max(p.loops * p.g_steps + p.s_steps for p in config.phases)
+        assert config.eval_every_rounds * steps <= 1000 or config.eval_every_rounds == 1
+        assert config.save_every_rounds * steps <= 4000 or config.save_every_rounds == 1
+
+
+def test_short_runs_keep_one_generator():
+    """So that NAYER and CAE-DFKD differ in their method alone."""
+    for name in ('digits', 'fashion_mnist'):
+        lives = {get_config(name, method).generator.life for method in ('nayer', 'cae')}
+        assert lives == {0}
+
+
+def test_dafl_on_cifar100_has_its_authors_weights():
+    loss = get_config('cifar100', 'dafl').loss
+    assert (loss.one_hot, loss.activation) == (0.5, 0.1)
+    assert loss.balance == pytest.approx(20 / 2.302585, rel=1e-3)

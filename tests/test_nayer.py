@@ -189,6 +189,15 @@ def test_the_generator_lives_for_its_rounds(warmup: int):
     assert renewed == [(number, 0) for number in expected]
 
 
+def test_a_life_of_zero_is_the_whole_run():
+    """Also at the end of the warm-up, where any other life ends."""
+    _, method, frozen, state = tiny.built('nayer', 4, generator__life=0)
+    for number in range(6):
+        before = state.generator.params
+        state, _ = method.begin(frozen, at_round(state, number), jax.random.key(number))
+        assert changed(before, state.generator.params) <= {'noisy_kernel', 'noisy_bias'}
+
+
 def test_embeddings_are_frozen():
     """They are an argument and no part of the state, so no gradient reaches them."""
     _, method, frozen, state = tiny.built('nayer')

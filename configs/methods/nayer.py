@@ -33,7 +33,7 @@ def published(config: ConfigDict) -> None:
         model='nayer_generator',
         noisy_width=1000,
         width=64,
-        life=10,  # rounds from one new generator to the next
+        life=10,  # rounds from one new generator to the next; 0: one for the whole run
         lr=4e-3,
         beta1=0.5,
         beta2=0.999,
@@ -71,7 +71,7 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
     match config.data.name:
         case 'digits' | 'fashion_mnist':
             small(config)
-            config.generator.update(noisy_width=64, life=1000)
+            config.generator.update(noisy_width=64, life=0)
         case 'imagenet' | 'domainnet':
             config.generator.model = 'nayer_deep_generator'
 

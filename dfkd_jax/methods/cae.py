@@ -10,10 +10,12 @@ the class and the source that an image was made from:
 
     L_G = bn L_BN + ce CE(t, c) - adversarial E[1(argmax s = argmax t) KL(t || s)]
     L_S = T^2 KL(softmax(t / T) || softmax(s / T)) + contrast L_CNCL
-    L_CNCL = - mean_i mean_{p in P(i)} log exp(f_i f_p / tau) / sum_{a != i} exp(f_i f_a / tau)
+    L_CNCL = - mean_i mean_{p in P(i)} log exp(f_i f_p / tau) / sum_{a in A(i)} exp(f_i f_a / tau)
 
-where P(i) are the images of i's class from another source: the noise of a category should not
-change its features (CNCL).  No image is transformed for it.
+where P(i) are the images of i's class from another source, and A(i) are these and the images of
+other classes: the noise of a category should not change its features (CNCL).  The images of i's
+class and source are left alone.  The mean is over the images that have a positive.  No image is
+transformed for it.
 
 What is known of the paper: the equation of e_n; that the sources are different distributions and
 that four of them did best; that the generator's losses are cross entropy, batch statistics and an
@@ -102,8 +104,14 @@ def cncl(config: Any, shards: Shards, features: Array, label: Array, source: Arr
     """
     entries, label = shards.gather(losses.normalise(features)), shards.gather(label)
     source = shards.gather(source)
-    positive = (label[:, None] == label[None, :]) & (source[:, None] != source[None, :])
-    return jnp.mean(losses.contrastive(entries, positive, config.loss.contrast_temperature))
+    same_class = label[:, None] == label[None, :]
+    same_source = source[:, None] == source[None, :]
+    positive = same_class & ~same_source
+    each = losses.contrastive(
+        entries, positive, config.loss.contrast_temperature, ignored=same_class & same_source
+    )
+    anchors = jnp.sum(jnp.any(positive, axis=-1), dtype=jnp.float32)
+    return jnp.sum(each) / jnp.maximum(anchors, 1.0)
 
 
 # Controls.

@@ -14,9 +14,9 @@ the bank, before augmentation; the student distils from the bank with random cro
 
     L_S = T^2 KL(softmax(t / T) || softmax(s / T))
 
-As in the authors' code, Adam starts anew at every batch, and every `g_life` rounds, counted from
-the start and from the end of the warm-up (the first phase, without a student), the generator does
-too.  Differences from that code:
+As in the authors' code, Adam starts anew at every batch, and every `generator.life` rounds, counted
+from the start and from the end of the warm-up (the first phase, without a student), the generator
+does too (0: it never does).  Differences from that code:
 
     the student is in eval mode while the generator trains; theirs is in train mode from the second
         batch of a round on, and its running statistics move on synthetic images

@@ -106,11 +106,13 @@ def finish(
 
 
 def renewal_due(number: Array, last_renewal: Array, life: int, warmup: int) -> Array:
-    """Whether round `number` renews a generator that lives for `life` rounds, [] bool.
+    """Whether round `number` renews a generator that lives for `life` rounds (0: for all), [] bool.
 
     As in NAYER's code, lives are counted from the start and from the end of the warm-up.  A round
     renews it once at most; last_renewal: [] int32, the round that did so last.
     """
+    if not life:
+        return jnp.zeros((), bool)
     due = (number % life == 0) | ((number - warmup) % life == 0)
     return due & (number != last_renewal)
 
