@@ -70,6 +70,24 @@ def is_array(value: Any) -> bool:
     return hasattr(value, 'shape') and hasattr(value, 'dtype')
 
 
+def is_optimizers(label: str, content: Any) -> bool:
+    """Whether the dictionary under these keys is a part of an optimiser's state dict."""
+    for keys, each in dictionaries(content):
+        if 'param_groups' in each and f'{label}.'.startswith('.'.join((*keys, 'state.'))):
+            return True
+    return False
+
+
+def is_quantised(group: Mapping[str, Any]) -> bool:
+    """Whether a dictionary holds quantised weights, which are no plain arrays."""
+    return any(
+        getattr(value, 'is_quantized', False)
+        or (isinstance(value, Inert) and value.name == 'torch._utils._rebuild_qtensor')
+        or str(key).endswith('._packed_params')
+        for key, value in group.items()
+    )
+
+
 def chosen(label: str, key: str) -> bool:
     """Whether ``FILE#key`` means the candidate of this label: all of it, or whole parts."""
     return f'.{key}.' in f'.{label}.'
