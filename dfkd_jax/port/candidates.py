@@ -109,8 +109,10 @@ def find(label: str, group: Mapping[str, Any], names: Iterable[str], head: str) 
     if not names:
         return []
     found = []
-    for prefix in prefixes(group, names[0]) or ['']:
-        for before in (prefix, *prefixes(group, f'{head}.weight')) if head else (prefix,):
+    heads = prefixes(group, f'{head}.weight') if head else []
+    # The first layer may be the one that is missing, and blocks may have one of that name.
+    for prefix in dict.fromkeys((*prefixes(group, names[0]), *heads, '')):
+        for before in (prefix, *heads):
             held = {
                 name: (before if head and name.startswith(f'{head}.') else prefix) + name
                 for name in names

@@ -7,6 +7,7 @@ folders.  Nothing that a file names is run: see `storage.inert_pickle`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -189,8 +190,9 @@ def _exported(path: Path) -> str:
 
 def _tar(path: Path) -> str:
     """What a tar archive is: a PyTorch file from before 0.2, or any."""
-    with tarfile.open(path) as archive:
-        members = {each.name for _, each in zip(range(LISTED_IN_TAR), archive, strict=False)}
+    members: set[str] = set()
+    with contextlib.suppress(tarfile.TarError), tarfile.open(path) as archive:
+        members |= {each.name for _, each in zip(range(LISTED_IN_TAR), archive, strict=False)}
     if {'storages', 'tensors', 'pickle'} <= members:
         return f'a PyTorch file from before 0.2: {LOADED.format(path=path)}'
     return 'a tar archive: unpack it first, with `tar xf`'
