@@ -277,7 +277,8 @@ def _port(name: str, where: str, fit: _Fit, num_classes: int) -> Ported:
         wrong = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
         hint = _hint(group, _other_head(table, mistakes)) if wrong else ''
         good = len([key for key, array in arrays.items() if array is not None])
-        _fail(what, where, mistakes, hint, good, len(plan.slots))
+        most = LISTED if good else 3  # of another network's names, a few say enough
+        _fail(what, where, mistakes, hint, good, len(plan.slots), most)
     notes = []
     if spare:
         notes.append(f'{where}: left out, since {name!r} has no such arrays: {_listing(spare)}.')
@@ -547,9 +548,9 @@ def _fail(
     hint: str = '',
     good: int = 0,
     total: int = 0,
+    most: int = LISTED,
 ) -> NoReturn:
     """Raises one error with every kind of mistake, and how many names fit."""
-    most = LISTED if good else 3  # of another network's names, a few say enough
     lists = [f'{kind} ({len(names)}): {_listing(sorted(names), most)}'
              for kind, names in mistakes.items() if names]  # fmt: skip
     fit = f'{good} of {total} arrays fit, all but these: ' if good else ''

@@ -257,7 +257,7 @@ def _read_zip(path: Path) -> Any:
         *package, resource = packages[0]
         command = PACKAGED.format(path=path, package='.'.join(package), resource=resource)
         raise PortError(f'{path} is a torch.package, a program: {command}')
-    raise PortError(f'{path} is a zip archive of {_few(names)}: unpack it first')
+    raise PortError(f'{path} is a zip archive of {_few(names)}: unpack it first, with `unzip`')
 
 
 def _read_index(path: Path) -> dict[str, Any]:
