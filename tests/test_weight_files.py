@@ -7,8 +7,10 @@ import io
 import json
 import pickle
 import re
+import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import OrderedDict
 from functools import cache
@@ -292,6 +294,127 @@ def test_flax_variables_of_our_modules(tmp_path: Path):
         port.from_torch('resnet8', variables)
 
 
+def test_pickled_tensors_and_arrays_of_jax(tmp_path: Path):
+    """`pickle.dump` of a state dict, and of variables, frozen or not."""
+    from flax.core import freeze
+
+    variables = jax.tree.map(jnp.asarray, port.from_torch('resnet8', weights()))
+    for content in (tensors(weights()), {'model': dict(tensors(weights()))}, variables,
+                    freeze(variables), {'step': 3, 'target': freeze(variables)}):  # fmt: skip
+        for protocol in (2, 4, 5):
+            (tmp_path / 'x.pkl').write_bytes(pickle.dumps(content, protocol))
+            right(tmp_path / 'x.pkl')
+
+
+# 4b. Weights in parts, and those of other libraries.
+
+
+class Layers(torch.nn.Module):
+    """A network whose names are those of resnet8, each array in a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for key, value in weights().items():
+            *path, last = key.split('.')
+            place = self
+            for name in path:
+                if not hasattr(place, name):
+                    place.add_module(name, torch.nn.Module())
+                place = getattr(place, name)
+            kept = torch.from_numpy(value.copy())
+            if last == 'weight' and value.ndim > 1:
+                place.register_parameter(last, torch.nn.Parameter(kept))
+            else:
+                place.register_buffer(last, kept)
+
+    def kernels(self) -> dict[str, torch.nn.Module]:
+        return {name: layer for name, layer in self.named_modules()
+                if getattr(layer, 'weight', torch.ones(())).ndim > 1}  # fmt: skip
+
+
+def in_parts(way: str) -> tuple[dict, dict]:
+    """A state dict with its kernels in parts, and PyTorch's own kernels, by name."""
+    from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+    torch.manual_seed(0)
+    net = Layers()
+    split = {
+        'pruned': lambda layer: prune.random_unstructured(layer, 'weight', 0.3),
+        'weight_norm': weight_norm,
+        'spectral_norm': spectral_norm,
+        'parametrized weight_norm': parametrizations.weight_norm,
+        'parametrized spectral_norm': parametrizations.spectral_norm,
+    }[way]
+    kernels = net.kernels()
+    for layer in kernels.values():
+        split(layer)
+    source = {key: value.clone() for key, value in net.eval().state_dict().items()}
+    net.double()  # so that the kernels are exact
+    for layer in kernels.values():
+        for hook in layer._forward_pre_hooks.values():  # they put `weight` together
+            hook(layer, ())
+    return source, {f'{name}.weight': layer.weight.detach().numpy()
+                    for name, layer in kernels.items()}  # fmt: skip
+
+
+WAYS = ['pruned', 'weight_norm', 'spectral_norm', 'parametrized weight_norm',
+        'parametrized spectral_norm']  # fmt: skip
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.*:FutureWarning')
+@pytest.mark.parametrize('way', WAYS)
+def test_weights_in_parts_are_put_together(tmp_path: Path, way: str):
+    source, kernels = in_parts(way)
+    assert not set(kernels) & set(source)
+    torch.save({'net': {f'module.{key}': value for key, value in source.items()}}, tmp_path / 'a')
+    found = port.to_torch('resnet8', port.from_torch('resnet8', tmp_path / 'a'))
+    for key, kernel in kernels.items():
+        np.testing.assert_allclose(found[key], kernel, rtol=2e-7)
+    for key in set(found) - set(kernels):
+        np.testing.assert_array_equal(found[key], weights()[key])
+
+
+def test_a_first_layer_that_is_missing_is_told():
+    """Although each block has a layer of its name."""
+    source = tensors(weights(), 'net.')
+    del source['net.conv1.weight']
+    with pytest.raises(PortError, match=r'46 of 47 arrays fit.* missing \(1\): conv1.weight'):
+        port.from_torch('resnet8', source)
+
+
+def test_parts_that_do_not_fit_are_left():
+    source, _ = in_parts('pruned')
+    del source['conv1.weight_mask']
+    with pytest.raises(
+        PortError, match=r'missing \(1\): conv1.weight; unexpected .*conv1.weight_orig'
+    ):
+        port.from_torch('resnet8', source)
+
+
+def paddle(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As PaddlePaddle has them: other names of statistics, and transposed linear layers."""
+    names = (('running_mean', '_mean'), ('running_var', '_variance'))
+    source = renamed({k: v for k, v in arrays.items() if 'num_batches' not in k}, *names)
+    return {key: value.T if value.ndim == 2 else value for key, value in source.items()}
+
+
+class Named(np.ndarray):
+    """How PaddlePaddle pickles a tensor: as a tuple of its name and its numbers."""
+
+    def __reduce__(self):
+        return tuple, (('linear_0.w_0', np.asarray(self)),)
+
+
+def test_paddles_names_and_order_of_axes(tmp_path: Path):
+    source = paddle(weights(num_classes=64))  # whose linear layer is square
+    assert source['fc.weight'].shape == (64, 64)
+    named = {key: value.view(Named) for key, value in source.items()}
+    table = {'StructuredToParameterName@@': {key: key for key in source}}
+    for content in (source | table, {'model': named, 'epoch': 3}):
+        (tmp_path / 'x.pdparams').write_bytes(pickle.dumps(content, 2))
+        right(tmp_path / 'x.pdparams', num_classes=64)
+
+
 # 5. Names of other code bases, for the same module: each by rules of its own here.
 
 
@@ -321,6 +444,14 @@ def test_weiaicunzais_names():
             key = f'conv1.{int(key.startswith("bn1"))}.{last}'
         source[key.replace('linear', 'fc')] = value
     right(source, 'resnet18', num_classes=100)
+
+
+def test_projections_under_kuanglius_names():
+    """Option B of akamaster's classes: a thin network with `shortcut` and `linear`."""
+    source = renamed(weights('resnet20'), ('downsample', 'shortcut'), ('^fc', 'linear'))
+    right(source, 'resnet20')
+    with pytest.raises(PortError, match="of 'resnet20' with num_classes=10, channels=3.$"):
+        port.from_torch('resnet32', source)
 
 
 def test_hugging_faces_names():
@@ -378,7 +509,19 @@ STRANGE = {
     'lfs.pth': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
     'page.pth': (html(), 'a web page, not weights: open its address in a browser'),
     'empty.pth': (b'', 'is empty: copy or download it again'),
-    'keras.h5': (b'\x89HDF\r\n\x1a\n' + bytes(64), 'an HDF5 file'),
+    'keras.h5': (b'\x89HDF\r\n\x1a\n' + bytes(64), r'HDF5.*tf2onnx.convert --keras .*keras.h5'),
+    'x.npy': (b'\x93NUMPY\x01\0', r"an?.*\.npy.*np.load\('.*x.npy', allow_pickle=True\)"),
+    'lua.t7': (b'\x04\0\0\0\x01\0\0\0\x03\0\0\0V 1', 'a file of Lua Torch: .* torchfile'),
+    'caffe.caffemodel': (b'\n\x05LeNet\xa2\x06\x50\n\x05mnist', 'a network of Caffe'),
+    'ms.ckpt': (b'\n\xc0\x0d\n\x0cconv1.weight\x12\xaf\x0d\x08\x10\x12\x07Float32', 'MindSpore'),
+    'frozen.pb': (b'\n\x28\n\x05input\x12\x0bPlaceholder', 'a frozen graph of TensorFlow'),
+    'saved_model.pb': (b'\x08\x01\x12\xd0\x8f\x08', 'a TensorFlow SavedModel: pass its folder'),
+    'm.index': (bytes(40) + bytes.fromhex('57fb808b247547db'), r"load_checkpoint\('.*/m'\)"),
+    'm.data-00000-of-00001': (bytes(64), r"part of a TensorFlow.*load_checkpoint\('.*/m'\)"),
+    'graph': (b'\x08\x07\x12\x07pytorch', 'an exported program'),
+    'job.pkl': (b'\x80\x04\x95}\x94\x8c\x13joblib.numpy_pickle', r'of joblib: .*joblib.load'),
+    'a.tar.bz2': (b'BZh9', 'a bzip2 archive'),
+    'a.zst': (b'\x28\xb5\x2f\xfd', 'a Zstandard archive'),
     'a.tar.gz': (b'\x1f\x8b' + bytes(64), 'a gzip archive: unpack it first'),
     'b.tar': (bytes(257) + b'ustar' + bytes(250), 'a tar archive: unpack it first'),
     'lite.tflite': (b'\x1c\0\0\0TFL3' + bytes(64), 'a LiteRT model'),
@@ -395,6 +538,160 @@ def test_strangers_are_named(tmp_path: Path, name: str):
         port.from_torch('resnet8', tmp_path / name)
     assert '\n' not in str(error.value)
     assert 'weights_only set to False' not in str(error.value)
+
+
+def test_bytes_of_no_kind_are_not_named(tmp_path: Path):
+    for content in (b'\n', b'\n\x80\x80', b'\n\x05\xff\xfe\xfd\xfc\xfb', b'\x08', b'\x08\x01'):
+        (tmp_path / 'x').write_bytes(content)
+        with pytest.raises(PortError, match='of another format'):
+            port.from_torch('resnet8', tmp_path / 'x')
+
+
+@pytest.mark.parametrize(
+    ('held', 'message'),
+    [
+        ('__0_0.distcp', r'format_utils dcp_to_torch .*folder weights.pth'),
+        ('zero_to_fp32.py', r'DeepSpeed.*python .*folder/zero_to_fp32.py .*folder weights'),
+        ('saved_model.pb', r'SavedModel.*tf2onnx.convert --saved-model .*folder --output'),
+        (
+            'model.ckpt-7.index',
+            r"a TensorFlow checkpoint.*load_checkpoint\('.*folder/model.ckpt-7'\)",
+        ),
+    ],
+)
+def test_folders_of_other_libraries(tmp_path: Path, held: str, message: str):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    (folder / held).write_bytes(b'x')
+    (folder / 'extra.bin').write_bytes(b'x')
+    with pytest.raises(PortError, match=message):
+        port.from_torch('resnet8', folder)
+    if held.endswith('.distcp'):  # and so is a part of it
+        with pytest.raises(PortError, match=message):
+            port.from_torch('resnet8', folder / held)
+    if held.endswith('.index'):  # and so is the name that TensorFlow gives it
+        with pytest.raises(PortError, match=message):
+            port.from_torch('resnet8', folder / 'model.ckpt-7')
+
+
+def test_distributed_checkpoints_are_put_together_by_the_command(tmp_path: Path):
+    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with pytest.warns(UserWarning, match='process'):
+        distributed.save({'model': tensors(weights())}, checkpoint_id=tmp_path / 'parts')
+    with pytest.raises(PortError, match='dcp_to_torch'):
+        port.from_torch('resnet8', tmp_path / 'parts')
+    dcp_to_torch_save(tmp_path / 'parts', tmp_path / 'weights.pth')  # what the command calls
+    right(tmp_path / 'weights.pth')
+
+
+@pytest.mark.filterwarnings('ignore:TypedStorage is deprecated')
+def test_packages_are_refused_with_the_command_that_saves_their_weights(tmp_path: Path):
+    from torch.package import PackageExporter
+
+    with PackageExporter(tmp_path / 'a.pt') as exporter:
+        exporter.save_pickle('nets.small', 'model.pkl', tensors(weights()))
+    with pytest.raises(PortError, match='a torch.package, a program') as error:
+        port.from_torch('resnet8', tmp_path / 'a.pt')
+    command = re.search(r'python -c "(.*)"`', str(error.value))
+    assert command
+    subprocess.run([sys.executable, '-c', command[1]], cwd=tmp_path, check=True)
+    right(tmp_path / 'weights.pth')
+
+
+def old_tar(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A file as PyTorch wrote it before 0.2: a tar archive of storages, tensors and a pickle."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: object) -> object:
+            return str(id(obj)) if isinstance(obj, torch.Tensor) else None
+
+    storages, parts, held, whole = io.BytesIO(), io.BytesIO(), tensors(arrays), io.BytesIO()
+    for file in (storages, parts):
+        pickle.dump(len(held), file, 2)
+    for number, tensor in enumerate(held.values()):
+        pickle.dump((number, 'cpu', torch.FloatStorage), storages, 2)
+        storages.write(struct.pack('<q', tensor.numel()) + tensor.numpy().tobytes())
+        pickle.dump((id(tensor), number, torch.FloatTensor), parts, 2)
+        parts.write(struct.pack('<ii', tensor.ndim, 0))
+        parts.write(struct.pack(f'<{2 * tensor.ndim}q', *tensor.shape, *tensor.stride()))
+        parts.write(struct.pack('<q', 0))
+    pickle.dump([], storages, 2)
+    Pickler(whole, 2).dump(held)
+    with tarfile.open(path, 'w') as archive:
+        for name, file in (('storages', storages), ('tensors', parts), ('pickle', whole)):
+            member = tarfile.TarInfo(name)
+            member.size = len(file.getvalue())
+            archive.addfile(member, io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.filterwarnings('ignore:TypedStorage is deprecated')
+def test_files_from_before_pytorch_0_2_are_saved_again_by_the_command(tmp_path: Path):
+    arrays = {key: value for key, value in weights().items() if value.ndim}
+    old_tar(tmp_path / 'old.pth', arrays)
+    with pytest.raises(PortError, match='a PyTorch file from before 0.2') as error:
+        port.from_torch('resnet8', tmp_path / 'old.pth')
+    command = re.search(r'python -c "(.*)"`', str(error.value))
+    assert command
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', command[1]], cwd=tmp_path,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    right(tmp_path / 'weights.pth')
+
+
+@pytest.mark.filterwarnings('ignore:.*quantize_per_tensor.*:UserWarning')
+def test_quantised_weights_are_named(tmp_path: Path):
+    whole = torch.quantize_per_tensor(torch.ones(4, 3, 3, 3), 0.1, 0, torch.qint8)
+    torch.save({'conv1.weight': whole, 'conv1.bias': torch.zeros(4)}, tmp_path / 'static.pth')
+    torch.save({'fc._packed_params._packed_params': (whole, None), 'fc.scale': torch.ones(())},
+               tmp_path / 'dynamic.pth')  # fmt: skip
+    for name in ('static.pth', 'dynamic.pth'):
+        with pytest.raises(PortError, match='a quantised network, whose weights are integers'):
+            port.from_torch('resnet8', tmp_path / name)
+
+
+def test_an_optimisers_state_is_named(tmp_path: Path):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    for content in (optimizer.state_dict(), {'optimizer': optimizer.state_dict(), 'epoch': 3}):
+        torch.save(content, tmp_path / 'optimizer.pt')
+        with pytest.raises(PortError, match="holds an optimiser's state alone"):
+            port.from_torch('resnet8', tmp_path / 'optimizer.pt')
+    torch.save(tensors(weights()), tmp_path / 'model.pt')
+    right(tmp_path)  # of both, the weights are meant
+
+
+def test_one_tensor_is_named(tmp_path: Path):
+    torch.save(torch.zeros(1, 1, 28, 28), tmp_path / 'image.pt')
+    with pytest.raises(PortError, match='holds one Tensor, not names and arrays'):
+        port.from_torch('resnet8', tmp_path / 'image.pt')
+
+
+def test_another_classifier_is_told():
+    with pytest.raises(PortError, match="of 'resnet8' with num_classes=7, channels=3.$"):
+        port.from_torch('resnet8', weights('resnet8', 0, 7))
+    backbone = {key: value for key, value in weights().items() if not key.startswith('fc.')}
+    with pytest.raises(PortError, match='missing .*a backbone without its classifier'):
+        port.from_torch('resnet8', {'state_dict': backbone})
+    two = {'fc.0.weight': np.ones((32, 64)), 'fc.2.weight': np.ones((10, 32))}
+    with pytest.raises(PortError, match=r'Its last layers, fc.0.weight, fc.2.weight, are others'):
+        port.from_torch('resnet8', backbone | two)
+
+
+def test_another_network_is_told_in_few_words():
+    """Blocks with a `conv1` of their own, as all networks have them: none of it is counted."""
+    block = {key: value for key, value in weights().items() if 'layer' not in key}
+    source = {f'features.{i}.{key}': value for i in range(9) for key, value in block.items()}
+    with pytest.raises(PortError) as error:
+        port.from_torch('resnet8', source)
+    message = str(error.value)
+    assert 'arrays fit' not in message
+    assert 'channels=3' in message
+    assert re.search(r'unexpected \(\d+\): ([^,]+, ){2}[^,]+ and \d+ more', message)
+    assert 'torch.onnx.export(model.eval()' in message
 
 
 def test_zip_archives_of_other_things(tmp_path: Path):

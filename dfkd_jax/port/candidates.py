@@ -70,6 +70,24 @@ def is_array(value: Any) -> bool:
     return hasattr(value, 'shape') and hasattr(value, 'dtype')
 
 
+def is_optimizers(label: str, content: Any) -> bool:
+    """Whether the dictionary under these keys is a part of an optimiser's state dict."""
+    for keys, each in dictionaries(content):
+        if 'param_groups' in each and f'{label}.'.startswith('.'.join((*keys, 'state.'))):
+            return True
+    return False
+
+
+def is_quantised(group: Mapping[str, Any]) -> bool:
+    """Whether a dictionary holds quantised weights, which are no plain arrays."""
+    return any(
+        getattr(value, 'is_quantized', False)
+        or (isinstance(value, Inert) and value.name == 'torch._utils._rebuild_qtensor')
+        or str(key).endswith('._packed_params')
+        for key, value in group.items()
+    )
+
+
 def chosen(label: str, key: str) -> bool:
     """Whether ``FILE#key`` means the candidate of this label: all of it, or whole parts."""
     return f'.{key}.' in f'.{label}.'
@@ -91,8 +109,10 @@ def find(label: str, group: Mapping[str, Any], names: Iterable[str], head: str) 
     if not names:
         return []
     found = []
-    for prefix in prefixes(group, names[0]) or ['']:
-        for before in (prefix, *prefixes(group, f'{head}.weight')) if head else (prefix,):
+    heads = prefixes(group, f'{head}.weight') if head else []
+    # The first layer may be the one that is missing, and blocks may have one of that name.
+    for prefix in dict.fromkeys((*prefixes(group, names[0]), *heads, '')):
+        for before in (prefix, *heads):
             held = {
                 name: (before if head and name.startswith(f'{head}.') else prefix) + name
                 for name in names

@@ -21,10 +21,11 @@ from flax import traverse_util
 
 from dfkd_jax import models
 from dfkd_jax.errors import PortError
-from dfkd_jax.port import candidates, weight_files
+from dfkd_jax.port import candidates, dialects, weight_files
 from dfkd_jax.port.candidates import Candidate
 from dfkd_jax.port.rules import Leaf, Row, Table
 from dfkd_jax.port.tables import tables_of, twin_of
+from dfkd_jax.storage.inert_pickle import Inert
 
 Shape = tuple[int, ...]
 
@@ -33,6 +34,13 @@ LISTED = 10  # the most names that a message lists for each kind
 LEFT_OUT = ('total_ops', 'total_params', 'n_averaged')
 # The last names of a normalisation layer in front of the network, mean and standard deviation.
 NORMALISATION = (('mean', 'std'), ('mu', 'sigma'), ('_mean', '_std'), ('pixel_mean', 'pixel_std'))
+
+
+EXPORT = (
+    "Export it with its code, by `torch.onnx.export(model.eval(), (images,), 'teacher.onnx',"
+    ' dynamo=True, optimize=False, external_data=False, '
+    "dynamic_shapes=({0: torch.export.Dim('batch')},))`, and set --config.teacher.model=exported."
+)
 
 
 class PortWarning(UserWarning):
@@ -129,6 +137,7 @@ def _groups(content: Any, where: str, key: str) -> dict[str, dict[str, Any]]:
     """The dictionaries of arrays in a content.  Raises PortError where there are none."""
     whole = candidates.modules(content)
     groups = candidates.groups(content)
+    groups = {label: dialects.plain(group, _float32) for label, group in groups.items()}
     if whole and not any(len(group) > 1 for group in groups.values()):
         keys = ''.join(f'[{key!r}]' for key in whole[0])
         loaded = f"torch.load('{where}', weights_only=False){keys}.state_dict()"
@@ -136,10 +145,21 @@ def _groups(content: Any, where: str, key: str) -> dict[str, dict[str, Any]]:
             f'{where} is a whole pickled model, which is code and not weights alone: with its code '
             f'beside it, {weight_files.RESAVE.format(what=loaded)}'
         )
+    if groups and all(candidates.is_optimizers(label, content) for label in groups):
+        raise PortError(
+            f"{where} holds an optimiser's state alone, which has no weights: pass the file of the "
+            'model that was saved beside it'
+        )
+    if any(candidates.is_quantised(group) for _, group in candidates.dictionaries(content)):
+        raise PortError(
+            f'{where} holds a quantised network, whose weights are integers: expected those in '
+            'floating point, from before it was quantised'
+        )
     if groups:
         return groups
     if not isinstance(content, Mapping):
-        raise PortError(f'{where} holds a {type(content).__name__}, not names and arrays: pass a '
+        kind = content.name if isinstance(content, Inert) else type(content).__name__
+        raise PortError(f'{where} holds one {kind}, not names and arrays: pass a '
                         "state dict, such as a PyTorch module's `state_dict()`")  # fmt: skip
     raise PortError(f'{where} holds no arrays, but {_listing(map(str, content)) or "nothing"}: '
                     'expected a state dict, alone or under a key')  # fmt: skip
@@ -166,8 +186,9 @@ def _fits(
     complete = [fit for fit in fits if len(fit.candidate.names) == len(fit.plan.slots)]
     if complete:
         return complete
-    most = max((len(fit.candidate.names) for fit in fits), default=0)
-    return [fit for fit in fits if len(fit.candidate.names) == most][:1]
+    # Names that many networks have, such as `bn1.weight`, do not make it one of these.
+    near = [fit for fit in fits if 2 * len(fit.candidate.names) > len(fit.plan.slots)]
+    return sorted(near, key=lambda fit: -len(fit.candidate.names))[:1]
 
 
 def _choose(
@@ -255,8 +276,10 @@ def _port(name: str, where: str, fit: _Fit, num_classes: int) -> Ported:
     if any(mistakes.values()):
         what = f'{name!r} with num_classes={num_classes}, channels={channels}'
         wrong = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
+        hint = _hint(group, _other_head(table, mistakes)) if wrong else ''
         good = len([key for key, array in arrays.items() if array is not None])
-        _fail(what, where, mistakes, _hint(group) if wrong else '', good, len(plan.slots))
+        most = LISTED if good else 3  # of another network's names, a few say enough
+        _fail(what, where, mistakes, hint, good, len(plan.slots), most)
     notes = []
     if spare:
         notes.append(f'{where}: left out, since {name!r} has no such arrays: {_listing(spare)}.')
@@ -528,22 +551,39 @@ def _fail(
     hint: str = '',
     good: int = 0,
     total: int = 0,
+    most: int = LISTED,
 ) -> NoReturn:
     """Raises one error with every kind of mistake, and how many names fit."""
-    lists = [f'{kind} ({len(names)}): {_listing(sorted(names))}'
+    lists = [f'{kind} ({len(names)}): {_listing(sorted(names), most)}'
              for kind, names in mistakes.items() if names]  # fmt: skip
     fit = f'{good} of {total} arrays fit, all but these: ' if good else ''
     message = f'cannot port {what} from {where}: {fit}{"; ".join(lists)}.'
     raise PortError(f'{message} {hint}'.rstrip())
 
 
-def _listing(names: Iterable[str]) -> str:
+def _listing(names: Iterable[str], most: int = LISTED) -> str:
     names = list(names)
-    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
-    return ', '.join(names[:LISTED]) + more
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
 
 
-def _hint(group: Mapping[str, Any]) -> str:
+def _other_head(table: Table, mistakes: Mapping[str, list[str]]) -> str:
+    """What to say of a network that fits but for its last layer; '' for others."""
+    head = table.last.removesuffix('weight')
+    missing, more = mistakes['missing'], mistakes['unexpected']
+    if not (head and missing and all(name.startswith(head) for name in missing)):
+        return ''
+    if mistakes['mis-shaped'] or len(more) > LISTED:
+        return ''
+    if more:
+        return f'Its last layers, {_listing(more)}, are others than {head}weight. {EXPORT}'
+    return (
+        f'It is a backbone without its classifier, {head}weight: train one on it, or pass the file '
+        'that holds both.'
+    )
+
+
+def _hint(group: Mapping[str, Any], otherwise: str = '') -> str:
     """Which architectures the names and shapes of a dictionary are those of."""
     fitting = {}
     for name in _names_for(group):
@@ -555,7 +595,8 @@ def _hint(group: Mapping[str, Any]) -> str:
                 if classes and channels and _exactly(name, table, held, classes, channels):
                     fitting[name] = f'{name!r} with num_classes={classes}, channels={channels}'
     if not fitting:
-        return 'No architecture of the model zoo has exactly these names and shapes.'
+        none = 'No architecture of the model zoo has exactly these names and shapes.'
+        return otherwise or f'{none} {EXPORT}'
     return f'These are the names and shapes of {" or of ".join(fitting.values())}.'
 
 
@@ -563,6 +604,11 @@ def _exactly(
     name: str, table: Table, shapes: Mapping[str, Shape], classes: int, channels: int
 ) -> bool:
     """Whether shapes are those of an architecture, no more and no fewer."""
+    if depth := re.search(r'(?:resnet|vgg|wrn|densenet)(\d+)', name):
+        # Found without tracing a deep module: shortcuts are not counted, nor are all linear layers.
+        layers = sum(len(shape) in (2, 4) for shape in shapes.values())
+        if not -3 <= layers - int(depth[1]) <= 4:
+            return False
     patterns = [re.sub(r'\\{\w+\\}', r'\\d+', re.escape(row.torch)) for row in table.rows]
     patterns = [rf'{pattern}\.[\w.]+' if pattern else r'\w+' for pattern in patterns]
     if not all(any(re.fullmatch(pattern, key) for pattern in patterns) for key in shapes):

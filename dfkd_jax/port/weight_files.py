@@ -7,8 +7,11 @@ folders.  Nothing that a file names is run: see `storage.inert_pickle`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,13 +30,40 @@ ORBAX = ('_METADATA', '_CHECKPOINT_METADATA', 'manifest.ocdbt')
 
 RESAVE = 'where you trust it, run `python -c "import torch; torch.save({what}, \'weights.pth\')"`'
 TRACED = RESAVE.format(what="torch.jit.load('{path}').state_dict()")
+LOADED = RESAVE.format(what="torch.load('{path}', weights_only=False)")
+PACKAGED = RESAVE.format(
+    what="torch.package.PackageImporter('{path}').load_pickle('{package}', '{resource}')"
+)
+DISTRIBUTED = (
+    'a checkpoint of torch.distributed, in parts: put it together, with `python -m '
+    'torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pth`'
+)
+TO_ONNX = (
+    'convert it to ONNX, with `python -m tf2onnx.convert {flag} {path} --output teacher.onnx`, '
+    'and set --config.teacher.model=exported'
+)
+BY_NAME = 'read its arrays with {reader} and save them with `numpy.savez`, by the PyTorch names'
+SORTED_TABLE = bytes.fromhex('57fb808b247547db')  # ends the index of a TensorFlow checkpoint
+CHECKPOINT = (
+    'a TensorFlow checkpoint, arrays without their network: read them with '
+    "`tf.train.load_checkpoint('{path}')` and save them with `numpy.savez`, by the PyTorch names"
+)
+LISTED_IN_TAR = 100  # an archive of a data set has a million members
+LUA = 'a file of Lua Torch: ' + BY_NAME.format(reader='the package torchfile')
 
 # What is no file of weights, by its first bytes, and what mends it.
 STRANGERS = (
     (b'version https://git-lfs', 'a pointer of Git LFS, not the file: run `git lfs pull` in its '
      'repository, or download the file itself'),
-    (b'\x89HDF\r\n', 'an HDF5 file, as Keras writes them: read its arrays with h5py and save them '
-     'as .npz under the PyTorch names'),
+    (b'\x89HDF\r\n', 'an HDF5 file, as Keras writes them: ' + TO_ONNX.replace('{flag}', '--keras')),
+    (b'\x08\x01\x12', 'the graph of a TensorFlow SavedModel: pass its folder'),
+    (b'\x93NUMPY', 'one array or pickled object of NumPy (.npy), without names. If it is a pickled '
+     'dictionary that you trust, run `python -c "import numpy as np; np.savez(\'weights.npz\', '
+     '**np.load(\'{path}\', allow_pickle=True).item())"`'),
+    (b'\x04\0\0\0\x01\0\0\0', LUA),
+    (b'\x03\0\0\0\x01\0\0\0', LUA),
+    (b'BZh', 'a bzip2 archive: unpack it first, with `tar xf` or `bunzip2`'),
+    (b'\x28\xb5\x2f\xfd', 'a Zstandard archive: unpack it first, with `unzstd`'),
     (b'\x1f\x8b', 'a gzip archive: unpack it first, with `tar xf` or `gunzip`'),
     (b'\xfd7zXZ', 'an xz archive: unpack it first, with `tar xf` or `unxz`'),
     (b'7z\xbc\xaf', 'a 7z archive: unpack it first'),
@@ -81,6 +111,8 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, str]:
         text, _, key = text.rpartition('#')
         path = Path(text).expanduser()
     if not path.exists():
+        if Path(f'{path}.index').exists():
+            raise PortError(f'{path} is {CHECKPOINT.format(path=path)}')
         raise PortError(f'no weights at {path}: check the path')
     return path, key
 
@@ -107,7 +139,9 @@ def _read_file(path: Path) -> Any:
         head = file.read(512)
     for start, what in STRANGERS:
         if head.startswith(start):
-            raise PortError(f'{path} is {what}')
+            raise PortError(f'{path} is {what.format(path=path)}')
+    if path.suffix == '.distcp' or path.name == '.metadata':
+        raise PortError(f'{path} is a part of {DISTRIBUTED.format(path=path.parent)}')
     if not head:
         raise PortError(f'{path} is empty: copy or download it again')
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
@@ -119,9 +153,10 @@ def _read_file(path: Path) -> Any:
     if text.startswith(b'{'):
         return _read_index(path)
     if head[257:262] == b'ustar':
-        raise PortError(f'{path} is a tar archive: unpack it first, with `tar xf`')
+        raise PortError(f'{path} is {_tar(path)}')
     if head[4:8] == b'TFL3':
-        raise PortError(f'{path} is a LiteRT model: expected the weights that it was made from')
+        onnx = TO_ONNX.format(flag='--tflite', path=path)
+        raise PortError(f'{path} is a LiteRT model: take the one that it was made from, or {onnx}')
     if head.startswith(b'PK'):
         return _read_zip(path)
     if head[8:9] == b'{' and 0 < int.from_bytes(head[:8], 'little') <= path.stat().st_size:
@@ -129,13 +164,20 @@ def _read_file(path: Path) -> Any:
 
         return load_file(path)
     if head[:1] == b'\x80' and head[1:2] <= b'\x05':
+        if b'joblib.numpy_pickle' in head:
+            raise PortError(
+                f'{path} is a file of joblib: where you trust it, run `python -c "import joblib, '
+                f"pickle; pickle.dump(joblib.load('{path}'), open('weights.pkl', 'wb'))\"`"
+            )
         return inert_pickle.load(path)
     if head[0] in (*range(0x81, 0x90), 0xDE, 0xDF):  # a map
         from flax.serialization import msgpack_restore
 
         return msgpack_restore(path.read_bytes())
-    if head[:1] == b'\x08' and path.suffix == '.onnx':
+    if head[:1] == b'\x08' and head[1:2] > b'\x02':  # ONNX, whose version is 3 or later
         raise PortError(_exported(path))
+    if (message := _protobuf(head)) or (message := _tensorflow(path)):
+        raise PortError(f'{path} is {message}')
     raise safe_read.Refused(f'it starts with {head[:8]!r}')
 
 
@@ -144,6 +186,48 @@ def _exported(path: Path) -> str:
         f'{path} is an exported program, not weights alone: it brings its own architecture, '
         '--config.teacher.model=exported'
     )
+
+
+def _tar(path: Path) -> str:
+    """What a tar archive is: a PyTorch file from before 0.2, or any."""
+    members: set[str] = set()
+    with contextlib.suppress(tarfile.TarError), tarfile.open(path) as archive:
+        members |= {each.name for _, each in zip(range(LISTED_IN_TAR), archive, strict=False)}
+    if {'storages', 'tensors', 'pickle'} <= members:
+        return f'a PyTorch file from before 0.2: {LOADED.format(path=path)}'
+    return 'a tar archive: unpack it first, with `tar xf`'
+
+
+def _protobuf(head: bytes) -> str:
+    """Which framework's message begins so; '' if none's."""
+    if head[:1] != b'\n':
+        return ''
+    start = 1
+    while head[start : start + 1] >= b'\x80':  # a length of several bytes
+        start += 1
+    name = head[start + 1 :]
+    nested = name[:1] == b'\n'
+    name = name[2 : 2 + name[1]] if nested else name[: head[start]]
+    if not (name.isascii() and name.decode('ascii', 'replace').isprintable()):
+        return ''
+    if not nested:
+        return f'a network of Caffe: {BY_NAME.format(reader="caffe or OpenCV")}'
+    if b'Float32' in head or b'Float16' in head:
+        return (
+            'a checkpoint of MindSpore: read it with `mindspore.load_checkpoint` and save it with '
+            '`numpy.savez`, by the PyTorch names'
+        )
+    return 'a frozen graph of TensorFlow: pass the SavedModel or the weights that it was made from'
+
+
+def _tensorflow(path: Path) -> str:
+    """What a part of a TensorFlow checkpoint is; '' for another file."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, path.stat().st_size - len(SORTED_TABLE)))
+        index = file.read() == SORTED_TABLE
+    if index or re.search(r'\.data-\d+-of-\d+$', path.name):
+        return f'a part of {CHECKPOINT.format(path=path.with_suffix(""))}'
+    return ''
 
 
 def _read_zip(path: Path) -> Any:
@@ -165,8 +249,15 @@ def _read_zip(path: Path) -> Any:
     if 'data.pkl' in last:
         return inert_pickle.load(path)
     if 'model.weights.h5' in last:
-        raise PortError(f'{path} is a Keras model: save its weights as .npz by the PyTorch names')
-    raise PortError(f'{path} is a zip archive of {_few(names)}: unpack it first')
+        export = f"import keras; keras.saving.load_model('{path}').export('folder')"
+        onnx = TO_ONNX.format(flag='--saved-model', path='folder')
+        raise PortError(f'{path} is a Keras model: run `python -c "{export}"`, then {onnx}')
+    packages = [name.split('/')[1:] for name in names if name.endswith('.pkl')]
+    if 'extern_modules' in last and packages:
+        *package, resource = packages[0]
+        command = PACKAGED.format(path=path, package='.'.join(package), resource=resource)
+        raise PortError(f'{path} is a torch.package, a program: {command}')
+    raise PortError(f'{path} is a zip archive of {_few(names)}: unpack it first, with `unzip`')
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -200,6 +291,8 @@ def _read_folder(path: Path) -> Any:
         return model_folder.load_model(path)[1]
     if any(name in held for name in ORBAX):
         return _read_orbax(path)
+    if message := _foreign(path, held):
+        raise PortError(f'{path} is {message}')
     known = [name for name in IN_FOLDERS if name in held]
     files = known[:1] or [name for name in held if _is_weights(path / name)]
     if len(files) == 1:
@@ -212,7 +305,25 @@ def _read_folder(path: Path) -> Any:
     )
 
 
+def _foreign(path: Path, held: list[str]) -> str:
+    """What a folder in another format is, and what mends it; '' for none."""
+    if any(name.endswith('.distcp') for name in held):
+        return DISTRIBUTED.format(path=path)
+    if 'zero_to_fp32.py' in held:
+        convert = f'`python {path}/zero_to_fp32.py {path} weights`'
+        return f'a checkpoint of DeepSpeed, in parts: put it together, with {convert}'
+    if 'saved_model.pb' in held:
+        onnx = TO_ONNX.format(flag='--saved-model', path=path)
+        return f'a TensorFlow SavedModel: {onnx}'
+    if index := [name for name in held if name.endswith('.index')]:
+        return CHECKPOINT.format(path=path / index[0].removesuffix('.index'))
+    return ''
+
+
 def _is_weights(path: Path) -> bool:
+    """Whether a file in a folder is taken for weights, by its name: an optimiser's state is not."""
+    if re.search(r'optim|sched|rng_state|training_args', path.name):
+        return False
     return path.suffix.lower() in ('.pth', '.pt', '.safetensors', '.bin', '.ckpt', '.msgpack')
 
 

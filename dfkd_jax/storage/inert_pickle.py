@@ -33,7 +33,9 @@ Storage = Callable[[str, np.dtype], Callable[[], bytes]]  # a key -> how to read
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a PyTorch file before 1.6
 DEEPEST = 20  # of tuples in tuples
-MAPPINGS = ('collections.OrderedDict', 'collections.defaultdict')
+MAPPINGS = (
+    'collections.OrderedDict', 'collections.defaultdict', 'flax.core.frozen_dict.FrozenDict',
+)  # fmt: skip
 # PyTorch's kinds of storage.
 STORAGES: dict[str, Any] = {
     'Double': np.float64, 'Float': np.float32, 'Half': np.float16, 'BFloat16': ml_dtypes.bfloat16,
@@ -113,7 +115,9 @@ def load(path: str | os.PathLike[str]) -> Any:
         return _load_zip(path)
     with open(path, 'rb') as file:
         first = _unpickle(file)
-        return _load_rows(file, path) if first == MAGIC else _resolve(first, _no_storage)
+        if first == MAGIC:
+            return _load_rows(file, lambda: open(path, 'rb'))
+        return _resolve(first, _no_storage)
 
 
 def loads(data: bytes) -> Any:
@@ -136,7 +140,7 @@ def _load_zip(path: Path) -> Any:
     return _resolve(_unpickle(io.BytesIO(archive.read(f'{root}data.pkl'))), storage)
 
 
-def _load_rows(file: IO[bytes], path: Path) -> Any:
+def _load_rows(file: IO[bytes], reopen: Callable[[], IO[bytes]]) -> Any:
     """The rest of a file before PyTorch 1.6: protocol, machine, content, keys, storages."""
     _, machine, content, keys = (_unpickle(file) for _ in range(4))
     big = not machine.get('little_endian', True)
@@ -148,21 +152,32 @@ def _load_rows(file: IO[bytes], path: Path) -> Any:
 
         def read() -> bytes:
             place, size = places[key]
-            with open(path, 'rb') as again:
+            with reopen() as again:
                 again.seek(place)
                 return _little(again.read(size), dtype, big)
 
         return read
 
     resolved = _resolve(content, storage)
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
     for key in keys:
         (count,) = struct.unpack('<q', file.read(8))
         size = count * dtypes.get(key, np.dtype(np.uint8)).itemsize
         places[key] = file.tell(), size
-        if size < 0 or file.tell() + size > path.stat().st_size:
+        if size < 0 or file.tell() + size > end:
             raise Refused('the file ends before its tensors do')
         file.seek(size, os.SEEK_CUR)
     return resolved
+
+
+def _load_storage(raw: bytes) -> Any:
+    """The storage in a PyTorch file inside a pickle, which is of the kind before 1.6."""
+    file = io.BytesIO(raw)
+    if _unpickle(file) != MAGIC:
+        raise Refused('a tensor without its numbers')
+    return _load_rows(file, lambda: io.BytesIO(raw))
 
 
 def _no_storage(key: str, dtype: np.dtype) -> Callable[[], bytes]:
@@ -264,7 +279,8 @@ def _resolve(content: Any, storage: Storage) -> Any:
         elif isinstance(x, Inert):
             args, state, items = resolve(x.args), resolve(x.state), resolve(x.items)
             if isinstance(made, dict):
-                pairs = args[-1] if args and isinstance(args[-1], list) else []
+                pairs = args[-1] if args and isinstance(args[-1], list | dict) else []
+                pairs = [*pairs.items()] if isinstance(pairs, dict) else pairs
                 made.update((_key(key), value) for key, value in (*pairs, *items))
             else:
                 made.args, made.state, made.items = args, state, items
@@ -315,6 +331,13 @@ def _known(name: str, x: Inert) -> Any:
         if dtype is None or not all(isinstance(n, int) and n >= 0 for n in numbers):
             return x
         return Tensor(tuple(shape), tuple(strides), first, dtype, read)
+    if name == 'torch.storage._load_from_bytes':  # a tensor that `pickle.dump` wrote
+        return _load_storage(x.args[0])
+    if last == 'tuple' and len(x.args[0]) == 2:  # PaddlePaddle's tensor: its name and an array
+        return x.args[0][1]
+    if name == 'jax._src.array._reconstruct_array':
+        x.state = x.args[2]
+        return _numpy('_reconstruct', x)
     if module.split('.')[0] == 'numpy':
         return _numpy(last, x)
     return x

@@ -91,6 +91,8 @@ RESNET_CIFAR = (
     _numbered(WIDE),
 )
 RESNET_POOL = (_table('downsample', 'fc', WIDE),)
+# With projections under kuangliu's names: option B of akamaster/pytorch_resnet_cifar10's classes.
+RESNET_THIN = (RESNET, _table('shortcut', 'linear', THIN))
 RESNET_IMAGENET = (RESNET, _hugging_face(THIN))
 # akamaster/pytorch_resnet_cifar10: shortcuts without weights.
 OPTION_A = (_table('', 'linear', PADDED), _table('', 'fc', PADDED))
@@ -100,8 +102,8 @@ TABLES = {
     **dict.fromkeys(('resnet8_s2d', 'resnet8_s2d_half'), (RESNET_S2D,)),
 }
 FAMILIES = {
-    'thin': (RESNET,),
-    'thin_x4': (RESNET,),
+    'thin': RESNET_THIN,
+    'thin_x4': RESNET_THIN,
     'option_a': OPTION_A,
     'wide': RESNET_CIFAR,
     'wide_pool': RESNET_POOL,
