@@ -16,11 +16,11 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser('prepare', help='put a data set into a data folder')
     command.add_argument('name', help='fashion_mnist, cifar10, ..., or a name for your own folder')
     command.add_argument('--data_dir', required=True, help='where data sets are kept')
-    command.add_argument('--source', help='the folder to make it from (fashion_mnist: as packaged)')
+    command.add_argument('--source', help='the folder or archive to make it from')
     args = parser.parse_args(argv)
     try:
         place = prepare.prepare(args.name, args.data_dir, args.source)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f'error: {error}')
     print(f'{args.name} is in {place}')
 

@@ -62,15 +62,13 @@ def run(config: Any, workdir: str | Path | None = None) -> dict[str, Any]:
             cure = 'Remove it: the same command writes it again.'
             return files.read_json(place / artifacts.SUMMARY, cure)
         folder.keep_inputs(place, data=data.identity(facts))
-        if test is None:
-            print(
-                f'{data.absence(config.data)}: no accuracy is measured, but the agreement with the '
-                f'teacher on {artifacts.SYNTHETIC}',
-                flush=True,
-            )
         try:
             teacher = find_teacher(config, place, interrupted)
             folder.keep_inputs(place, teacher=folder.digest(teacher))
+            if test is None:
+                instead = f'the agreement with the teacher on {artifacts.SYNTHETIC}'
+                absent = data.absence(config.data)
+                print(f'{absent}: no accuracy is measured, but {instead}', flush=True)
             return loop.distil(config, place, prepared, test, teacher, interrupted)
         except Stopped:
             return {}
