@@ -20,14 +20,17 @@ import safetensors.numpy
 from flax import linen as nn
 from PIL import Image
 
-from dfkd_jax import data, export, loops, models, port, predict
-from dfkd_jax.configs import common, digits
+from dfkd_jax import build, data, export, models, port, predict
+from dfkd_jax.configs import digits
+from dfkd_jax.contract import Frozen
 from dfkd_jax.deploy import card as cards
-from dfkd_jax.deploy import classify, formats, onnx_writer, synthetic_images
+from dfkd_jax.deploy import classify, formats, onnx_writer, quantise, synthetic_images
 from dfkd_jax.deploy import student as students
 from dfkd_jax.errors import DeployError, UserError
+from dfkd_jax.loops import supervised
 from dfkd_jax.models import layers
 from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,7 +218,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'leaky_relu': jax.nn.leaky_relu,
     'erf': jax.scipy.special.erf,
     'clip': lambda x: jnp.clip(x, -0.25, 0.3),
-    'powers': lambda x: x**3 + jnp.abs(x) ** 1.5 - jnp.sign(x) * jnp.sqrt(jnp.abs(x)),
+    'powers': lambda x: x**3 + jnp.abs(x) ** 1.5 - jnp.sign(x + 0.01) * jnp.sqrt(jnp.abs(x) + 1),
     'where': lambda x: jnp.where((x > 0.1) & (x != 0.3) | ~(x >= -0.2), x, -2.0 * x),
     'sines': lambda x: jnp.sin(x) * jnp.cos(x) + jnp.floor(4 * x) - jnp.ceil(x),
     'exp_and_log': lambda x: jnp.log1p(jnp.exp(x)) + jnp.expm1(x) + jnp.log(2 + x),
@@ -235,6 +238,10 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'max_pool_ceil': lambda x: nn.max_pool(x, (3, 3), (2, 2), ((0, 1), (0, 1))),
     'concatenate_and_split': lambda x: jnp.concatenate(jnp.split(convolution(x, 6), 3, -1), 1),
     'slices': lambda x: x[:, 1:-1, ::2, ::-1],
+    'strided_slices': lambda x: convolution(x, 4)[:, ::2, ::2],
+    'flipped': lambda x: jnp.flip(x, (1, 3)),
+    'one_pixel': lambda x: convolution(x, 4)[:, 3, -2],
+    'rows_and_columns': lambda x: x[:, np.array([[3], [0], [5]]), np.array([[1, 2]])],
     'one_row': lambda x: convolution(x, 4)[:, 3],
     'rows_by_number': lambda x: x[:, np.array([3, 0, 5, 5])],
     'channels_by_number': lambda x: convolution(x, 4)[..., np.array([3, 0, 2])],
@@ -255,7 +262,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_primitives_are_the_same_in_onnx(name: str) -> None:
     def fn(variables: Any, pixels: Any) -> tuple[jax.Array]:
-        with jax.numpy_rank_promotion('allow'):
+        with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
             images = data.normalise(pixels, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5))
             return (FUNCTIONS[name](images) + variables['zero'],)
 
@@ -299,7 +306,7 @@ def test_an_unknown_primitive_is_named_in_one_line(name: str, fn: Any) -> None:
 # 3. StableHLO.
 
 
-@pytest.mark.parametrize('name', ['resnet8', 'mobilenetv2'])
+@pytest.mark.parametrize('name', ['resnet8', pytest.param('mobilenetv2', marks=pytest.mark.slow)])
 def test_stablehlo_is_the_same_without_the_network(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,25 +341,44 @@ def test_a_convolution_takes_a_symbolic_batch(groups: int) -> None:
 # 4. From a run.
 
 
+def small() -> Any:
+    """A run on the digits at 8 pixels, whose teacher is of the student's size."""
+    config = digits.get_config('dafl,smoke')
+    config.data.image_size = 8
+    config.teacher.model = 'resnet8_half'
+    config.teach.update(epochs=3, batch_size=64, save_every_epochs=9, eval_every_epochs=9)
+    config.generator.update(latent=8, width=4)
+    config.synthesis.update(batch_size=32, student_batch_size=8)
+    config.parallel = 'jit'
+    return config
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run on the digits, long enough that its student knows them a little."""
-    config = digits.get_config('dafl,smoke')
-    config.teach.epochs = 3
-    config.phases = (common.phase(rounds=20, g_steps=2, s_steps=4),)
-    config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 20
-    config.data.resize = 'resize'
-    config.parallel = 'jit'
-    workdir = tmp_path_factory.mktemp('deploy') / 'run'
-    loops.run(config, workdir)
-    return workdir
+    """The workdir of a run, at round 0, but for the student: it is the teacher, which is trained.
+
+    (A student that INT8 can do harm to takes minutes.)
+    """
+    folder, config = tmp_path_factory.mktemp('deploy') / 'run', small()
+    files.write_json(folder / 'config.json', files.plain(config))
+    supervised.run(config, folder / 'teacher')
+    variables = model_folder.load_model(folder / 'teacher')[1]
+    built = build.build(config)
+    state = built.plan.call(built.whole.init)(Frozen(variables), jax.random.key(0))
+    with Checkpoints(folder / 'checkpoints') as checkpoints:
+        checkpoints.save(1, state, {})
+    model_folder.save_classifier(
+        folder / 'student', 'resnet8_half', variables, config.data, method='dafl',
+        **model_folder.preparation(config.data, built.facts),
+    )  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Digits as PNG and JPEG files, one of them larger and in colour."""
     folder = tmp_path_factory.mktemp('pictures')
-    test = data.load(digits.get_config('dafl').data, 'test')
+    test = data.load(small().data, 'test')
     paths = []
     for i, suffix in enumerate(('png', 'jpg', 'png')):
         image = Image.fromarray(test.images[i].squeeze())
@@ -379,8 +405,7 @@ def wanted(run: Path, pictures: list[Path]) -> np.ndarray:
     card, variables = model_folder.load_model(run / 'student')
     module = models.make(card['model'], num_classes=10)
     pixels = [
-        Image.open(path).convert('L').resize((16, 16), Image.Resampling.BILINEAR)
-        for path in pictures
+        Image.open(path).convert('L').resize((8, 8), Image.Resampling.BILINEAR) for path in pictures
     ]
     images = np.stack([np.asarray(each) for each in pixels])[..., None]
     logits = module.apply(variables, (images.astype(np.float32) / 255 - 0.5) / 0.5).logits
@@ -392,7 +417,6 @@ def test_a_run_leaves_a_card_that_is_enough(run: Path, tmp_path: Path) -> None:
     assert found.card.resize == 'resize' and found.card.mean == (0.5,)
     assert found.card.class_names == tuple('0123456789')
     assert found.card.source['dataset'] == 'digits' and found.card.source['method'] == 'dafl'
-    assert found.card.source['accuracy'] > 20
     # The folder alone, elsewhere.
     (tmp_path / 'alone').mkdir()
     for path in (run / 'student').iterdir():
@@ -400,7 +424,8 @@ def test_a_run_leaves_a_card_that_is_enough(run: Path, tmp_path: Path) -> None:
     assert students.load(tmp_path / 'alone').card == found.card
     assert students.load(run / 'student').card == found.card
     teacher = students.load(run / 'teacher').card
-    assert (teacher.model, teacher.mean, teacher.resize) == ('resnet8', (0.5,), 'resize')
+    assert (teacher.model, teacher.mean, teacher.resize) == ('resnet8_half', (0.5,), 'resize')
+    assert teacher.source['accuracy'] > 80 and teacher.source['role'] == 'teacher'
 
 
 def test_an_older_folder_falls_back_on_the_config(run: Path, tmp_path: Path) -> None:
@@ -455,21 +480,22 @@ def test_int8_says_what_it_costs(
     figures = files.read_json(formats.card_path(path))
     for name in ('agreement_with_float32', 'agreement_with_teacher', 'accuracy'):
         assert json.loads(entries[name]) == figures[name]
-    assert figures['test_images'] == 360 and figures['calibration_images'] == 512
-    # The accuracy of float32 is that of the run; INT8 is near, and so are its answers.
-    summary = files.read_json(run / 'summary.json')
-    assert figures['accuracy']['float32'] == pytest.approx(summary['student_accuracy_last'])
-    assert abs(figures['accuracy']['int8'] - figures['accuracy']['float32']) < 5
-    assert 90 < figures['agreement_with_float32'] <= 100
+    assert figures['test_images'] == 360 and figures['calibration_images'] == 256
+    assert figures['accuracy']['float32'] > 80
+    assert abs(figures['accuracy']['int8'] - figures['accuracy']['float32']) < 3
+    assert 95 < figures['agreement_with_float32'] <= 100
+    # The teacher is the same network here.
+    both = {'float32': 100.0, 'int8': figures['agreement_with_float32']}
+    assert figures['agreement_with_teacher'] == pytest.approx(both)
     call = call_onnx(path.read_bytes())
-    test = data.load(digits.get_config('dafl').data, 'test')
+    test = data.load(small().data, 'test')
     right = call(test.images)[0].argmax(-1) == test.labels
     assert 100 * np.mean(right) == pytest.approx(figures['accuracy']['int8'])
     kinds = operators(path.read_bytes())
     assert kinds['QuantizeLinear'] > 5 and kinds['DequantizeLinear'] > 10
-    weights = {each.data_type for each in onnx_model(path.read_bytes()).graph.initializer
-               if len(each.dims) == 4}  # fmt: skip
-    assert weights == {3}, 'int8'
+    weights = [each.data_type for each in onnx_model(path.read_bytes()).graph.initializer
+               if len(each.dims) == 4 and each.dims[0] > 1]  # fmt: skip
+    assert weights == 9 * [3], 'int8'
     assert path.stat().st_size < exported['onnx'].stat().st_size
 
 
@@ -478,9 +504,16 @@ def test_int8_is_calibrated_on_synthetic_images(run: Path, monkeypatch: pytest.M
     monkeypatch.setattr(data, 'load', None)
     student = students.load(run)
     first, again, other = (synthetic_images.draw(student, 40, seed) for seed in (1, 1, 2))
-    assert first.shape == (40, 16, 16, 1) and first.dtype == np.uint8
+    assert first.shape == (40, 8, 8, 1) and first.dtype == np.uint8
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert first.std() > 1 and len(np.unique(first.reshape(40, -1), axis=0)) == 40
+
+
+def test_contrast_is_stretched() -> None:
+    pixels = np.array([[[[100], [110]], [[105], [120]]], np.full((2, 2, 1), 7)], np.uint8)
+    found = quantise.stretched(pixels)
+    assert found.dtype == np.uint8 and not found[1].any()
+    assert found[0, ..., 0].tolist() == [[0, 128], [64, 255]]
 
 
 def test_int8_without_test_images_measures_agreement(
@@ -508,7 +541,7 @@ def test_pytorch_files_are_as_pytorch_wants_them(run: Path, tmp_path: Path) -> N
     assert state.keys() == expected.keys()
     assert all(np.array_equal(state[name].numpy(), x) for name, x in expected.items())
     card = files.read_json(tmp_path / 'student.pth.json')
-    assert card['mean'] == [0.5] and card['image_size'] == 16
+    assert card['mean'] == [0.5] and card['image_size'] == 8
 
 
 # 5. What is refused, in one line.
@@ -564,8 +597,7 @@ def test_int8_needs_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     text = refused(capsys, export.main, '--student', tmp_path / 'alone', '--int8')
     assert 'is not the student of a run' in text
     # A run without its checkpoints, and one on real images.
-    for name in ('config.json', 'student/model.json', 'student/variables.safetensors',
-                 'teacher/model.json', 'teacher/variables.safetensors'):  # fmt: skip
+    for name in ('config.json', 'student/model.json', 'student/variables.safetensors'):
         files.write_bytes(tmp_path / 'run' / name, (run / name).read_bytes())
     text = refused(capsys, export.main, '--student', tmp_path / 'run', '--int8')
     assert 'has no checkpoints/' in text
@@ -588,7 +620,7 @@ def test_a_bank_of_files_calibrates_too(run: Path, tmp_path: Path) -> None:
         synthetic.write(tmp_path / 'bank', number, image, np.zeros(8), 0, {})
     offline = student._replace(run=tmp_path, config=config)
     images = synthetic_images.draw(offline, 10, 1)
-    assert images.shape == (10, 16, 16, 1)
+    assert images.shape == (10, 8, 8, 1)
     with pytest.raises(DeployError, match='has no synthetic images'):
         synthetic_images.draw(offline._replace(run=tmp_path / 'no'), 10, 1)
 
@@ -661,11 +693,12 @@ def test_mistakes_of_predict(
     program.write_bytes(program.read_bytes()[:1000])
     assert 'cannot be read by jax' in error(program)
     # Weights of the run that do not say what they are, and a card of another network.
-    assert 'does not say its model' in error(run / 'student.safetensors')
+    safetensors.numpy.save_file({'a': np.zeros(1)}, tmp_path / 'c.safetensors')
+    assert 'does not say its model' in error(tmp_path / 'c.safetensors')
     arrays = files.load_arrays(exported['safetensors'])
-    other = cards.metadata(students.load(run).card._replace(model='resnet8'), layout='flax')
+    other = cards.metadata(students.load(run).card._replace(model='resnet20'), layout='flax')
     (tmp_path / 'b.safetensors').write_bytes(safetensors.numpy.save(arrays, metadata=other))
-    assert 'do not fit the network resnet8' in error(tmp_path / 'b.safetensors')
+    assert 'do not fit the network resnet20' in error(tmp_path / 'b.safetensors')
 
 
 def test_a_foreign_onnx_file_is_refused(tmp_path: Path) -> None:
@@ -732,6 +765,6 @@ def test_from_a_run_to_an_int8_student(tmp_path: Path, pictures: list[Path]) -> 
 
     command('main', '--config=digits:cpsc,smoke', '--workdir=run')
     said = command('export', '--student=run', '--int8')
-    assert 'int8, calibrated on 512 synthetic images' in said and 'accuracy on the test' in said
+    assert 'int8, calibrated on 256 synthetic images' in said and 'accuracy on the test' in said
     said = command('predict', '--model=run/export/student_int8.onnx', *pictures)
     assert said.count(' %  ') == 5 * len(pictures)

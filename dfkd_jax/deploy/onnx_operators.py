@@ -227,33 +227,67 @@ def rev(graph: Graph, params: Any, shapes: Shapes, x: Tensor) -> Tensor:
 
 
 def gather(graph: Graph, params: Any, shapes: Shapes, x: Tensor, indices: Value) -> Tensor:
-    """Rows along one axis; or a part of `x` that starts at a constant place."""
+    """Parts of `x` at constant places: what indexing becomes where the batch is symbolic.
+
+    Along each axis it takes one part, or rows that one axis of the places counts.
+    """
     numbers, sizes = params['dimension_numbers'], params['slice_sizes']
-    gone, starts = numbers.collapsed_slice_dims, numbers.start_index_map
     if numbers.operand_batching_dims or isinstance(indices, Tensor):
         raise refuse('gather', 'places that depend on the images')
-    if indices.ndim == 1:
-        at = [0] * len(x.shape)
-        for axis, index in zip(starts, indices.tolist()):
-            at[axis] = max(0, min(index, x.shape[axis] - sizes[axis]))
-        limits = [
-            whole if start == 0 and size == whole else start + size
-            for start, size, whole in zip(at, sizes, x.shape)
-        ]
-        cut = _slice(graph, x, at, limits, (1,) * len(at), tuple(sizes))
-        return squeeze(graph, {'dimensions': gone}, shapes, cut) if gone else cut
-    others = [size == whole for axis, (size, whole) in enumerate(zip(sizes, x.shape))
-              if axis not in gone]  # fmt: skip
-    if len(starts) != 1 or starts != gone or not all(others):
-        raise refuse('gather', 'places along several axes')
-    axis, rows = starts[0], indices[..., 0].astype(np.int64)
-    name = graph.node('Gather', [graph.name_of(x), graph.constant(rows)], axis=axis)
-    # ONNX puts the places' axes where the axis was; JAX where `offset_dims` leaves room.
-    rank, taken = len(shapes[0]), range(axis, axis + rows.ndim)
-    batch = [place for place in range(rank) if place not in numbers.offset_dims]
+    gone, starts, limits = numbers.collapsed_slice_dims, [0] * len(sizes), list(x.shape)
+    rows: dict[int, np.ndarray] = {}  # of an axis of x
+    counter: dict[int, int] = {}  # the axis of the places that counts them
+    for axis, first in zip(numbers.start_index_map, np.moveaxis(indices, -1, 0)):
+        moving = [k for k in range(first.ndim) if np.ptp(first, axis=k).any()]
+        if x.shape[axis] == sizes[axis] and not first.any():
+            continue
+        if first.min() < 0 or first.max() + sizes[axis] > x.shape[axis]:
+            raise refuse('gather', 'places outside')
+        if not moving:
+            starts[axis] = int(first.flat[0])
+            limits[axis] = starts[axis] + sizes[axis]
+        elif len(moving) == 1 and axis in gone and moving[0] not in counter.values():
+            counter[axis] = moving[0]
+            rows[axis] = np.moveaxis(first, moving[0], 0).reshape(first.shape[moving[0]], -1)[:, 0]
+        else:
+            raise refuse('gather', 'places along several axes')
+    if sorted(counter.values()) != [k for k in range(indices.ndim - 1) if indices.shape[k] > 1]:
+        raise refuse('gather', 'places that repeat')
+    x = _slice(graph, x, starts, limits, (1,) * len(starts), x.shape)
+    for axis, places in rows.items():
+        step = int(places[1] - places[0])
+        if step > 0 and not np.diff(places, 2).any():
+            ends = [(0, size, 1) for size in x.shape]
+            ends[axis] = (int(places[0]), int(places[-1]) + 1, step)
+            x = _slice(graph, x, *zip(*ends), x.shape)
+            continue
+        name = graph.node('Gather', [x.name, graph.integers(places)], axis=x.order.index(axis))
+        x = x._replace(name=name)
+    return _placed(graph, x, numbers, counter, indices.ndim - 1, shapes[0])
+
+
+def _placed(
+    graph: Graph, x: Tensor, numbers: Any, counter: Any, counters: int, shape: tuple[Any, ...]
+) -> Tensor:
+    """The result of a gather, whose axes `x` still has in its own order and its own number."""
+    batch = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
+    single = [axis for axis in numbers.collapsed_slice_dims if axis not in counter]
+    if single:
+        places = [x.order.index(axis) for axis in single]
+        x = x._replace(name=graph.node('Squeeze', [x.name, graph.integers(places)]))
     offsets = iter(numbers.offset_dims)
-    order = tuple(batch[k - axis] if k in taken else next(offsets) for k in range(rank))
-    return Tensor(name, order, shapes[0])
+    final = {
+        axis: next(offsets)
+        for axis in range(len(x.shape))
+        if axis not in numbers.collapsed_slice_dims
+    }
+    final |= {axis: batch[k] for axis, k in counter.items()}
+    order = tuple(final[axis] for axis in x.order if axis in final)
+    new = tuple(batch[k] for k in range(counters) if k not in counter.values())  # of size 1
+    if new:
+        places = range(len(order), len(order) + len(new))
+        x = x._replace(name=graph.node('Unsqueeze', [x.name, graph.integers(places)]))
+    return Tensor(x.name, order + new, shape)
 
 
 # 3. Reductions and pools.

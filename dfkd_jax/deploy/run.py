@@ -55,7 +55,7 @@ def _content(student: Student, format: str, int8: bool, path: Path) -> tuple[byt
         call = classify.stablehlo_call(content, path)
         return content, {'difference_from_jax': formats.difference(card, variables, call)}
     if format == 'litert':
-        return litert.convert(card, variables), {}
+        return litert.convert(card, variables, [formats.INPUT], [*formats.OUTPUTS]), {}
     if format == 'torch':
         return formats.torch(card, variables, pickled=path.suffix in ('.pth', '.pt')), {}
     return formats.flax(card, variables), {}

@@ -53,6 +53,11 @@ def teacher(run: Path, config: Any) -> dict[str, Any]:
 
 def _drawn(run: Path, config: Any, number: int, seed: int) -> np.ndarray:
     """Images from the last state of an alternating run."""
+    if not (run / 'checkpoints').is_dir():
+        raise DeployError(
+            f'{run} has no checkpoints/, and with them no generator: INT8 is calibrated on the '
+            "run's synthetic images. Put the folder back, or export without --int8."
+        )
     config = config.copy_and_resolve_references()
     config.parallel = 'jit'  # whatever devices the run had
     built = build.build(config)
@@ -61,11 +66,6 @@ def _drawn(run: Path, config: Any, number: int, seed: int) -> np.ndarray:
     frozen = built.plan.replicate(Frozen(teacher=teacher(run, config), extra=extra))
     key = jax.random.fold_in(jax.random.key(config.seed), seed)
     like = jax.eval_shape(built.whole.init, frozen, key)
-    if not (run / 'checkpoints').is_dir():
-        raise DeployError(
-            f'{run} has no checkpoints/, and with them no generator: INT8 is calibrated on the '
-            "run's synthetic images. Put the folder back, or export without --int8."
-        )
     with Checkpoints(run / 'checkpoints') as store:
         restored = store.restore(like)
     if restored is None:
