@@ -116,7 +116,12 @@ def stablehlo_call(content: bytes, where: Any) -> Callable[[np.ndarray], Arrays]
         ) from error
     if inputs != [('uint8', 4)] or len(exported.out_avals) != 2:
         raise DeployError(f'{where} has the inputs {inputs}: expected pixels, uint8 of rank 4.')
-    return lambda pixels: tuple(map(np.asarray, exported.call(pixels)))
+
+    def call(pixels: np.ndarray) -> Arrays:
+        logits, probabilities = exported.call(pixels)
+        return np.asarray(logits), np.asarray(probabilities)
+
+    return call
 
 
 def read_safetensors(path: Path) -> Classifier:

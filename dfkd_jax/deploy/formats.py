@@ -88,7 +88,7 @@ def stablehlo(card: Card, variables: Any) -> bytes:
     """The student as `jax.export` serialises it, for any batch on CPUs, CUDA and TPUs."""
     fn = function(card)
     # As constants of the program, so that the file needs nothing else.
-    fixed = sharding.make('jit').call(lambda pixels: fn(variables, pixels))
+    fixed: Any = sharding.make('jit').call(lambda pixels: fn(variables, pixels))
     batch = jax.export.symbolic_shape('batch')[0]
     pixels = jax.ShapeDtypeStruct((batch, *card.image_shape), jnp.uint8)
     exported = jax.export.export(fixed, platforms=('cpu', 'cuda', 'tpu'))(pixels)

@@ -52,6 +52,6 @@ def _stablehlo(card: Card, variables: Any) -> str:
     a sum of products, which LiteRT would not know for one.
     """
     fn = function(card)
-    fixed = sharding.make('jit').call(lambda pixels: fn(variables, pixels))
+    fixed: Any = sharding.make('jit').call(lambda pixels: fn(variables, pixels))
     pixels = jax.ShapeDtypeStruct((1, *card.image_shape), jnp.uint8)
     return jax.export.export(fixed, platforms=('tpu',))(pixels).mlir_module()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Constant = np.ndarray
+Constant = np.ndarray | np.generic
 Order = tuple[int, ...]
 
 

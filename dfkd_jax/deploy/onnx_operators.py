@@ -32,6 +32,16 @@ def identity_order(shape: Sequence[Any]) -> Order:
     return tuple(range(len(shape)))
 
 
+def common_order(shape: tuple[Any, ...], inputs: Sequence[Value]) -> Order:
+    """How the axes of a result lie: as those of the first tensor of its rank that was turned.
+
+    The others follow.  What was turned came from a convolution and mostly goes to the next.
+    """
+    plain = identity_order(shape)
+    orders = [x.order for x in inputs if isinstance(x, Tensor) and len(x.order) == len(shape)]
+    return next((order for order in orders if order != plain), plain)
+
+
 # 1. Elementwise.
 
 ELEMENTWISE = {
@@ -48,11 +58,10 @@ def elementwise(
 ) -> Tensor:
     """An operator on numbers one by one; sizes of 1 and scalars are broadcast, as in JAX.
 
-    The axes lie as those of the first tensor of full rank, and the others follow.
+    The axes lie as `common_order` says.
     """
     rank = len(shape)
-    full = [x for x in inputs if isinstance(x, Tensor) and len(x.shape) == rank]
-    order = next((x.order for x in full if x.order != identity_order(shape)), identity_order(shape))
+    order = common_order(shape, inputs)
     names = [graph.name_of(x, order if len(x.shape) == rank else None) for x in inputs]
     return Tensor(graph.node(op, names, **attributes), order, shape)
 
@@ -156,7 +165,7 @@ def broadcast_in_dim(graph: Graph, params: Any, shapes: Shapes, x: Value, *sizes
 
 
 def concatenate(graph: Graph, params: Any, shapes: Shapes, *inputs: Value) -> Tensor:
-    order = next(x.order for x in inputs if isinstance(x, Tensor))
+    order = common_order(shapes[0], inputs)
     names = [graph.name_of(x, order) for x in inputs]
     name = graph.node('Concat', names, axis=order.index(params['dimension']))
     return Tensor(name, order, shapes[0])
@@ -201,7 +210,7 @@ def dynamic_slice(graph: Graph, params: Any, shapes: Shapes, x: Tensor, *starts:
     whole = [size == part for size, part in zip(x.shape, sizes)]
     # As in JAX, a slice that would end outside begins earlier.
     first = [
-        0 if all_ else max(0, min(int(start), size - part))
+        0 if all_ else max(0, min(np.asarray(start).item(), size - part))
         for all_, start, size, part in zip(whole, starts, x.shape, sizes)
     ]
     limits = [size if all_ else at + size for all_, at, size in zip(whole, first, sizes)]
@@ -234,6 +243,7 @@ def gather(graph: Graph, params: Any, shapes: Shapes, x: Tensor, indices: Value)
     numbers, sizes = params['dimension_numbers'], params['slice_sizes']
     if numbers.operand_batching_dims or isinstance(indices, Tensor):
         raise refuse('gather', 'places that depend on the images')
+    indices = np.asarray(indices)
     gone, starts, limits = numbers.collapsed_slice_dims, [0] * len(sizes), list(x.shape)
     rows: dict[int, np.ndarray] = {}  # of an axis of x
     counter: dict[int, int] = {}  # the axis of the places that counts them
@@ -259,9 +269,12 @@ def gather(graph: Graph, params: Any, shapes: Shapes, x: Tensor, indices: Value)
         if step > 0 and not np.diff(places, 2).any():
             ends = [(0, size, 1) for size in x.shape]
             ends[axis] = (int(places[0]), int(places[-1]) + 1, step)
-            x = _slice(graph, x, *zip(*ends), x.shape)
+            first, limit, steps = zip(*ends)
+            x = _slice(graph, x, first, limit, steps, x.shape)
             continue
-        name = graph.node('Gather', [x.name, graph.integers(places)], axis=x.order.index(axis))
+        name = graph.node(
+            'Gather', [x.name, graph.integers(places.tolist())], axis=x.order.index(axis)
+        )
         x = x._replace(name=name)
     return _placed(graph, x, numbers, counter, indices.ndim - 1, shapes[0])
 
@@ -285,8 +298,8 @@ def _placed(
     order = tuple(final[axis] for axis in x.order if axis in final)
     new = tuple(batch[k] for k in range(counters) if k not in counter.values())  # of size 1
     if new:
-        places = range(len(order), len(order) + len(new))
-        x = x._replace(name=graph.node('Unsqueeze', [x.name, graph.integers(places)]))
+        last = range(len(order), len(order) + len(new))
+        x = x._replace(name=graph.node('Unsqueeze', [x.name, graph.integers(last)]))
     return Tensor(x.name, order + new, shape)
 
 

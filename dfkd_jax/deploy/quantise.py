@@ -4,8 +4,10 @@ onnxruntime measures the range of every tensor on those images, and writes weigh
 eight bits (QDQ, weights per channel).  What lies outside the ranges is clipped, and generators draw
 images of less contrast than real ones have.  So each image calibrates twice: as it was drawn, and
 with its contrast stretched to the whole range of pixels.  (On the digits, agreement with float32 on
-test images rose by that from 97 to 100 %; with an untrained generator, from 19 to 99 %.)  Its figures are measured with no real image (agreement) and,
-where there are test images, with those (accuracy).
+test images rose by that from 97 to 100 %; with an untrained generator, from 19 to 99 %.)
+
+The figures are measured with no real image (agreement) and, where there are test images, with those
+(accuracy).
 """
 
 from __future__ import annotations

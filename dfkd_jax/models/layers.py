@@ -235,7 +235,7 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **re
     def plain(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
-    if not isinstance(x.shape[0], int):  # symbolic, in what `jax.export` traces: no gradient
+    if jax.export.is_symbolic_dim(x.shape[0]):  # exported programs have no gradient
         return plain(x, kernel)
     batch, parts = len(x), min(-(-x.size // PART), MOST_PARTS)
     if parts <= 1:
