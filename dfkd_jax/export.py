@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from dfkd_jax.deploy import formats, run
 from dfkd_jax.errors import UserError
+from dfkd_jax.storage import files
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--output', help='the file to make; without it, in RUN/export')
     parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
     args = parser.parse_args(argv)
-    output = Path(args.output).expanduser() if args.output else None
+    output = files.expanded(args.output) if args.output else None
     try:
-        student = Path(args.student).expanduser()
+        student = files.expanded(args.student)
         for line in run.export(student, args.format, args.int8, output, args.overwrite):
             print(line, flush=True)
     except (UserError, OSError) as error:

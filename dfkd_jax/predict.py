@@ -12,10 +12,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dfkd_jax.deploy import run
 from dfkd_jax.errors import UserError
+from dfkd_jax.storage import files
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE')
     args = parser.parse_args(argv)
     try:
-        model = Path(args.model).expanduser()
-        paths = [Path(image).expanduser() for image in args.images]
+        model = files.expanded(args.model)
+        paths = [files.expanded(image) for image in args.images]
         results = run.predict(model, paths, args.top)
     except (UserError, OSError) as error:
         parser.exit(1, f'error: {error}\n')

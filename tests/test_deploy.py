@@ -88,11 +88,14 @@ def drawn(name: str, size: int, channels: int = 3) -> dict[str, Any]:
 
 # 1. ONNX: the zoo.
 
-CLASSIFIERS = [name for name in models.MODELS if not name.endswith('generator')]
+CLASSIFIERS = [name for name in models.MODELS if not name.endswith('generator')] + [
+    'resnet14_option_a', 'resnet18_pool', 'preact_resnet18', 'preact_resnet18_bn',
+    'vgg11_bn_cifar', 'vgg11_cifar_4096', 'vgg11_imagenet',
+]  # fmt: skip
 # One of each family, and of what its operators differ in; the others take longer.
 QUICK = (
     'lenet5', 'lenet5_half', 'resnet8', 'resnet8_half', 'resnet8_s2d', 'resnet20', 'wrn16_1',
-    'vgg8',
+    'vgg8', 'resnet14_option_a',
 )  # fmt: skip
 
 

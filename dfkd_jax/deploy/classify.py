@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
-from dfkd_jax import port
-from dfkd_jax.data import image_folder, loading
+from dfkd_jax import data, port
+from dfkd_jax.data import image_folder
 from dfkd_jax.deploy import card as cards
 from dfkd_jax.deploy import formats
 from dfkd_jax.deploy import student as students
@@ -171,24 +171,15 @@ def read_image(path: Path, card: Card) -> np.ndarray:
         raise DataError(f'{path} is a folder: give the images in it, {path}/*')
     pixels = np.zeros(card.image_shape, np.uint8)
     with image_folder.open_image(path) as file:
-        image = _eight_bits(file).convert('L' if card.channels == 1 else 'RGB')
+        image = image_folder.eight_bits(file).convert('L' if card.channels == 1 else 'RGB')
     try:
-        loading._place(image, card.resize, pixels)
+        data.place(image, card.resize, pixels)
     except DataError as error:
         raise DataError(
             f'{path}: {error}, and this network pads small images and takes no larger ones: make '
             'it smaller'
         ) from error
     return pixels
-
-
-def _eight_bits(image: Any) -> Any:
-    """The upper eight bits of 16, which Pillow would clip to white."""
-    from PIL import Image
-
-    if image.mode.startswith('I'):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image
 
 
 class Answer(NamedTuple):

@@ -17,6 +17,7 @@ from dfkd_jax.data import synthetic
 from dfkd_jax.deploy.student import Student
 from dfkd_jax.errors import DeployError
 from dfkd_jax.loops import alternating
+from dfkd_jax.storage import files
 from dfkd_jax.storage.checkpoints import Checkpoints
 
 
@@ -37,7 +38,7 @@ def draw(student: Student, number: int, seed: int) -> np.ndarray:
     if config.loop == 'alternating':
         return _drawn(run, config, number, seed)
     if config.loop == 'offline':
-        bank = Path(config.synthesis.bank or run / 'bank').expanduser()
+        bank = files.expanded(config.synthesis.bank or run / 'bank')
         return _of_bank(bank, student.card.image_size, number, seed)
     raise DeployError(
         f'the run in {run} distilled on real images ({config.method}) and made none of its own, '
@@ -47,7 +48,7 @@ def draw(student: Student, number: int, seed: int) -> np.ndarray:
 
 def teacher(run: Path, config: Any) -> dict[str, Any]:
     """The variables of a run's teacher.  Raises what `build.load_network` does."""
-    path = Path(config.teacher.checkpoint or run / 'teacher').expanduser()
+    path = config.teacher.checkpoint or run / 'teacher'
     return build.load_network(path, config.teacher.model, config.data)
 
 
