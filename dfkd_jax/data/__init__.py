@@ -14,10 +14,10 @@ from dfkd_jax.data.loading import absence as absence
 from dfkd_jax.data.loading import check as check
 from dfkd_jax.data.loading import denormalise as denormalise
 from dfkd_jax.data.loading import find as find
+from dfkd_jax.data.loading import fit_image as fit_image
 from dfkd_jax.data.loading import identity as identity
 from dfkd_jax.data.loading import load as load
 from dfkd_jax.data.loading import normalise as normalise
-from dfkd_jax.data.loading import place as place
 from dfkd_jax.data.sets import DATASETS as DATASETS
 from dfkd_jax.data.sets import Spec as Spec
 from dfkd_jax.data.sets import spec_of as spec_of

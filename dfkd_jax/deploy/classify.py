@@ -173,7 +173,7 @@ def read_image(path: Path, card: Card) -> np.ndarray:
     with image_folder.open_image(path) as file:
         image = image_folder.eight_bits(file).convert('L' if card.channels == 1 else 'RGB')
     try:
-        data.place(image, card.resize, pixels)
+        data.fit_image(image, card.resize, pixels)
     except DataError as error:
         raise DataError(
             f'{path}: {error}, and this network pads small images and takes no larger ones: make '
