@@ -41,3 +41,7 @@ class BankError(UserError, ValueError):
 
 class HostError(UserError, RuntimeError):
     """Another process ended the run, or several cannot run as one."""
+
+
+class DeployError(UserError, ValueError):
+    """A student that cannot be exported as asked, or a file that cannot be classified with."""

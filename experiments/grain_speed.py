@@ -78,7 +78,7 @@ def readers(settings: ConfigDict) -> dict[str, Callable[[], Iterator[Any]]]:
     def decode(record: Any) -> tuple[np.ndarray, np.int32]:
         out = np.zeros((size, size, 3), np.uint8)
         with Image.open(io.BytesIO(record['image'])) as image:
-            loading._place(image.convert('RGB'), settings.resize, out)
+            loading.fit_image(image.convert('RGB'), settings.resize, out)
         return out, np.int32(record['label'])
 
     found: dict[str, Callable[[], Iterator[Any]]] = {

@@ -37,9 +37,11 @@ ROOMS = {
     'evaluate': ('distributed data', '*'),
     'loops': ('*', '*'),
     'transfer': ('*', '*'),
+    'deploy': ('*', '*'),
 }
 # Programs: they may import anything, and only programs may import them.
 COMMANDS = {'main.py', 'cli.py', 'teach.py', 'transfer_dense.py', 'diffusion/train.py'}
+COMMANDS |= {'export.py', 'predict.py'}
 
 # Files that stand apart from the rest of their room: nothing of the package, and these packages.
 APART = {'distributed/sharding.py': 'jax numpy', 'storage/safe_read.py': ''}
@@ -53,7 +55,7 @@ FINDING = {'importlib', 'pathlib'}  # configs find those of the methods by name
 
 # Slow to import, or heavy, or not always installed: only inside functions.
 LAZY = set('torch tensorflow tensorflow_datasets matplotlib sklearn PIL tensorboardX'.split())
-LAZY |= {'tokenizers'}
+LAZY |= {'tokenizers', 'onnx', 'onnxruntime', 'litert_converter'}
 
 SHARDING = {'pmap', 'shard_map', 'Mesh', 'make_mesh', 'NamedSharding', 'PartitionSpec'}
 

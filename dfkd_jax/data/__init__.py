@@ -14,6 +14,7 @@ from dfkd_jax.data.loading import absence as absence
 from dfkd_jax.data.loading import check as check
 from dfkd_jax.data.loading import denormalise as denormalise
 from dfkd_jax.data.loading import find as find
+from dfkd_jax.data.loading import fit_image as fit_image
 from dfkd_jax.data.loading import identity as identity
 from dfkd_jax.data.loading import load as load
 from dfkd_jax.data.loading import normalise as normalise

@@ -132,7 +132,7 @@ class Dataset(NamedTuple):
             out = np.zeros((len(images), *shape), np.uint8)
             for pixels, place in zip(images, out):
                 grey = pixels.shape[-1] == 1
-                _place(Image.fromarray(pixels[..., 0] if grey else pixels), 'resize', place)
+                fit_image(Image.fromarray(pixels[..., 0] if grey else pixels), 'resize', place)
             return out, labels
 
         return Dataset(self.facts._replace(image_shape=shape), self.size, fetch, None, None)
@@ -590,7 +590,7 @@ def _reader(settings: Settings, facts: Facts, builder: Any, split: str) -> Fetch
     def decode(index: int, file: bytes, out: np.ndarray) -> None:
         try:
             with Image.open(io.BytesIO(file)) as image:
-                _place(eight_bits(image).convert(mode), settings.resize, out)
+                fit_image(eight_bits(image).convert(mode), settings.resize, out)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow would name the object in memory that it cannot read.
             unknown = isinstance(error, UnidentifiedImageError)
@@ -620,7 +620,7 @@ def _reader(settings: Settings, facts: Facts, builder: Any, split: str) -> Fetch
     return fetch
 
 
-def _place(image: Any, resize: str, out: np.ndarray) -> None:
+def fit_image(image: Any, resize: str, out: np.ndarray) -> None:
     """Writes a Pillow image into `out` [S, S, C], which is zeros, as `resize` says.
 
     Raises DataError where an image to pad is larger than `out`.
@@ -680,5 +680,5 @@ def _digits(settings: Settings, facts: Facts, split: str, limit: int | None) -> 
     stored, labels = (train, train_labels) if split == 'train' else (test, test_labels)
     images = np.zeros((len(stored[:limit]), *facts.image_shape), np.uint8)
     for digit, out in zip(stored, images, strict=False):
-        _place(Image.fromarray(digit), settings.resize, out)
+        fit_image(Image.fromarray(digit), settings.resize, out)
     return _in_memory(facts, images, labels[:limit].astype(np.int32))

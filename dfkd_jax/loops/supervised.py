@@ -225,6 +225,7 @@ def fit(
         best_epoch=record.best_at, epochs=recipe.epochs, seed=seed,
         seconds=round(record.seconds, 2),
         device=folder.device(), versions=folder.versions(), recipe=files.plain(recipe),
+        **model_folder.preparation(training.data, train.facts),
     ))  # fmt: skip
     return model_folder.load_model(workdir)[0]
 

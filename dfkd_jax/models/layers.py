@@ -231,11 +231,13 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **re
     """
     if rest.get('feature_group_count', 1) == x.shape[-1] == kernel.shape[-1] > 1:
         return convolve_channels(x, kernel, strides, padding, **rest)
-    batch, parts = len(x), min(-(-x.size // PART), MOST_PARTS)
 
     def plain(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
+    if jax.export.is_symbolic_dim(x.shape[0]):  # exported programs have no gradient
+        return plain(x, kernel)
+    batch, parts = len(x), min(-(-x.size // PART), MOST_PARTS)
     if parts <= 1:
         return plain(x, kernel)
     size = -(-batch // parts)

@@ -130,10 +130,11 @@ def leave(
         measured = {each: summary[each] for each in names}
     files.save_arrays(workdir / 'student.safetensors', model_folder.flatten(student))
     files.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
-    constants = {'mean': about.mean, 'std': about.std}
     model_folder.save_classifier(
-        workdir / 'student', name, student, config.data, **measured, **constants
-    )
+        workdir / 'student', name, student, config.data, **measured,
+        method=config.method, teacher=config.teacher.model,
+        **model_folder.preparation(config.data, about),
+    )  # fmt: skip
     if samples is not None:
         pixels = np.asarray(data.denormalise(samples.image, about.mean, about.std))
         labels = np.asarray(samples.label)

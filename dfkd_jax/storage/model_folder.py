@@ -89,6 +89,16 @@ def load_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         ) from error
 
 
+def preparation(data: Any, about: Any) -> dict[str, Any]:
+    """Entries of a classifier's card: how its images are prepared, and the names of its classes.
+
+    data: the group `config.data`.
+    about: the facts of that data, `data.Facts`.
+    """
+    names = ('mean', 'std', 'class_names')
+    return {'resize': data.resize} | {name: getattr(about, name) for name in names}
+
+
 def save_classifier(
     directory: str | os.PathLike[str], name: str, variables: Any, data: Any, **card: Any
 ) -> None:
