@@ -10,6 +10,7 @@ Arrays are channels-last.  Images are normalised, as the teacher expects them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -143,6 +144,8 @@ class Method(NamedTuple):
     held_out: as `sample`, images that no student step ever trains on, for a key that no other call
       gets; with a bank, only where `Models.hold_out` is set.  None: those of `sample` are such,
       since it draws them anew.
+    warmup_step: in place of `generator_step` before the student's first step, where the loss then
+      leaves the student out; None: the same.
     """
 
     init: InitFn
@@ -152,6 +155,7 @@ class Method(NamedTuple):
     begin: StepFn = unchanged  # start of a batch: new latents, noisy layer or generator
     finish: StepFn = unchanged  # end of a batch: images to the bank, a meta-update
     held_out: SampleFn | None = None  # images to measure on, where there are no real ones
+    warmup_step: StepFn | None = None
 
 
 def start(params: Params, batch_stats: Params, tx: optax.GradientTransformation) -> Net:
@@ -171,14 +175,14 @@ def update(
     )
 
 
+def warmup(phases: Iterable[Phase]) -> list[Phase]:
+    """The phases before the student's first step."""
+    return list(itertools.takewhile(lambda phase: not phase.s_steps, phases))
+
+
 def warmup_rounds(phases: Iterable[Phase]) -> int:
     """The number of rounds before the student's first step."""
-    rounds = 0
-    for phase in phases:
-        if phase.s_steps:
-            break
-        rounds += phase.rounds
-    return rounds
+    return sum(phase.rounds for phase in warmup(phases))
 
 
 def sgd_by_round(student: Any, phases: Sequence[Phase]) -> optax.GradientTransformation:

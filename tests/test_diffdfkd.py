@@ -131,8 +131,16 @@ def test_a_batch_shared_by_devices_is_the_same_batch():
 
 
 def test_quirks_are_options():
-    fresh, stale = trajectory()[0].extra.image, trajectory(final='stale')[0].extra.image
-    assert not np.array_equal(fresh, stale)
+    fresh, old = trajectory()[0].extra.image, trajectory(final='stale')[0].extra
+    assert not np.array_equal(fresh, old.image)
+    # The noise and the timestep of the last guided step, not the timestep of 1 that follows it.
+    nets, frozen = tiny.nets(tiny.config('diffdfkd')), tiny.frozen(method='diffdfkd')
+    t = schedules.timesteps(nets.prior.schedule, tiny.config('diffdfkd').prior.steps)[-2]
+    pixel = diffdfkd.predict_pixels(nets, frozen, old.x, old.eps, t)
+    expected = diffdfkd.to_bytes(diffdfkd.resize(nets, pixel, tiny.SIZE))
+    assert np.abs(expected.astype(int) - old.image.astype(int)).max() <= 1
+    four_taps, _ = trajectory(four_taps=True, stored_size=tiny.SIZE)
+    assert four_taps.extra.x.shape == trajectory()[0].extra.x.shape
     whole, _ = trajectory(intermediate=True)
     assert whole.extra.intermediate.shape == (4, *whole.extra.image.shape)
     assert np.array_equal(whole.extra.image, fresh), 'keeping images changes none'

@@ -49,6 +49,7 @@ def published(config: ConfigDict) -> None:
         cutmix=True,
         cutmix_ratio='uniform',
         intermediate=False,
+        four_taps=False,  # resizing without antialiasing, where the teacher guides
     )
     # The student of the adversarial term; `steps` is ours, theirs are 20 epochs.
     config.in_loop = common.teach(
@@ -67,6 +68,7 @@ def as_published(config: ConfigDict) -> None:
     """The authors' code with its quirks: one image at a time, which devices cannot share."""
     config.parallel = 'jit'
     config.synthesis.update(batch_size=1, cutmix=False, final='stale', intermediate=True)
+    config.synthesis.four_taps = True
 
 
 def small(config: ConfigDict) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkd_jax import build, data, evaluate, labels
+from dfkd_jax import build, contract, data, evaluate, labels
 from dfkd_jax.contract import Frozen, Phase, State
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
@@ -55,7 +55,10 @@ def distil(
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one per round
     queries = _queries(config, run, frozen)
-    round_of = cache(lambda index: make_round(run.method, config.phases[index], plan))
+    before_student = len(contract.warmup(config.phases))
+    round_of = cache(
+        lambda index: make_round(run.method, config.phases[index], plan, index < before_student)
+    )
 
     def advance(state: State, done: int) -> tuple[State, Any]:
         round_fn = round_of(config.phases.index(phases[done]))

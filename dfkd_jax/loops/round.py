@@ -12,15 +12,17 @@ from dfkd_jax.contract import Method, State, unchanged
 from dfkd_jax.distributed import sharding
 
 
-def make_round(method: Method, phase: Any, plan: sharding.Plan) -> Callable:
+def make_round(method: Method, phase: Any, plan: sharding.Plan, warmup: bool = False) -> Callable:
     """A round, ``(frozen, state, key) -> (state, metrics)``.
 
     It is `phase.loops` batches of synthesis, then `phase.s_steps` student steps.  If the plan
     fuses, it is one compiled program; else compiled steps are called one by one, with the same
     keys.
+
+    warmup: whether the phase comes before the student's first step.
     """
 
-    begin, generator_step, finish, student_step = _steps(method, plan)
+    begin, generator_step, finish, student_step = _steps(method, plan, warmup)
 
     def repeat(step: Callable, frozen: Any, state: State, key: Any, times: int) -> Any:
         times = 0 if step is unchanged else times
@@ -42,13 +44,14 @@ def make_round(method: Method, phase: Any, plan: sharding.Plan) -> Callable:
     return plan.compile(round_fn) if plan.fused else round_fn
 
 
-@lru_cache(maxsize=1)  # the phases of a run share their compiled steps
-def _steps(method: Method, plan: sharding.Plan) -> tuple[Callable, ...]:
+@lru_cache(maxsize=2)  # the phases of a run share their compiled steps
+def _steps(method: Method, plan: sharding.Plan, warmup: bool) -> tuple[Callable, ...]:
     """The steps of a round in order, numbered; compiled unless the whole round is."""
 
     def prepare(step: Callable) -> Callable:
         numbered = sharding.numbered(step)
         return numbered if plan.fused else plan.compile(numbered)
 
-    steps = (method.begin, method.generator_step, method.finish, method.student_step)
+    generator_step = (warmup and method.warmup_step) or method.generator_step
+    steps = (method.begin, generator_step, method.finish, method.student_step)
     return tuple(unchanged if step is unchanged else prepare(step) for step in steps)

@@ -33,6 +33,7 @@ magnitudes of 0 leave out CNCL or CEND.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -197,7 +198,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         )
         return state.replace(generator=generator, extra=extra), {}
 
-    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+    def generator_step(
+        frozen: Frozen, state: State, key: Key, learning: bool = True
+    ) -> tuple[State, Metrics]:
         key_crop_flip, key_noise = jax.random.split(key)
         crop_flip = learner.draw_crop_flip(key_crop_flip, batch_size)
         label, source = state.extra.batch.label, state.extra.batch.source
@@ -211,7 +214,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 variables, embedding, train=True, mutable=['batch_stats']
             )
             image = learner.view(pixel, crop_flip)
-            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label, learning)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
@@ -265,8 +268,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return state.replace(student=student), metrics
 
     return Method(
-        init, generator_step, student_step, learner.sample, begin, finish, learner.held_out
-    )
+        init, generator_step, student_step, learner.sample, begin, finish,
+        learner.held_out, warmup_step=partial(generator_step, learning=False),
+    )  # fmt: skip
 
 
 def _check(config: Any, models: Models) -> None:

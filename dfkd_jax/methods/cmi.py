@@ -30,6 +30,7 @@ Differences from the authors' code, beside those of the bank (see `nayer.py`):
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -186,7 +187,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         extra = state.extra.replace(batch=inversion.begin(state.extra.batch, label))
         return state.replace(generator=new_generator(key_generator), extra=extra), {}
 
-    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+    def generator_step(
+        frozen: Frozen, state: State, key: Key, learning: bool = True
+    ) -> tuple[State, Metrics]:
         key_crop_flip, key_area, key_flip, key_negatives = jax.random.split(key, 4)
         batch, memory = state.extra.batch, state.extra.memory
         crop_flip = learner.draw_crop_flip(key_crop_flip, batch_size)
@@ -208,7 +211,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 mutable=['batch_stats'],
             )  # fmt: skip
             image = learner.view(pixel, crop_flip)
-            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label, learning)
             feature = None
             if loss.contrast:
                 local = models.teacher.apply(frozen.teacher, local_view(pixel))
@@ -258,8 +261,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return state.replace(extra=extra.replace(batch=batch, bank=bank, memory=memory)), {}
 
     return Method(
-        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
-    )
+        init, generator_step, learner.student_step, learner.sample, begin, finish,
+        learner.held_out, warmup_step=partial(generator_step, learning=False),
+    )  # fmt: skip
 
 
 def _check(config: Any, models: Models) -> int:

@@ -10,7 +10,7 @@ at random:
 JSD = [KL(m || p) + KL(m || q)] / 2 of the two distributions and their mean m, each clamped to
 [0.01, 0.99] as in the code, seeks images on which the two networks disagree; so does the term of
 the student's batch statistics.  Both wait for the end of the warm-up, the first phase without a
-student.  R_TV is the sum of the norms of the differences to four neighbours, over the whole batch.
+student.  R_TV is the sum, over four neighbours, of the mean absolute difference to them.
 For a teacher without batch norms see `shared/image_prior.py`.
 Images start as normalised noise and stay within the range of pixels.  Those of the step with the
 lowest L go to the bank.
@@ -26,6 +26,7 @@ code with which CMI and Fast-DFKD compare it.  Differences from that code, besid
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,7 +86,6 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     loss, synthesis, settings = config.loss, config.synthesis, config.pixels
     batch_size = synthesis.batch_size
     shape = (batch_size, *models.image_shape)
-    warmup = contract.warmup_rounds(config.phases)
     learner = inversion.learner(config, models, shards)
     tx = optax.adam(settings.lr, settings.beta1, settings.beta2)
 
@@ -121,41 +121,40 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         """Of the whole batch, whatever share of it this is."""
         return jnp.sqrt(shards.size * shards.mean(jnp.sum(jnp.square(x))) + 1e-12)
 
-    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+    def generator_step(
+        frozen: Frozen, state: State, key: Key, learning: bool = True
+    ) -> tuple[State, Metrics]:
         """One step of the images."""
         extra = state.extra
-        label, after_warmup = shards.share(extra.batch.label), state.round >= warmup
+        label = shards.share(extra.batch.label)
 
         def loss_fn(whole: Array) -> tuple[Array, Metrics]:
             share = shards.share(whole)
             image = jitter(key, share, settings.jitter, synthesis.flip)
             teacher = models.teacher.apply(frozen.teacher, image)
-            student = models.student.apply(state.student.variables, image)
-            teacher_running = frozen.teacher.get('batch_stats', {})
-            student_running = state.student.batch_stats
-            divergence = jensen_shannon(
-                student.logits, teacher.logits, loss.adversarial_temperature
-            )
+            weights = {name: loss[name] for name in ('bn', 'ce', 'adversarial', 'tv', 'l2')}
+            weights['student_bn'] = -loss.bn * loss.student_bn
             terms = {}
-            if teacher_running:
-                terms['bn'] = losses.bn_statistics(teacher.statistics, teacher_running)
-            terms |= {
-                'student_bn': losses.bn_statistics(student.statistics, student_running),
-                'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
-                'adversarial': -jnp.mean(divergence),
-            }
-            weights = {
-                'bn': loss.bn,
-                'student_bn': jnp.where(after_warmup, -loss.bn * loss.student_bn, 0.0),
-                'ce': loss.ce,
-                'adversarial': jnp.where(after_warmup, loss.adversarial, 0.0),
-            }
+            running = frozen.teacher.get('batch_stats', {})
+            if running and loss.bn:
+                terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+            if loss.ce:
+                terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
+            if learning and (loss.adversarial or weights['student_bn']):
+                student = models.student.apply(state.student.variables, image)
+                divergence = jensen_shannon(
+                    student.logits, teacher.logits, loss.adversarial_temperature
+                )
+                terms['adversarial'] = -jnp.mean(divergence)
+                terms['student_bn'] = losses.bn_statistics(
+                    student.statistics, state.student.batch_stats
+                )
             if loss.tv:
                 differences = image_prior.neighbour_differences(share)
-                terms['tv'] = sum((norm(x) for x in differences), jnp.zeros(()))
-                weights['tv'] = loss.tv
+                means = (jnp.mean(jnp.abs(x)) for x in differences)
+                terms['tv'] = sum(means, jnp.zeros(()))
             if loss.l2:
-                terms['l2'], weights['l2'] = norm(share), loss.l2
+                terms['l2'] = norm(share)
             prior, prior_terms = image_prior.loss(config, frozen, share)
             total = sum((weights[name] * term for name, term in terms.items()), prior)
             hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
@@ -180,8 +179,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return state.replace(extra=extra.replace(batch=batch, bank=bank)), {}
 
     return Method(
-        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
-    )
+        init, generator_step, learner.student_step, learner.sample, begin, finish,
+        learner.held_out, warmup_step=partial(generator_step, learning=False),
+    )  # fmt: skip
 
 
 def _check(config: Any, models: Models) -> None:

@@ -23,10 +23,12 @@ was lost and which does not run as published.  Where the two leave a choice, a f
                   repository); False: through x_0's own x_t and the decoder only
     per_image     each image's step is as long as in a batch of its own, the repository's size of a
                   batch; False: as its code would do with larger ones, steps shrink with them
-    final         'fresh': the last images are of the noise predicted for them; 'stale': of the step
-                  before, as in the repository
+    final         'fresh': the last images are of the noise predicted for them; 'stale': of the
+                  noise and the timestep of the step before, as in the repository
     cutmix_ratio  the part that stays is 'uniform', or 'double_beta' as drawn in the repository
     intermediate  keep the images at each fifth of the trajectory too, as the repository does
+    four_taps     the teacher's guidance sees images resized without antialiasing, as older PyTorch
+                  does; stored images, and what a student sees of them, are resized as by Pillow
 
 `source` makes the controls: 'unguided' leaves out the guidance, 'noise' the diffusion model as well
 (ours).
@@ -104,10 +106,10 @@ def predict_pixels(models: Models, frozen: Frozen, x: Array, eps: Array, t: Arra
     return models.prior.pure.decode(frozen.extra.params, x0)
 
 
-def resize(models: Models, pixel: Array, size: int) -> Array:
+def resize(models: Models, pixel: Array, size: int, four_taps: bool = False) -> Array:
     """Decoded images [B, size, size, channels]; a little beyond [0, 1] where resizing rings."""
     channels = models.image_shape[-1]
-    pixel = resize_bicubic(pixel, size)
+    pixel = resize_bicubic(pixel, size, antialias=not four_taps)
     if pixel.shape[-1] > channels:
         pixel = jnp.mean(pixel, axis=-1, keepdims=True)
     return jnp.broadcast_to(pixel, (*pixel.shape[:3], channels))
@@ -177,7 +179,7 @@ def guidance_loss(
     if not config.synthesis.through_unet:
         eps = jax.lax.stop_gradient(eps)
     pixel = predict_pixels(models, frozen, x, eps, t)
-    seen = resize(models, pixel, models.image_shape[0])
+    seen = resize(models, pixel, models.image_shape[0], config.synthesis.four_taps)
     total, terms = image_loss(config, models, frozen, state, seen, label, adversary_from)
     return total, (terms, pixel)
 
@@ -307,9 +309,12 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         if synthesis.source == 'noise':
             pixel = shards.share(models.pixels(jax.random.normal(key, stored_shape)))
         else:
-            t, x, eps = timesteps[-1], shards.share(extra.x), shards.share(extra.eps)
+            x = shards.share(extra.x)
             if synthesis.final == 'fresh':
+                t = timesteps[-1]
                 eps = predict_noise(models, config.prior.scale, frozen, x, t, label)
+            else:
+                t, eps = timesteps[-2], shards.share(extra.eps)
             pixel = predict_pixels(models, frozen, x, eps, t)
             pixel = resize(models, pixel, synthesis.stored_size)
         seen = jnp.clip(resize_bicubic(pixel, size), 0, 1)

@@ -27,6 +27,7 @@ Differences from the authors' code, beside those of the bank (see `nayer.py`):
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -112,7 +113,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         )
         return state.replace(generator=generator, extra=extra), {}
 
-    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+    def generator_step(
+        frozen: Frozen, state: State, key: Key, learning: bool = True
+    ) -> tuple[State, Metrics]:
         """One step of the fast generator and of the latents."""
         crop_flip = learner.draw_crop_flip(key, batch_size)
         extra, label = state.extra, shards.share(state.extra.batch.label)
@@ -123,7 +126,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 variables, shards.share(params['latent']), train=True, mutable=['batch_stats']
             )
             image = learner.view(pixel, crop_flip)
-            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label, learning)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
@@ -157,8 +160,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return state.replace(generator=generator, extra=extra), {}
 
     return Method(
-        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
-    )
+        init, generator_step, learner.student_step, learner.sample, begin, finish,
+        learner.held_out, warmup_step=partial(generator_step, learning=False),
+    )  # fmt: skip
 
 
 def two_rates(settings: Any) -> optax.GradientTransformation:

@@ -27,6 +27,7 @@ does too (0: it never does).  Differences from that code:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -110,7 +111,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             generator=contract.start(params, batch_stats, generator_tx), extra=extra
         ), {}
 
-    def generator_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
+    def generator_step(
+        frozen: Frozen, state: State, key: Key, learning: bool = True
+    ) -> tuple[State, Metrics]:
         crop_flip = learner.draw_crop_flip(key, batch_size)
         label = shards.share(state.extra.batch.label)
         embedding = frozen.extra[label]
@@ -122,7 +125,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 mutable=['batch_stats'],
             )  # fmt: skip
             image = learner.view(pixel, crop_flip)
-            total, terms, teacher = learner.generator_loss(frozen, state, image, label)
+            total, terms, teacher = learner.generator_loss(frozen, state, image, label, learning)
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
@@ -142,8 +145,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return state.replace(extra=extra.replace(batch=batch, bank=bank)), {}
 
     return Method(
-        init, generator_step, learner.student_step, learner.sample, begin, finish, learner.held_out
-    )
+        init, generator_step, learner.student_step, learner.sample, begin, finish,
+        learner.held_out, warmup_step=partial(generator_step, learning=False),
+    )  # fmt: skip
 
 
 def _check(models: Models) -> None:

@@ -188,31 +188,30 @@ class Learner(NamedTuple):
         return augment.mix(pixel, other, jax.tree.map(self.shards.share, whole))
 
     def generator_loss(
-        self, frozen: Frozen, state: State, image: Array, label: Array
+        self, frozen: Frozen, state: State, image: Array, label: Array, learning: bool = True
     ) -> tuple[Array, Metrics, Any]:
         """L_G of this instance's images [B, H, W, channels] and labels [B], and its terms.
 
-        The terms come with `hit`, the share of images that the teacher takes for their class.  The
-        student takes part once the warm-up is over.  The third result is the teacher's output.
+        The terms come with `hit`, the share of images that the teacher takes for their class.  A
+        term of weight 0 is left out, and so is the student's while it is not `learning`, in the
+        warm-up.  The third result is the teacher's output.
         """
         loss, batch = self.config.loss, state.extra.batch
         teacher = self.models.teacher.apply(frozen.teacher, image)
-        student = self.models.student.apply(state.student.variables, image)
+        running = frozen.teacher.get('batch_stats', {})
         terms = {}
-        if running := frozen.teacher.get('batch_stats', {}):
+        if running and loss.bn:
             smooth = losses.moving_average(
                 batch.average, teacher.statistics, loss.bn_momentum, batch.batches
             )
             terms['bn'] = losses.bn_statistics(smooth, running)
-        terms |= {
-            'ce': jnp.mean(losses.cross_entropy(teacher.logits, label)),
-            'adversarial': jnp.mean(losses.adversarial(student.logits, teacher.logits)),
-        }
-        warmup = contract.warmup_rounds(self.config.phases)
-        adversarial = jnp.where(state.round >= warmup, loss.adversarial, 0.0)
-        weights = {'bn': loss.bn, 'ce': loss.ce, 'adversarial': adversarial}
+        if loss.ce:
+            terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
+        if loss.adversarial and learning:
+            student = self.models.student.apply(state.student.variables, image)
+            terms['adversarial'] = jnp.mean(losses.adversarial(student.logits, teacher.logits))
         prior, prior_terms = image_prior.loss(self.config, frozen, image)
-        total = sum((weights[name] * term for name, term in terms.items()), prior)
+        total = sum((loss[name] * term for name, term in terms.items()), prior)
         hit = jnp.mean(jnp.argmax(teacher.logits, -1) == label)
         return total, terms | prior_terms | {'loss': total, 'hit': hit}, teacher
 
