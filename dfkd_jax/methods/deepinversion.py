@@ -142,13 +142,14 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
             if learning and (loss.adversarial or weights['student_bn']):
                 student = models.student.apply(state.student.variables, image)
-                divergence = jensen_shannon(
-                    student.logits, teacher.logits, loss.adversarial_temperature
-                )
-                terms['adversarial'] = -jnp.mean(divergence)
-                terms['student_bn'] = losses.bn_statistics(
-                    student.statistics, state.student.batch_stats
-                )
+                if loss.adversarial:
+                    temperature = loss.adversarial_temperature
+                    divergence = jensen_shannon(student.logits, teacher.logits, temperature)
+                    terms['adversarial'] = -jnp.mean(divergence)
+                if weights['student_bn']:
+                    terms['student_bn'] = losses.bn_statistics(
+                        student.statistics, state.student.batch_stats
+                    )
             if loss.tv:
                 differences = image_prior.neighbour_differences(share)
                 means = (jnp.mean(jnp.abs(x)) for x in differences)
