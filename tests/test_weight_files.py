@@ -666,7 +666,7 @@ def test_an_optimisers_state_is_named(tmp_path: Path):
 
 def test_one_tensor_is_named(tmp_path: Path):
     torch.save(torch.zeros(1, 1, 28, 28), tmp_path / 'image.pt')
-    with pytest.raises(PortError, match='holds one Tensor, not names and arrays'):
+    with pytest.raises(PortError, match='holds a Tensor, not names and arrays'):
         port.from_torch('resnet8', tmp_path / 'image.pt')
 
 

@@ -159,7 +159,7 @@ def _groups(content: Any, where: str, key: str) -> dict[str, dict[str, Any]]:
         return groups
     if not isinstance(content, Mapping):
         kind = content.name if isinstance(content, Inert) else type(content).__name__
-        raise PortError(f'{where} holds one {kind}, not names and arrays: pass a '
+        raise PortError(f'{where} holds a {kind}, not names and arrays: pass a '
                         "state dict, such as a PyTorch module's `state_dict()`")  # fmt: skip
     raise PortError(f'{where} holds no arrays, but {_listing(map(str, content)) or "nothing"}: '
                     'expected a state dict, alone or under a key')  # fmt: skip
