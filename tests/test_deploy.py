@@ -756,7 +756,12 @@ def test_class_names_of_imagenet_are_words() -> None:
 
 
 @pytest.mark.slow
-def test_from_a_run_to_an_int8_student(tmp_path: Path, pictures: list[Path]) -> None:
+@pytest.mark.parametrize('images', ['none', 'test'])
+def test_from_a_checkpoint_to_an_int8_student(
+    images: str, run: Path, tmp_path: Path, pictures: list[Path]
+) -> None:
+    """Every step a command.  With no image anywhere, only agreement is told."""
+
     def command(module: str, *arguments: Any) -> str:
         done = subprocess.run(
             [sys.executable, '-m', f'dfkd_jax.{module}', *map(str, arguments)],
@@ -766,8 +771,21 @@ def test_from_a_run_to_an_int8_student(tmp_path: Path, pictures: list[Path]) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    command('main', '--config=digits:cpsc,smoke', '--workdir=run')
+    checkpoint = tmp_path / 'teacher.safetensors'  # of PyTorch's names, as people publish them
+    weights = model_folder.load_model(run / 'teacher')[1]
+    safetensors.numpy.save_file(port.to_torch('resnet8_half', weights), checkpoint)
+    nothing = [
+        '--config.data.name=', '--config.data.mean=(0.5,)', '--config.data.std=(0.5,)',
+    ]  # fmt: skip
+    command(
+        'main', '--config=digits:dafl,smoke', '--workdir=run', '--config.teacher.train=False',
+        f'--config.teacher.checkpoint={checkpoint}', '--config.teacher.model=resnet8_half',
+        '--config.data.image_size=8', *(nothing if images == 'none' else ()),
+    )  # fmt: skip
     said = command('export', '--student=run', '--int8')
-    assert 'int8, calibrated on 256 synthetic images' in said and 'accuracy on the test' in said
+    assert 'int8, calibrated on 256 synthetic images' in said
+    assert ('no test images, so no accuracy' in said) == (images == 'none')
+    assert ('accuracy on the test images' in said) == (images == 'test')
     said = command('predict', '--model=run/export/student_int8.onnx', *pictures)
     assert said.count(' %  ') == 5 * len(pictures)
+    assert ('%  class ' in said) == (images == 'none'), 'classes without names have numbers'

@@ -192,6 +192,9 @@ def test_student_is_that_of_the_last_checkpoint(finished: Path) -> None:
     facts, found = model_folder.load_model(finished / 'student')
     assert_same(found, variables)
     assert (facts['model'], facts['num_classes'], facts['channels']) == ('resnet8_half', 10, 1)
+    # Enough to classify with.
+    assert (facts['mean'], facts['std'], facts['resize']) == ([0.5], [0.5], 'resize')
+    assert facts['class_names'] == list('0123456789') and facts['image_size'] == 4
 
 
 @pytest.mark.parametrize('name', ['images.png', 'curves.png'])

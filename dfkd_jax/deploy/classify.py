@@ -109,6 +109,10 @@ def stablehlo_call(content: bytes, where: Any) -> Callable[[np.ndarray], Arrays]
     try:
         exported = jax.export.deserialize(bytearray(content))
         inputs = [(aval.dtype.name, len(aval.shape)) for aval in exported.in_avals]
+    except ImportError as error:
+        raise DeployError(
+            f'reading StableHLO needs the package flatbuffers: {formats.INSTALL}.'
+        ) from error
     except Exception as error:  # flatbuffers raise anything at damaged bytes
         raise DeployError(
             f'{where} cannot be read by jax {jax.__version__} ({_first(error)}): it is damaged, or '

@@ -92,7 +92,10 @@ def stablehlo(card: Card, variables: Any) -> bytes:
     batch = jax.export.symbolic_shape('batch')[0]
     pixels = jax.ShapeDtypeStruct((batch, *card.image_shape), jnp.uint8)
     exported = jax.export.export(fixed, platforms=('cpu', 'cuda', 'tpu'))(pixels)
-    return bytes(exported.serialize())
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise DeployError(f'StableHLO needs the package flatbuffers: {INSTALL}.') from error
 
 
 def flax(card: Card, variables: Any) -> bytes:

@@ -18,8 +18,8 @@ from dfkd_jax.storage import workdir as folder
 
 # Entries of a model's card that tell where it comes from.
 SOURCES = (
-    'dataset', 'method', 'teacher', 'role', 'accuracy', 'agreement_with_teacher', 'source',
-    'sha256', 'variables_sha256',
+    'dataset', 'method', 'teacher', 'role', 'accuracy', 'agreement_with_teacher', 'measured_on',
+    'source', 'sha256', 'variables_sha256',
 )  # fmt: skip
 
 
