@@ -16,24 +16,6 @@ from torch.nn import functional as F
 CLASSES = 5
 
 
-def torchvision() -> Any:
-    """The package; where it was built for another PyTorch, its two missing operators are declared."""
-    try:
-        import torchvision
-    except RuntimeError:
-        import sys
-
-        for name in [name for name in sys.modules if name.startswith('torchvision')]:
-            del sys.modules[name]
-        library = torch.library.Library('torchvision', 'DEF')
-        library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        import torchvision
-
-        torchvision.declared = library  # it lives as long as the package
-    return torchvision
-
-
 # 1. Networks
 
 
@@ -376,7 +358,7 @@ def program(module: nn.Module, size: int = SIZE, channels: int = 3) -> Any:
         return torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
 
 
-def save(exported: Any, path: Path) -> Path:
+def save(exported: Any, path: Path, optimize: bool = False) -> Path:
     """A `.pt2` or `.onnx` file of a program, as the documentation has it."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
@@ -384,6 +366,7 @@ def save(exported: Any, path: Path) -> Path:
             torch.export.save(exported.run_decompositions({}), path)
         else:
             torch.onnx.export(
-                exported, (), path, dynamo=True, optimize=False, external_data=False, verbose=False
-            )
+                exported, (), path, dynamo=True, optimize=optimize, external_data=False,
+                verbose=False,
+            )  # fmt: skip
     return path

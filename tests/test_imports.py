@@ -30,7 +30,7 @@ ROOMS = {
     'data': ('errors storage', '*'),
     'diffusion': ('errors models storage', 'jax flax numpy safetensors tokenizers'),
     'labels': ('errors diffusion storage', 'jax numpy safetensors scipy tokenizers'),
-    'port': ('errors models storage', 'jax flax numpy orbax safetensors'),
+    'port': ('errors models storage', 'jax flax numpy onnx orbax safetensors'),
     'reporting': ('contract distributed storage data port', '*'),
     'methods': ('contract losses augment distributed diffusion', 'jax flax optax'),
     'build': ('*', '*'),
@@ -53,7 +53,7 @@ FINDING = {'importlib', 'pathlib'}  # configs find those of the methods by name
 
 # Slow to import, or heavy, or not always installed: only inside functions.
 LAZY = set('torch tensorflow tensorflow_datasets matplotlib sklearn PIL tensorboardX'.split())
-LAZY |= {'tokenizers'}
+LAZY |= {'tokenizers', 'onnx'}
 
 SHARDING = {'pmap', 'shard_map', 'Mesh', 'make_mesh', 'NamedSharding', 'PartitionSpec'}
 

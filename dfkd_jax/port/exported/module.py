@@ -217,7 +217,9 @@ def _norms(program: Program) -> tuple[Program, dict[int, str], Variables]:
     Returns also the key of each norm, by its place, and their running moments by key.
     """
     dialect, active = program.dialect, programs.of_images(program)
-    nodes, norms, running = list(program.nodes), {}, {}
+    nodes = list(program.nodes)
+    norms: dict[int, str] = {}
+    running: Variables = {}
     for place, node in enumerate(program.nodes):
         operator = dialect.base(node.operator)
         on_images = bool(active.intersection(programs.values(node.arguments[:1])))

@@ -574,7 +574,8 @@ def range_(start: Any, limit: Any, delta: Any) -> Any:
 
 def eye_like(x: Any, dtype: Any = None, k: int = 0) -> Any:
     sized(np.shape(x))
-    return layers.host(np.eye(*np.shape(x), k), dtype)
+    rows, columns = np.shape(x)
+    return layers.host(np.eye(rows, columns, k), dtype)
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
