@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,8 @@ class ViT(nn.Module):
         self.token = nn.Parameter(torch.randn(1, extra, width))
         self.places = nn.Parameter(0.1 * torch.randn(1, 9 + extra, width))
         self.first = Residual(nn.LayerNorm(width), Attention(width, 4), Scale(width))
-        self.norm, self.second = nn.LayerNorm(width), nn.MultiheadAttention(width, 2, 0.1,
-                                                                           batch_first=True)  # fmt: skip
+        self.norm = nn.LayerNorm(width)
+        self.second = nn.MultiheadAttention(width, 2, 0.1, batch_first=True)
         mlp = nn.Linear(width, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, width)
         self.mlp = Residual(nn.LayerNorm(width), *mlp)
         self.last, self.head = nn.LayerNorm(width), nn.Linear(width, CLASSES)
@@ -276,8 +277,10 @@ class Swin(nn.Module):
 
 def efficientnet() -> nn.Module:
     act = nn.SiLU
-    block = Residual(conv(8, 16, 1, act=act), conv(16, 16, 3, groups=16, act=act),
-                     Squeeze(16, act), conv(16, 8, 1, act=nn.Identity), nn.Dropout(0.2))  # fmt: skip
+    block = Residual(
+        conv(8, 16, 1, act=act), conv(16, 16, 3, groups=16, act=act), Squeeze(16, act),
+        conv(16, 8, 1, act=nn.Identity), nn.Dropout(0.2),
+    )  # fmt: skip
     return Classifier(8, conv(3, 8, 3, 2, act=act), block)
 
 
@@ -349,19 +352,29 @@ def network(name: str) -> nn.Module:
 # 2. Files
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the exporters print, warn and log."""
+    logging.disable(logging.CRITICAL)  # pytest would collect every line, which takes longer
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def program(module: nn.Module, size: int = SIZE, channels: int = 3) -> Any:
     """The network as PyTorch exports it, before `run_decompositions`, for any batch size."""
     images = torch.zeros(2, channels, size, size)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with quiet():
         batch = torch.export.Dim('batch', max=4096)
         return torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
 
 
 def save(exported: Any, path: Path, optimize: bool = False) -> Path:
     """A `.pt2` or `.onnx` file of a program, as the documentation has it."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')
+    with quiet():
         if path.suffix == '.pt2':
             torch.export.save(exported.run_decompositions({}), path)
         else:

@@ -215,9 +215,7 @@ def _outside(path: Path, tensor: Any, size: int) -> bytes:
     place = path.parent / location
     folder = path.parent.resolve()
     if not location or place.is_symlink() or folder not in place.resolve().parents:
-        _refuse(
-            path, f'{tensor.name} is said to be in {location!r}, outside the folder of the file'
-        )
+        _refuse(path, f'{tensor.name} is said to be in {location!r}, outside its folder')
     if not place.is_file():
         raise PortError(
             f'{path} has its weights in {location}, which is not beside it: copy both, or export '
