@@ -129,11 +129,15 @@ def both() -> list[Any]:
     ]  # fmt: skip
 
 
-def compare(network: Any, path: Path, x: np.ndarray, kind: str, tolerance: float) -> None:
+def compare(
+    network: Any, path: Path, x: np.ndarray, kind: str, tolerance: float, of_moments: float
+) -> None:
+    """of_moments: their tolerance; a variance is a small difference of two means."""
     logits, moments, features, gradient = by_us(path, x, jnp.dtype(kind))
     expected = by_torch(network, x, getattr(torch, kind))
     assert logits.dtype == kind
-    close((logits, moments), expected[:2], tolerance)
+    close(logits, expected[0], tolerance)
+    close(moments, expected[1], of_moments)
     if expected[2] is not None:
         close(features, expected[2], tolerance)
     assert np.abs(gradient - expected[3]).max() <= 10 * tolerance * np.abs(expected[3]).max()
@@ -145,7 +149,7 @@ def test_equals_pytorch_in_float64(name: str, ending: str, exported: Any) -> Non
     path = exported(name, ending)
     with float64():
         jax.config.update('jax_disable_most_optimizations', True)  # it compiles for seconds
-        compare(exporting.network(name), path, images(), 'float64', 1e-10)
+        compare(exporting.network(name), path, images(), 'float64', 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +164,8 @@ def test_equals_pytorch_in_float64(name: str, ending: str, exported: Any) -> Non
 def test_equals_pytorch_in_float32(
     name: str, ending: str, exported: Any, fast_compilation: None
 ) -> None:
-    """Logits and statistics to 2e-6 of the largest, gradients to 2e-5."""
-    compare(exporting.network(name), exported(name, ending), images(), 'float32', 2e-6)
+    """Logits to 2e-6 of the largest, gradients to 2e-5, statistics to 1e-4."""
+    compare(exporting.network(name), exported(name, ending), images(), 'float32', 2e-6, 1e-4)
 
 
 TORCHVISION = {
@@ -181,7 +185,7 @@ def test_torchvisions_networks_equal_pytorch(name: str, folder: Path, ending: st
     path = exporting.save(exporting.program(exporting.norm(network), 64), folder / f'{name}.pt2')
     with float64():
         jax.config.update('jax_disable_most_optimizations', True)
-        compare(network, path, images(2, 64), 'float64', 1e-10)
+        compare(network, path, images(2, 64), 'float64', 1e-10, 1e-10)
 
 
 # 2. What a network offers
@@ -290,7 +294,7 @@ def test_a_softmax_at_the_end_is_left_out(
 
 def test_an_image_may_be_of_any_size_where_the_file_says_so(tmp_path: Path) -> None:
     network = Body(lambda y, _: y).eval()
-    dims = {i: torch.export.Dim(name, max=64) for i, name in ((0, 'b'), (2, 'h'), (3, 'w'))}
+    dims = {axis: torch.export.Dim(f'd{axis}', min=8 if axis else 1, max=64) for axis in (0, 2, 3)}
     program = torch.export.export(network, (torch.zeros(2, 3, 12, 14),), dynamic_shapes=(dims,))
     module, variables = port.load_exported(exporting.save(program, tmp_path / 'net.pt2'))
     assert module.image_shape == (None, None, 3) and module.num_classes is None
@@ -470,6 +474,18 @@ def test_folded_batch_norms_are_told(
     x = images()
     expected = network(torch.tensor(x.transpose(0, 3, 1, 2))).detach()
     np.testing.assert_allclose(run(module, variables, x).logits, expected, atol=1e-4)
+
+
+def test_pytorchs_older_exporter(tmp_path: Path, said: Any, fast_compilation: None) -> None:
+    """It keeps batch norms where it is told to."""
+    network, path = exporting.network('regnet'), tmp_path / 'net.onnx'
+    batch = {'input_names': ['x'], 'dynamic_axes': {'x': {0: 'batch'}}}
+    keep = {'training': torch.onnx.TrainingMode.EVAL, 'do_constant_folding': False}
+    with exporting.quiet():
+        x = torch.zeros(2, 3, exporting.SIZE, exporting.SIZE)
+        torch.onnx.export(network, (x,), path, dynamo=False, **batch, **keep)
+    compare(network, path, images(), 'float32', 2e-6, 1e-4)
+    assert said() == []
 
 
 def test_networks_without_batch_norms_are_not_suspected(exported: Any, said: Any) -> None:

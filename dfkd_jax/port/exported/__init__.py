@@ -73,8 +73,8 @@ def _warn_of_folding(program: Program) -> None:
         return
     how = pt2.EXPORT if program.dialect is pt2.aten.DIALECT else onnx_file.EXPORT
     logging.warning(
-        '%s has no batch norms, so it has no statistics: it classifies, and config.loss.bn must be '
-        '0. If the network has some, the exporter folded them into its convolutions; this keeps '
+        '%s has no batch norms, so it has no statistics: it classifies, and config.loss.bn drops '
+        'out. If the network has some, the exporter folded them into its convolutions; this keeps '
         'them: %s.',
         program.source,
         how,
