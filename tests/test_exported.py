@@ -778,9 +778,12 @@ def tiny(method: str, teacher: Path) -> Any:
     return config
 
 
-def test_a_run_from_a_pt2(teachers: Any, tmp_path: Path, fast_runs: None) -> None:
+@pytest.mark.parametrize(
+    'method', ['deepinversion', pytest.param('nayer', marks=pytest.mark.slow)]
+)
+def test_a_run_from_a_pt2(method: str, teachers: Any, tmp_path: Path, fast_runs: None) -> None:
     """On four devices, with the statistics of its batch norms."""
-    summary = loops.run(tiny('deepinversion', teachers['.pt2']), tmp_path / 'run')
+    summary = loops.run(tiny(method, teachers['.pt2']), tmp_path / 'run')
     assert (summary['teacher'], summary['rounds']) == ('exported', 2)
     assert summary['teacher_queries'] > 0
 
@@ -789,7 +792,7 @@ def test_a_run_from_an_onnx_is_continued(
     teachers: Any, tmp_path: Path, fast_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after a round and continued, it ends with the same weights."""
-    config = tiny('nayer', teachers['.onnx'])
+    config = tiny('deepinversion', teachers['.onnx'])
     assert loops.run(config, tmp_path / 'whole')['rounds'] == 2
     asked = iter([True])
     go = session.run
