@@ -190,7 +190,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    return jnp.take(weight, jnp.asarray(indices), axis=0)
+    return layers.taken(weight, indices, 0)
 
 
 def scaled_dot_product_attention(
@@ -660,13 +660,14 @@ def index_put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> An
 
 
 def index(x: Any, indices: Sequence[Any]) -> Any:
-    if on_host(x, *indices):
+    spread = math.prod(np.size(i) for i in indices if i is not None)
+    if on_host(x, *indices) and np.size(x) * spread <= layers.MOST_ON_HOST:
         return x[tuple(slice(None) if i is None else i for i in indices)]
     return jnp.asarray(x)[tuple(slice(None) if i is None else jnp.asarray(i) for i in indices)]
 
 
 def index_select(x: Any, dim: int, index: Any) -> Any:
-    return (np if on_host(x, index) else jnp).take(x, index, dim)
+    return layers.taken(x, index, dim)
 
 
 def gather(x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
@@ -684,14 +685,14 @@ def flip(x: Any, dims: Any) -> Any:
 def repeat(x: Any, repeats: Any) -> Any:
     rank = len(repeats)
     shape = (1,) * (rank - np.ndim(x)) + tuple(np.shape(x))
-    sized([n * times for n, times in zip(shape, repeats)])
+    sized([n * times for n, times in zip(shape, repeats)], on_host(x))
     return (np if on_host(x) else jnp).tile(x, tuple(repeats))
 
 
 def repeat_interleave(
     x: Any, repeats: int, dim: int | None = None, output_size: int | None = None
 ) -> Any:
-    sized((np.size(x), repeats))
+    sized((np.size(x), repeats), on_host(x))
     return (np if on_host(x) else jnp).repeat(x, repeats, dim)
 
 
@@ -722,7 +723,7 @@ def tri(name: str) -> Callable[..., Any]:
 
 
 def meshgrid(tensors: Sequence[Any], indexing: str = 'ij') -> Any:
-    sized([np.size(x) for x in tensors])
+    sized([np.size(x) for x in tensors], on_host(*tensors))
     return (np if on_host(*tensors) else jnp).meshgrid(*tensors, indexing=indexing)
 
 
@@ -734,17 +735,17 @@ def arange(end: Any, dtype: Any = None) -> Any:
 
 
 def arange_from(start: Any, end: Any, step: Any = 1, dtype: Any = None) -> Any:
-    sized((max(math.ceil((end - start) / step), 0),))
+    sized((max(math.ceil((end - start) / step), 0),), True)
     return layers.host(np.arange(start, end, step), dtype)
 
 
 def linspace(start: Any, end: Any, steps: int, dtype: Any = None) -> Any:
-    sized((steps,))
+    sized((steps,), True)
     return layers.host(np.linspace(start, end, steps), dtype)
 
 
 def eye(n: int, m: int | None = None, dtype: Any = None) -> Any:
-    sized((n, n if m is None else m))
+    sized((n, n if m is None else m), True)
     return layers.host(np.eye(n, m), dtype)
 
 

@@ -22,6 +22,7 @@ Pads = Sequence[tuple[int, int]]  # before and after, for each axis
 
 HOST_NUMBERS = 2**16  # of a larger constant, one value is stored and not all
 MOST_NUMBERS = 2**31  # of any array: 8 GB
+MOST_ON_HOST = 2**24  # of one that NumPy makes, at once and not in a compiled program
 
 
 # 1. Hosts and types
@@ -32,9 +33,10 @@ def on_host(*arrays: Any) -> bool:
     return not any(isinstance(x, jax.Array) for x in arrays)
 
 
-def sized(shape: Sequence[int]) -> tuple[int, ...]:
+def sized(shape: Sequence[int], on_host: bool = False) -> tuple[int, ...]:
     """A shape.  Raises ValueError for one that no image classifier makes."""
-    if any(size < 0 for size in shape) or math.prod(shape) > MOST_NUMBERS:
+    most = MOST_ON_HOST if on_host else MOST_NUMBERS
+    if any(size < 0 for size in shape) or math.prod(shape) > most:
         raise ValueError(f'makes an array of shape {list(shape)}')
     return tuple(int(size) for size in shape)
 
@@ -70,6 +72,7 @@ def together(*arrays: Any) -> list[Any]:
     their type is that of the network it saw.
     """
     if on_host(*arrays):
+        sized(np.broadcast_shapes(*(np.shape(x) for x in arrays)), True)
         return list(arrays)
     shaped = [x for x in arrays if isinstance(x, jax.Array)]
     # A traced number without axes does not widen an array that has some.
@@ -90,8 +93,9 @@ def together(*arrays: Any) -> list[Any]:
 def of_one_type(arrays: Sequence[Any]) -> list[Any]:
     """Arrays of one type, whatever their ranks."""
     if on_host(*arrays):
+        sized((sum(np.size(x) for x in arrays),), True)
         return list(arrays)
-    kind = together(*arrays)[0].dtype
+    kind = together(*(jnp.ravel(x)[:1] if np.ndim(x) else x for x in arrays))[0].dtype
     return [jnp.asarray(x).astype(kind) for x in arrays]
 
 
@@ -120,7 +124,7 @@ maximum, minimum, power = (elementwise(name) for name in ('maximum', 'minimum', 
 
 def where(condition: Any, x: Any, other: Any) -> Any:
     if on_host(condition, x, other):
-        return np.where(condition, x, other)
+        return np.where(*together(condition, x, other))
     x, other = together(
         *(jnp.asarray(v) if on_host(v) and on_host(x, other) else v for v in (x, other))
     )
@@ -161,8 +165,6 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 def matmul(x: Any, other: Any, bias: Any = None) -> Any:
     """The product of matrices, of which those of lower rank are repeated; plus bias."""
-    if on_host(x, other):
-        return np.matmul(x, other)
     rank = max(np.ndim(x), np.ndim(other))
     vector, column = np.ndim(x) == 1, np.ndim(other) == 1
     x, other = (v[None] if v.ndim == 1 else v for v in map(jnp.asarray, (x, other)))
@@ -429,7 +431,7 @@ def adaptive_average_pool(x: Any, sizes: Sequence[int]) -> Any:
 
 
 def _means(old: int, new: int) -> np.ndarray:
-    sized((new, old))
+    sized((new, old), True)
     row, column = np.arange(new)[:, None], np.arange(old)
     inside = (column >= row * old // new) & (column < -(-(row + 1) * old // new))
     return inside / inside.sum(1, keepdims=True)
@@ -460,7 +462,7 @@ def _interpolation(
     old: int, new: int, kind: str, align_corners: bool, scale: float | None, cubic: float
 ) -> np.ndarray:
     """The matrix [new, old] of one axis."""
-    sized((new, old))
+    sized((new, old), True)
     step = old / new if not scale else 1 / scale
     place = np.arange(new)
     if align_corners:
@@ -503,6 +505,13 @@ def expanded(x: Any, shape: Sequence[int]) -> Any:
     return numbers.broadcast_to(x, shape)
 
 
+def taken(x: Any, indices: Any, axis: int) -> Any:
+    """The entries of an axis at indices, which are not negative."""
+    if on_host(x, indices) and np.size(x) * np.size(indices) <= MOST_ON_HOST:
+        return np.take(x, indices, axis)
+    return jnp.take(jnp.asarray(x), jnp.asarray(indices), axis)
+
+
 def sliced(x: Any, axis: int, start: Any, end: Any, step: int = 1) -> Any:
     """Every `step`-th entry of an axis; bounds beyond the ends are the ends."""
     place = [slice(None)] * np.ndim(x)
@@ -532,7 +541,7 @@ def padded(x: Any, pads: Pads, mode: str = 'constant', value: Any = 0.0) -> Any:
     """Pads for every axis, negative ones crop.  mode: constant / reflect / edge / wrap."""
     cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pads, np.shape(x)))
     x, rest = x[cut], [(max(a, 0), max(b, 0)) for a, b in pads]
-    sized([n + a + b for n, (a, b) in zip(np.shape(x), rest)])
+    sized([n + a + b for n, (a, b) in zip(np.shape(x), rest)], on_host(x))
     keywords = {'constant_values': value} if mode == 'constant' else {}
     if on_host(x):
         return np.pad(x, rest, mode, **keywords)  # type: ignore[call-overload]

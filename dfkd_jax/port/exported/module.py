@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -138,7 +139,7 @@ class Exported:
             results = list(found) if several else [found]
             for name, result in zip(node.results, results):
                 for array in result if isinstance(result, list) else [result]:
-                    layers.sized(np.shape(array))
+                    layers.sized(np.shape(array), layers.on_host(array))
                 if name:
                     values[name] = result
         except PortError:
@@ -155,12 +156,8 @@ def _shrinks(x: Any, result: Any) -> bool:
     if np.ndim(x) != 4 or np.ndim(result) not in (2, 4) or np.shape(result)[0] != x.shape[0]:
         return False
     if np.ndim(result) == 2:
-        return result.shape[1] == x.shape[1] and math_size(x.shape[2:]) > 1
+        return result.shape[1] == x.shape[1] and math.prod(x.shape[2:]) > 1
     return result.shape[2] < x.shape[2] or result.shape[3] < x.shape[3]
-
-
-def math_size(shape: Iterable[int]) -> int:
-    return int(np.prod(tuple(shape)))
 
 
 def _pooled(x: Array, convolution: bool) -> Array:

@@ -449,10 +449,9 @@ def unsqueeze(x: Any, axes: Any) -> Any:
     return (np if on_host(x) else jnp).expand_dims(x, tuple(_whole(axes)))
 
 
-def concat(*arrays: Any, axis: int) -> Any:
-    if on_host(*arrays):
-        return np.concatenate(arrays, axis)
-    return jnp.concatenate(layers.together(*arrays), axis)
+def concat(*parts: Any, axis: int) -> Any:
+    arrays = layers.of_one_type(parts)
+    return (np if on_host(*arrays) else jnp).concatenate(arrays, axis)
 
 
 def split_(x: Any, split: Any = None, axis: int = 0, num_outputs: int | None = None) -> Any:
@@ -494,10 +493,7 @@ def slice_(x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) 
 
 
 def gather(x: Any, indices: Any, axis: int = 0) -> Any:
-    if on_host(x, indices):
-        return np.take(x, indices, axis)
-    indices = indices % np.shape(x)[axis] if on_host(indices) else jnp.asarray(indices)
-    return jnp.take(jnp.asarray(x), jnp.asarray(indices), axis)
+    return layers.taken(x, indices % np.shape(x)[axis] if on_host(indices) else indices, axis)
 
 
 def gather_elements(x: Any, indices: Any, axis: int = 0) -> Any:
@@ -538,7 +534,7 @@ def expand(x: Any, shape: Any) -> Any:
 
 def tile(x: Any, repeats: Any) -> Any:
     times = _whole(repeats)
-    sized([n * t for n, t in zip(np.shape(x), times)])
+    sized([n * t for n, t in zip(np.shape(x), times)], on_host(x))
     return (np if on_host(x) else jnp).tile(x, times)
 
 
@@ -568,12 +564,12 @@ def constant_of_shape(shape: Any, value: Any = None) -> Any:
 
 def range_(start: Any, limit: Any, delta: Any) -> Any:
     first, last, step = (np.ravel(v)[0] for v in (start, limit, delta))
-    sized((max(math.ceil((last - first) / step), 0),))
+    sized((max(math.ceil((last - first) / step), 0),), True)
     return np.arange(first, last, step)
 
 
 def eye_like(x: Any, dtype: Any = None, k: int = 0) -> Any:
-    sized(np.shape(x))
+    sized(np.shape(x), True)
     rows, columns = np.shape(x)
     return layers.host(np.eye(rows, columns, k), dtype)
 
