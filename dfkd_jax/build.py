@@ -44,6 +44,8 @@ EXPECTED_ERRORS = (
     CheckpointError,
 )
 DTYPES = ('float32', 'bfloat16')
+EXPORTED = 'exported'  # the model that is whatever network such a file holds:
+EXPORTED_ENDINGS = ('.pt2', '.onnx')
 
 
 class Run(NamedTuple):
@@ -216,10 +218,9 @@ def make_models(
     table: label embeddings, whose width sets the generator's input.
     """
     images = config.data
-    teacher, student = (
-        make_classifier(group.model, images, config.dtype, axis_name)
-        for group in (config.teacher, config.student)
-    )
+    given = config.teacher.checkpoint
+    teacher = make_classifier(config.teacher.model, images, config.dtype, axis_name, given)
+    student = make_classifier(config.student.model, images, config.dtype, axis_name)
     generator = None
     if 'generator' in config:
         generator = make_generator(
@@ -263,10 +264,21 @@ def make_generator(
 
 
 def make_classifier(
-    name: str, images: data.Settings, dtype: str = 'float32', axis_name: str | None = None
+    name: str,
+    images: data.Settings,
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+    checkpoint: str | None = None,
 ) -> Any:
-    """A classifier for the images' classes.  Raises ConfigError if it cannot take the images."""
-    module = make_model(name, images.num_classes, dtype, axis_name)
+    """A classifier for the images' classes.  Raises ConfigError if it cannot take the images.
+
+    checkpoint: the teacher's file, which holds the network if the name is 'exported'.
+    """
+    if name == EXPORTED:
+        module = load_exported(checkpoint, images)[0]
+        module = module.clone(axis_name=axis_name, dtype=_dtype(dtype))
+    else:
+        module = make_model(name, images.num_classes, dtype, axis_name)
     shape = (images.image_size, images.image_size, images.channels)
     try:
         _shapes(module.clone(axis_name=None), shape)
@@ -288,15 +300,64 @@ def _shapes(module: Any, image_shape: tuple[int, int, int]) -> Any:
 
 def make_model(name: str, num_classes: int, dtype: str, axis_name: str | None, **sizes: Any) -> Any:
     """`models.make` with the sizes that every module shares."""
-    if dtype not in DTYPES:
-        raise ConfigError(f'config.dtype={dtype!r}; expected one of {", ".join(DTYPES)}.')
-    sizes |= {'axis_name': axis_name, 'dtype': jnp.dtype(dtype)}
+    sizes |= {'axis_name': axis_name, 'dtype': _dtype(dtype)}
     try:
         if 'num_classes' in models.fields(name):  # some generators have no classes
             sizes['num_classes'] = num_classes
         return models.make(name, **sizes)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _dtype(name: str) -> Any:
+    if name not in DTYPES:
+        raise ConfigError(f'config.dtype={name!r}; expected one of {", ".join(DTYPES)}.')
+    return jnp.dtype(name)
+
+
+def load_exported(path: str | Path | None, images: data.Settings) -> tuple[Any, dict[str, Any]]:
+    """The network in a `.pt2` or `.onnx` file and its variables, checked against `images`.
+
+    Raises PortError for a file that is not read, and ConfigError for one that does not fit or that
+    no teacher has.
+    """
+    if path is None or Path(path).suffix.lower() not in EXPORTED_ENDINGS:
+        raise ConfigError(
+            f'{EXPORTED!r} is the network in a file, and only a teacher may be one: set '
+            f'--config.teacher.model={EXPORTED} --config.teacher.checkpoint=FILE.pt2 (or .onnx), '
+            'and choose a student from the model zoo.'
+        )
+    path = Path(path).expanduser()
+    about = path.stat() if path.exists() else None
+    module, variables = _read_exported(path, about and (about.st_mtime_ns, about.st_size))
+    size = images.image_size
+    wanted = (size, size, images.channels)
+    if any(has not in (None, want) for has, want in zip(module.image_shape, wanted)):
+        found = tuple('any' if has is None else has for has in module.image_shape)
+        raise ConfigError(
+            f'{path} takes images of height, width and channels {found}, and the config says '
+            f'{wanted}: set --config.data.image_size and --config.data.channels, or export the '
+            'network for such images.'
+        )
+    classes = module.num_classes or _classes(module, wanted)
+    if classes != images.num_classes:
+        raise ConfigError(
+            f'{path} has {classes} classes, and the config says {images.num_classes}: set '
+            f'--config.data.num_classes={classes}, or give the teacher of these images.'
+        )
+    return module, variables
+
+
+@functools.lru_cache(maxsize=1)
+def _read_exported(path: Path, version: Any) -> tuple[Any, dict[str, Any]]:
+    """Read once for all that ask for it; version: tells one file of this path from another."""
+    del version
+    return port.load_exported(path)
+
+
+def _classes(module: Any, image_shape: tuple[int, int, int]) -> int:
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    return jax.eval_shape(module.apply, module.shapes, images).logits.shape[1]
 
 
 def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str, Any]:
@@ -306,6 +367,13 @@ def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str
     `batch_stats` is empty for a network without batch norms.  Raises PortError, CheckpointError or
     ConfigError.
     """
+    if name == EXPORTED:
+        return load_exported(path, images)[1]
+    if Path(path).suffix.lower() in EXPORTED_ENDINGS:
+        raise ConfigError(
+            f'{path} holds a whole network, not the weights of a {name}: set '
+            f'--config.teacher.model={EXPORTED}.'
+        )
     classes, channels = images.num_classes, images.channels
     path = files.expanded(path)
     if not (path / model_folder.CARD).is_file():

@@ -30,7 +30,7 @@ ROOMS = {
     'data': ('errors storage', '*'),
     'diffusion': ('errors models storage', 'jax flax numpy safetensors tokenizers'),
     'labels': ('errors diffusion storage', 'jax numpy safetensors scipy tokenizers'),
-    'port': ('errors models storage', 'jax flax numpy orbax safetensors'),
+    'port': ('errors models storage', 'jax flax numpy onnx orbax safetensors'),
     'reporting': ('contract distributed storage data port', '*'),
     'methods': ('contract losses augment distributed diffusion', 'jax flax optax'),
     'build': ('*', '*'),

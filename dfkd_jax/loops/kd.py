@@ -39,7 +39,9 @@ def distil(
     """Trains on the real training images; returns the summary.  Raises Stopped after saving."""
     plan, at = training.plan, workdir / 'distillation'
     on_devices = plan.replicate(teacher)
-    module = build.make_classifier(config.teacher.model, config.data, config.dtype)
+    module = build.make_classifier(
+        config.teacher.model, config.data, config.dtype, checkpoint=config.teacher.checkpoint
+    )
     of_teacher = evaluate.teacher(config, plan, module, on_devices, test)
     train = data.load(config.data, 'train')
     trained = supervised.fit(

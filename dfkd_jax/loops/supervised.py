@@ -134,7 +134,9 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
     )
     teacher = None
     if distil:
-        teacher = build.make_classifier(config.teacher.model, config.data, config.dtype)
+        teacher = build.make_classifier(
+            config.teacher.model, config.data, config.dtype, checkpoint=config.teacher.checkpoint
+        )
     _check_recipe(recipe, f'config.{group}', epoch_steps, distil)
     try:
         plan.shards.check(f'config.{group}.batch_size', recipe.batch_size)
