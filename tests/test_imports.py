@@ -49,7 +49,8 @@ APART = {'distributed/sharding.py': 'jax numpy', 'storage/safe_read.py': ''}
 # What only computes, and so needs of the standard library only this.
 PURE = ('losses.py', 'augment.py', 'contract.py', 'models/', 'methods/')
 PURE += ('distributed/sharding.py',)
-PURE_STANDARD = set('__future__ collections dataclasses difflib functools itertools math re typing'.split())
+PURE_STANDARD = set('__future__ collections dataclasses difflib functools itertools'.split())
+PURE_STANDARD |= {'math', 're', 'typing'}
 
 FINDING = {'importlib', 'pathlib'}  # configs find those of the methods by name
 
