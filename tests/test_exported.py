@@ -829,7 +829,7 @@ def test_what_does_not_fit_a_config(changes: Any, words: str, teachers: Any) -> 
 
 
 class DataFacts:
-    mean, std = (0.5,), (0.5,)
+    mean, std, test_size = (0.5,), (0.5,), 1
 
 
 def test_a_network_in_the_place_of_weights(teachers: Any) -> None:
