@@ -14,6 +14,7 @@ import torchvision_models
 from reference import identical, last, near
 
 from dfkd_jax import models, port
+from dfkd_jax.errors import PortError
 from dfkd_jax.models import vit
 
 CLASSES = 7
@@ -451,6 +452,21 @@ def test_positions_are_interpolated_as_in_timm(pair):
     out = jax.eval_shape(module.apply, made.variables, images)
     assert out.logits.shape == (4, CLASSES)
     assert out.stages[0].shape == (4, 6, 5, 192)
+
+
+def test_positions_of_another_image_size_are_refused_or_asked_for():
+    """A file for 384 px, whose positions are 24 x 24 and not 14 x 14."""
+    module = models.make('vit_tiny')
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+    fill = np.float32(0.5)
+    ours = jax.tree.map(lambda x: np.broadcast_to(fill, x.shape), shapes)
+    file = port.to_torch('vit_tiny', ours)
+    file['pos_embed'] = np.full((1, 577, 192), fill)
+    with pytest.raises(PortError, match=r'pos_embed \(1, 577, 192\), expected \(1, 197, 192\)'):
+        port.from_torch('vit_tiny', file)
+    found = port.from_torch('vit_tiny', file, image_size=384)
+    assert found['params']['pos_embed'].shape == (1, 577, 192)
 
 
 # What every network promises beside these values.
