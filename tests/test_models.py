@@ -386,6 +386,22 @@ def test_channels_with_their_own_kernels_are_convolved_as_in_groups(
     assert [text.count('stablehlo.convolution') for text in (slow, program)] == [3, 0]
 
 
+def test_patches_are_convolved_as_by_xla():
+    """A rest of the image is left out, and gets no gradient."""
+    image, kernel = (
+        jax.random.normal(jax.random.key(i), x) for i, x in enumerate([(2, 9, 10, 3), (4, 4, 3, 5)])
+    )
+    how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    (program, found), (slow, wanted) = (
+        with_gradients(lambda x, k, f=f: f(x, k, (4, 4), ((0, 0), (0, 0)), **how), image, kernel)
+        for f in (layers.convolve, jax.lax.conv_general_dilated)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert_close(a, b, 1e-5)
+    assert not found[1][0][:, 8:].any()
+    assert [text.count('stablehlo.convolution') for text in (slow, program)] == [3, 0]
+
+
 def test_a_transposed_convolution_has_the_gradients_of_the_plain_one():
     image, kernel = (
         jax.random.normal(jax.random.key(i), x) for i, x in enumerate([(3, 5, 6, 4), (4, 4, 2, 4)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import AFFINE, CONV, LINEAR, Leaf, Row, Table, images
+from dfkd_jax.port.rules import AFFINE, CONV, LINEAR, Leaf, Row, Table
 
 GAMMA = (Leaf('gamma', 'params', 'gamma'),)
 LAYER_SCALE = (Leaf('layer_scale', 'params', 'gamma', ones=2),)
@@ -27,7 +27,7 @@ def _torchvision() -> Table:
             Row(f'{block}.block.5', f'{ours}/pwconv2', LINEAR),
             Row(block, ours, LAYER_SCALE),
         ]
-    return Table(tuple(rows), 'features.0.0.weight', 'classifier.2.weight', images)
+    return Table(tuple(rows), 'features.0.0.weight', 'classifier.2.weight')
 
 
 AUTHORS = Table(
@@ -45,7 +45,6 @@ AUTHORS = Table(
     ),
     first='downsample_layers.0.0.weight',
     last='head.weight',
-    inputs=images,
 )
 
 TIMM = Table(
@@ -63,7 +62,6 @@ TIMM = Table(
     ),
     first='stem.0.weight',
     last='head.fc.weight',
-    inputs=images,
 )
 
 TABLES = {'convnext_tiny': (_torchvision(), AUTHORS, TIMM)}

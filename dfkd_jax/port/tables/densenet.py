@@ -5,7 +5,7 @@ Its files (``densenet121-a639ec97.pth``) are older than its names: ``norm1`` is 
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table, images
+from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table
 
 
 def _table(dot: str) -> Table:
@@ -20,7 +20,7 @@ def _table(dot: str) -> Table:
         Row('features.norm{n}', 'norm{n}', NORM),
         Row('classifier', 'classifier', LINEAR),
     )
-    return Table(rows, 'features.conv0.weight', 'classifier.weight', images)
+    return Table(rows, 'features.conv0.weight', 'classifier.weight')
 
 
 TABLES = {'densenet121': (_table(''), _table('.'))}

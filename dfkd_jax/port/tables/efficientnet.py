@@ -6,7 +6,7 @@ that of PyTorch (``efficientnet_b0``): nothing in such a file tells which it is.
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table, images
+from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table
 
 DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
 STAGES = [(stage, i) for stage, depth in enumerate(DEPTHS) for i in range(depth)]
@@ -26,7 +26,6 @@ PYTORCH = Table(
     ),
     first='_conv_stem.weight',
     last='_fc.weight',
-    inputs=images,
 )
 
 
@@ -51,7 +50,7 @@ def _torchvision() -> Table:
             Row(f'{block}.{k + 2}.0', f'{ours}/project_conv', CONV),
             Row(f'{block}.{k + 2}.1', f'{ours}/bn2', NORM),
         ]
-    return Table(tuple(rows), 'features.0.0.weight', 'classifier.1.weight', images)
+    return Table(tuple(rows), 'features.0.0.weight', 'classifier.1.weight')
 
 
 def _timm() -> Table:
@@ -77,7 +76,7 @@ def _timm() -> Table:
             Row(f'{block}.{project}', f'{ours}/project_conv', CONV),
             Row(f'{block}.bn{k + 2}', f'{ours}/bn2', NORM),
         ]
-    return Table(tuple(rows), 'conv_stem.weight', 'classifier.weight', images)
+    return Table(tuple(rows), 'conv_stem.weight', 'classifier.weight')
 
 
 TABLES = {

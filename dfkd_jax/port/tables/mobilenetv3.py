@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table, images
+from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table
 
 MOBILENETV3 = Table(
     rows=(
@@ -15,7 +15,6 @@ MOBILENETV3 = Table(
     ),
     first='features.0.0.weight',
     last='classifier.3.weight',
-    inputs=images,
 )
 
 TABLES = dict.fromkeys(('mobilenetv3_large', 'mobilenetv3_small'), (MOBILENETV3,))

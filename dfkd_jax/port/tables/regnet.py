@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table, images
+from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table
 
 BLOCK = 'trunk_output.block{s}.block{s}-{i}'
 TORCHVISION = Table(
@@ -24,7 +24,6 @@ TORCHVISION = Table(
     ),
     first='stem.0.weight',
     last='fc.weight',
-    inputs=images,
 )
 
 
@@ -42,7 +41,7 @@ def _timm(depth: int) -> Table:
             rows.append(Row(f'{block}.{name}.conv', f'{ours}/{part}_0', CONV))
             rows.append(Row(f'{block}.{name}.bn', f'{ours}/{part}_1', NORM))
         rows.append(Row(f'{block}.se.fc{{n}}', f'{ours}/se/fc{{n}}', CONV))
-    return Table(tuple(rows), 'stem.conv.weight', 'head.fc.weight', images)
+    return Table(tuple(rows), 'stem.conv.weight', 'head.fc.weight')
 
 
 TABLES = {'regnet_y_400mf': (TORCHVISION, _timm(6))}

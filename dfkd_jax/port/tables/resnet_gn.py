@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import AFFINE, CONV, LINEAR, Row, Table, images
+from dfkd_jax.port.rules import AFFINE, CONV, LINEAR, Row, Table
 
 RESNET_GN = Table(
     rows=(
@@ -16,7 +16,6 @@ RESNET_GN = Table(
     ),
     first='conv1.weight',
     last='fc.weight',
-    inputs=images,
 )
 
 TABLES = {'resnet20_gn': (RESNET_GN,)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table, images
+from dfkd_jax.port.rules import CONV, LINEAR, NORM, Row, Table
 
 CONVS = (('branch1', 0), ('branch1', 2), ('branch2', 0), ('branch2', 3), ('branch2', 5))
 SHUFFLENETV2 = Table(
@@ -25,7 +25,6 @@ SHUFFLENETV2 = Table(
     ),
     first='conv1.0.weight',
     last='fc.weight',
-    inputs=images,
 )
 
 TABLES = dict.fromkeys(('shufflenetv2_x0_5', 'shufflenetv2_x1_0'), (SHUFFLENETV2,))

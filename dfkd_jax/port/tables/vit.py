@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfkd_jax.port.rules import AFFINE, CONV, LINEAR, Leaf, Row, Table, images
+from dfkd_jax.port.rules import AFFINE, CONV, LINEAR, Leaf, Row, Table
 
 TIMM = Table(
     rows=(
@@ -18,7 +18,6 @@ TIMM = Table(
     ),
     first='patch_embed.proj.weight',
     last='head.weight',
-    inputs=images,
 )
 
 # torch.nn.MultiheadAttention's, which stacks query, key and value as timm does.
@@ -43,7 +42,6 @@ TORCHVISION = Table(
     ),
     first='conv_proj.weight',
     last='heads.head.weight',
-    inputs=images,
 )
 
 # timm publishes Ti and S, torchvision B: each is written with the names it is known by.
