@@ -23,6 +23,7 @@ from dfkd_jax import models
 from dfkd_jax.errors import PortError
 from dfkd_jax.port import candidates, dialects, weight_files
 from dfkd_jax.port.candidates import Candidate
+from dfkd_jax.port.exported import onnx_file
 from dfkd_jax.port.rules import Leaf, Row, Table
 from dfkd_jax.port.tables import tables_of, twin_of
 from dfkd_jax.storage.inert_pickle import Inert
@@ -34,12 +35,8 @@ LISTED = 10  # the most names that a message lists for each kind
 LEFT_OUT = ('total_ops', 'total_params', 'n_averaged')
 # The last names of a normalisation layer in front of the network, mean and standard deviation.
 NORMALISATION = (('mean', 'std'), ('mu', 'sigma'), ('_mean', '_std'), ('pixel_mean', 'pixel_std'))
-
-
 EXPORT = (
-    "Export it with its code, by `torch.onnx.export(model.eval(), (images,), 'teacher.onnx',"
-    ' dynamo=True, optimize=False, external_data=False, '
-    "dynamic_shapes=({0: torch.export.Dim('batch')},))`, and set --config.teacher.model=exported."
+    f'Export it with its code, by `{onnx_file.EXPORT}`, and set --config.teacher.model=exported.'
 )
 
 
