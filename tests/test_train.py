@@ -332,7 +332,7 @@ def test_a_mistaken_teacher_leaves_the_folder_to_another_config(tmp_path: Path) 
     config, workdir = embedded(tmp_path / 'nowhere'), tmp_path / 'run'
     with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
         loops.run(config, workdir)
-    assert {path.name for path in workdir.iterdir()} == {'config.json', 'lock'}
+    assert {path.name for path in workdir.iterdir()} == {'config.json', 'inputs.json', 'lock'}
     config.loss.bn = 2.0  # no complaint of another config, but the same mistake
     with pytest.raises(build.EXPECTED_ERRORS, match='nowhere'):
         loops.run(config, workdir)

@@ -96,8 +96,9 @@ def find_teacher(config: Any, workdir: Path, interrupted: Callable[[], bool]) ->
         if not config.teacher.train:
             raise ConfigError(
                 f'no teacher: set --config.teacher.checkpoint to a {config.teacher.model} trained '
-                f'on {config.data.name or "your data"} (.pth, .pt, .safetensors, .npz or a model '
-                'folder), or have one trained on the real data with --config.teacher.train=True.'
+                f'on {config.data.name or "your data"} (a file or folder of weights, or a whole '
+                'network in a .pt2 or .onnx file: docs/teachers.md), or have one trained on the '
+                'real data with --config.teacher.train=True.'
             )
         path = workdir / 'teacher'
         supervised.run(config, path, 'teacher', interrupted)
