@@ -409,9 +409,6 @@ CASES: dict[str, dict[str, Act]] = {
         'a bank of unbounded images': run(generator__bounded=False),
         'an unknown form of a loss': run(loss__ikd_form='l1'),
         'an unknown schedule': run(student__schedule='step'),
-        'a loss of statistics, and a teacher without': run(
-            teacher__model='lenet5', student__model='lenet5_half', data__image_size=32
-        ),
         'a cadence of zero': run(eval_every_rounds=0),
         'no checkpoint kept': run(keep_checkpoints=0),
         'a negative seed': run(seed=-1),

@@ -254,7 +254,8 @@ def _port(name: str, where: str, fit: _Fit, num_classes: int) -> Ported:
             or any(key.startswith(f'{prefix}{unused}.') for unused in table.unused)
         )
     ]  # fmt: skip
-    shapes = {name: _shape(group[key]) for name, key in names.items()}
+    plain = {name: group[key] for name, key in names.items() if candidates.is_array(group[key])}
+    shapes = {name: _shape(value) for name, value in plain.items()}
     # Only arrays of the right shape are converted: a view of one number may claim to be a million.
     fitting = [key for key, slot in plan.slots.items() if shapes.get(key) == slot.shape]
     arrays = {key: _float32(group[names[key]]) for key in fitting}
@@ -265,16 +266,17 @@ def _port(name: str, where: str, fit: _Fit, num_classes: int) -> Ported:
                        for key, slot in plan.slots.items()
                        if shapes.get(key, slot.shape) != slot.shape],
         'not plain floating-point': [
-            f'{key} {getattr(group[names[key]], "dtype", type(group[names[key]]))}'
-            for key, array in arrays.items() if array is None],
+            f'{key} {getattr(value := group[names[key]], "dtype", getattr(value, "name", value))}'
+            for key in names if key not in plain or (key in arrays and arrays[key] is None)],
         'not finite': [key for key, array in arrays.items()
                        if array is not None and not np.isfinite(array).all()],
     }  # fmt: skip
     if any(mistakes.values()):
         what = f'{name!r} with num_classes={num_classes}, channels={channels}'
         wrong = mistakes['missing'] or mistakes['unexpected'] or mistakes['mis-shaped']
-        hint = _hint(group, _other_head(table, mistakes)) if wrong else ''
         good = len([key for key, array in arrays.items() if array is not None])
+        another = 2 * good < len(plan.slots)  # so it is another network's
+        hint = _hint(group, _other_head(table, mistakes), another) if wrong else ''
         most = LISTED if good else 3  # of another network's names, a few say enough
         _fail(what, where, mistakes, hint, good, len(plan.slots), most)
     notes = []
@@ -580,8 +582,11 @@ def _other_head(table: Table, mistakes: Mapping[str, list[str]]) -> str:
     )
 
 
-def _hint(group: Mapping[str, Any], otherwise: str = '') -> str:
-    """Which architectures the names and shapes of a dictionary are those of."""
+def _hint(group: Mapping[str, Any], otherwise: str, another: bool) -> str:
+    """Which architectures the names and shapes of a dictionary are those of.
+
+    another: whether to say how another network comes here.
+    """
     fitting = {}
     for name in _names_for(group):
         for table in tables_of(name):
@@ -593,7 +598,7 @@ def _hint(group: Mapping[str, Any], otherwise: str = '') -> str:
                     fitting[name] = f'{name!r} with num_classes={classes}, channels={channels}'
     if not fitting:
         none = 'No architecture of the model zoo has exactly these names and shapes.'
-        return otherwise or f'{none} {EXPORT}'
+        return otherwise or (f'{none} {EXPORT}' if another else none)
     return f'These are the names and shapes of {" or of ".join(fitting.values())}.'
 
 
