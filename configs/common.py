@@ -58,10 +58,8 @@ def run(**changes) -> ConfigDict:
             seed=0,
             parallel='shard_map',  # jit (one device) / pmap / shard_map (all, of all hosts)
             distributed=distributed(),
-            image_prior=dict(  # in the place of loss.bn where the teacher has no batch norms; ours
-                tv=0.1,  # of the total variation of its images, as a root mean square
-                l2=0.01,  # of the root mean square of its normalised images
-            ),
+            # In the place of loss.bn where the teacher has no batch norms, root mean squares; ours.
+            image_prior=dict(tv=0.1, l2=0.01),
             dtype='float32',  # of activations: float32 / bfloat16; weights, statistics, losses stay
             log_every_rounds=50,
             eval_every_rounds=50,
@@ -158,13 +156,9 @@ def phase(rounds: int, g_steps: int, s_steps: int, loops: int = 1) -> ConfigDict
 
 
 def cadences(config: ConfigDict) -> None:
-    """Shorter cadences where a round has many steps: to measure at every 500, to save at 2,000.
-
-    The config's own numbers of rounds are the most.
-    """
-    if 'phases' not in config:
-        return
-    steps = max((p.loops * p.g_steps + p.s_steps for p in config.phases), default=1)
+    """To measure at every 500 steps and save at 2,000, or at the config's own rounds if sooner."""
+    phases = config.get('phases', ())
+    steps = max((p.loops * p.g_steps + p.s_steps for p in phases), default=1)
     for name, every in (('log', 500), ('eval', 500), ('save', 2000)):
         field = f'{name}_every_rounds'
         config[field] = min(config[field], max(1, every // max(steps, 1)))

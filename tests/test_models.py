@@ -145,7 +145,7 @@ def test_classifier_equals_plain_torch(rule, name: str, reference):
     weights = rule.state_dict([(key, value.shape) for key, value in shapes.items()])
     images = rule.normal(f'input:{name}', (2, 22, 22, 1))
 
-    variables = port.from_torch(name, weights, num_classes=7)
+    variables = port.read(name, weights, num_classes=7).variables
     apply = jax.jit(models.make(name, num_classes=7).apply, compiler_options=UNOPTIMISED)
     logits = apply(variables, images).logits
     with torch.no_grad():

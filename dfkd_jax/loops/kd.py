@@ -63,4 +63,5 @@ def distil(
         images_synthesised=0,
         images_distilled=images,
         teacher_queries=images,
+        warnings={},
     )  # fmt: skip

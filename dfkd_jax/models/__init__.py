@@ -125,14 +125,20 @@ def make(name: str, **sizes: Any) -> nn.Module:
     """
     if name in MODELS:
         return MODELS[name](**sizes)
+    wrong = ''
     if found := family(name):
         which, parts = found
-        return FAMILIES[which][1](*parts)(**sizes)
+        try:
+            module = FAMILIES[which][1](*parts)
+        except ValueError as error:  # a depth that the family does not have
+            wrong = f': {error}'
+        else:
+            return module(**sizes)
     near = difflib.get_close_matches(name, MODELS, n=3)
     hint = f' Did you mean {" or ".join(near)}?' if near else ''
     known = ', '.join(sorted(MODELS))
     raise ValueError(
-        f'unknown model {name!r}.{hint} Known models: {known}; and by rule resnet{{6n+2}} '
+        f'unknown model {name!r}{wrong}.{hint} Known models: {known}; and by rule resnet{{6n+2}} '
         '(also with x4 or _option_a), wrn{6n+4}_{k}, resnet{18,34,50,101,152} (also with _pool or '
         '_imagenet), preact_resnet{18,34,50,101,152} (also with _bn) and '
         'vgg{11,13,16,19}[_bn]_{cifar,cifar_512,cifar_4096,imagenet}.'
