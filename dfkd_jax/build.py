@@ -327,7 +327,7 @@ def load_exported(path: str | Path | None, images: data.Settings) -> tuple[Any, 
             f'--config.teacher.model={EXPORTED} --config.teacher.checkpoint=FILE.pt2 (or .onnx), '
             'and choose a student from the model zoo.'
         )
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     about = path.stat() if path.exists() else None
     module, variables = _read_exported(path, about and (about.st_mtime_ns, about.st_size))
     size = images.image_size

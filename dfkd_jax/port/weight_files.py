@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfkd_jax.errors import PortError, UserError
-from dfkd_jax.storage import inert_pickle, model_folder, safe_read
+from dfkd_jax.storage import files, inert_pickle, model_folder, safe_read
 
 # In a folder, in this order: an index names the files that it is in parts of.
 IN_FOLDERS = (
@@ -106,10 +106,10 @@ def read(source: str | os.PathLike[str]) -> Weights:
 def locate(source: str | os.PathLike[str]) -> tuple[Path, str]:
     """The file or folder and the key of ``PATH`` or ``PATH#key``.  PortError if it is not there."""
     text = os.fspath(source)
-    path, key = Path(text).expanduser(), ''
+    path, key = files.expanded(text), ''
     if not path.exists() and '#' in text:
         text, _, key = text.rpartition('#')
-        path = Path(text).expanduser()
+        path = files.expanded(text)
     if not path.exists():
         if Path(f'{path}.index').exists():
             raise PortError(f'{path} is {CHECKPOINT.format(path=path)}')
@@ -294,11 +294,11 @@ def _read_folder(path: Path) -> Any:
     if message := _foreign(path, held):
         raise PortError(f'{path} is {message}')
     known = [name for name in IN_FOLDERS if name in held]
-    files = known[:1] or [name for name in held if _is_weights(path / name)]
-    if len(files) == 1:
-        return _read_file(path / files[0])
-    if files:
-        raise PortError(f'{path} holds several files of weights, {_few(files)}: name one of them')
+    parts = known[:1] or [name for name in held if _is_weights(path / name)]
+    if len(parts) == 1:
+        return _read_file(path / parts[0])
+    if parts:
+        raise PortError(f'{path} holds several files of weights, {_few(parts)}: name one of them')
     raise PortError(
         f'{path} is a folder without weights (it holds {_few(held)}): expected a file of weights, '
         'a model folder, a Hugging Face folder (model.safetensors) or an orbax checkpoint'

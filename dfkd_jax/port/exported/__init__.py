@@ -14,14 +14,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from dfkd_jax.errors import PortError
 from dfkd_jax.port.exported import module, onnx_file, pt2
 from dfkd_jax.port.exported.module import Exported
 from dfkd_jax.port.exported.program import Program
-from dfkd_jax.storage import safe_read
+from dfkd_jax.storage import files, safe_read
 
 ENDINGS = ('.pt2', '.onnx')
 
@@ -43,7 +42,7 @@ def load_exported(path: str | os.PathLike[str]) -> tuple[Exported, dict[str, Any
       PortError: for a file that is missing, damaged, hostile or of another version; for operators
         that are not read, all at once; for one exported in training mode or for one batch size.
     """
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     if not path.is_file():
         raise PortError(f'there is no file {path}: check the path.')
     try:
