@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from dfkd_jax import configs
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, UserError
-from dfkd_jax.storage import files
+from dfkd_jax.storage import compiled, files
 
 CONTINUES = 'What was saved is whole: the same command continues from it.'
 
@@ -106,6 +106,9 @@ def define_config(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHold
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make, or to continue in.')
+COMPILED = flags.DEFINE_string(
+    'compiled', '', 'The folder of compiled programs (one in your cache folder); off: none.'
+)
 flags.mark_flag_as_required('config')
 
 
@@ -123,6 +126,7 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
                 f'error: unexpected arguments {arguments[1:]}: fields are set as '
                 '--config.field=value.'
             )
+        compiled.keep(COMPILED.value)
         try:
             if 'distributed' in CONFIG.value:
                 processes.join(CONFIG.value.distributed)

@@ -86,7 +86,7 @@ def assert_equal(workdir: Path, other: Path, tolerance: float = 0.0) -> None:
         np.testing.assert_allclose(rows[name], wanted[name], **loose, err_msg=name)
 
 
-@pytest.mark.parametrize('mode', ['shard_map', 'pmap'])
+@pytest.mark.parametrize('mode', tiny.quick(['shard_map', 'pmap'], 'shard_map'))
 def test_two_processes_of_two_devices_compute_what_one_of_four_does(ended, mode: str) -> None:
     assert_equal(ended(2, 2, mode), ended(1, 4), 1e-5)
 
@@ -122,7 +122,7 @@ def test_a_process_that_hangs_ends_the_others(arguments: list[str], tmp_path: Pa
     assert 'the same command' in group.said(0) and 'Traceback' not in group.said(0)
 
 
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', tiny.quick([0, 1], 1))
 def test_a_process_that_is_killed_ends_the_others_and_nothing_is_lost(
     arguments: list[str], ended, tmp_path: Path, victim: int
 ) -> None:

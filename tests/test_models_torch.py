@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torchvision_models
 from reference import identical, last, near
 
@@ -204,18 +205,12 @@ def torch_results(network: Any, images: np.ndarray, direction: np.ndarray) -> di
     return found | {'logits': logits.detach().numpy(), 'gradient': last(x.grad.numpy())}
 
 
-def marked(names: Any, fast: tuple[str, ...]) -> list[Any]:
-    """Parameters of a test of each network, of which those not in `fast` take over ten seconds."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+# The small ones, and of two that share their code, one.
+LARGE = {'densenet121', 'convnext_tiny', 'efficientnet_b0', 'efficientnet_b0_tf'}
+FAST = set(NETWORKS) - LARGE - {'shufflenetv2_x1_0', 'vit_tiny', 'mobilenetv3_large'}
 
 
-# Of two that share their code, one.
-FAST = tuple(
-    set(NETWORKS) - {'shufflenetv2_x1_0', 'vit_tiny', 'mobilenetv3_large', 'efficientnet_b0_tf'}
-)
-
-
-@pytest.mark.parametrize('name', marked(NETWORKS, FAST))
+@pytest.mark.parametrize('name', tiny.quick(NETWORKS, *FAST))
 def test_evaluation_equals_torch(pair, rule, name: str):
     """Logits, features, and the statistics of every batch norm."""
     made = pair(name)
@@ -231,7 +226,7 @@ def test_evaluation_equals_torch(pair, rule, name: str):
         near(named[key], value, key)
 
 
-@pytest.mark.parametrize('name', marked(NETWORKS, ('resnet20_gn', 'vit_tiny_cifar')))
+@pytest.mark.parametrize('name', tiny.quick(NETWORKS, 'resnet20_gn', 'vit_tiny_cifar'))
 def test_the_gradient_of_images_equals_torch(pair, rule, name: str):
     """In its L2 norm, for ReLUs have kinks."""
     made = pair(name)
@@ -250,8 +245,10 @@ WITHOUT_STATISTICS = {'convnext_tiny', 'vit_tiny', 'vit_tiny_cifar', 'resnet20_g
 
 @pytest.mark.parametrize(
     'name',
-    marked([name for name in NETWORKS if name not in WITHOUT_STATISTICS],
-           ('shufflenetv2_x0_5', 'mobilenetv3_small')),
+    tiny.quick(
+        [name for name in NETWORKS if name not in WITHOUT_STATISTICS],
+        'shufflenetv2_x0_5', 'mobilenetv3_small',
+    ),
 )  # fmt: skip
 def test_a_batch_in_training_equals_torch(pair, name: str):
     """Logits, and where the running statistics are after it."""

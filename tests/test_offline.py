@@ -107,13 +107,17 @@ def killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, b
 
 @pytest.mark.parametrize(
     'owner, name, call, before',
-    [
-        (synthetic, 'write', 5, True),
-        (synthetic, 'write', 11, False),  # between the images and a row of what was measured
-        (synthetic, 'write', 19, False),  # after the last images
-        (checkpoints.Checkpoints, 'save', 0, False),  # of the student in the loop
-        (checkpoints.Checkpoints, 'save', 2, False),  # of the student
-    ],
+    tiny.quick(
+        [
+            (synthetic, 'write', 5, True),
+            (synthetic, 'write', 11, False),  # between the images and a row of what was measured
+            (synthetic, 'write', 19, False),  # after the last images
+            (checkpoints.Checkpoints, 'save', 0, False),  # of the student in the loop
+            (checkpoints.Checkpoints, 'save', 2, False),  # of the student
+        ],
+        (synthetic, 'write', 11, False),
+        (checkpoints.Checkpoints, 'save', 2, False),
+    ),
 )
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(
     finished: Path,
@@ -180,25 +184,26 @@ def filled(config: ConfigDict, teacher: Path, workdir: Path) -> list[dict[str, n
     return [synthetic.read(workdir / 'bank', number) for number in range(total)]
 
 
-def test_two_and_four_devices_fill_the_same_bank(
-    finished: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize('count', tiny.quick([2, 4], 4))
+def test_several_devices_fill_the_same_bank(
+    finished: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ):
     """All classes, through the loop; bytes may round to either side."""
     images, make = {}, sharding.make
     config = small(home, batch_size=4, per_class=4)
     config.loss.adversarial, config.parallel = 0.0, 'shard_map'
-    for count in (1, 2, 4):
-        devices = jax.devices()[:count]
+    for several in (1, count):
+        devices = jax.devices()[:several]
         with monkeypatch.context() as patch:
             patch.setattr(sharding, 'make', lambda mode, devices=devices: make(mode, devices))
-            files = filled(config, finished / 'teacher', tmp_path / str(count))
+            files = filled(config, finished / 'teacher', tmp_path / str(several))
         assert [set(each['label']) for each in files] == [{label} for label in range(10)]
-        images[count] = np.concatenate([each['image'] for each in files]).astype(int)
-    for count in (2, 4):
-        difference = np.abs(images[count] - images[1])
-        assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+        images[several] = np.concatenate([each['image'] for each in files]).astype(int)
+    difference = np.abs(images[count] - images[1])
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_latents_of_a_text_to_image_model_fill_a_bank(golden: Path, finished: Path, tmp_path: Path):
     """A folder of Stable Diffusion's format, prompts by class, colours to the teacher's grey."""
     pytest.importorskip('tokenizers', reason='pip install tokenizers')
@@ -211,6 +216,7 @@ def test_latents_of_a_text_to_image_model_fill_a_bank(golden: Path, finished: Pa
     assert images.shape == (30, 4, 4, 1) and images.std((1, 2, 3)).min() > 0
 
 
+@pytest.mark.slow
 def test_larger_images_are_cut_to_size_and_read_from_disk(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -164,7 +164,10 @@ def of_offline(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
     return workdir / 'run'
 
 
-@pytest.mark.parametrize('spoilt', [of_alternating, of_supervised, of_diffusion_prior, of_offline])
+LOOPS = (of_alternating, of_supervised, of_diffusion_prior, of_offline)
+
+
+@pytest.mark.parametrize('spoilt', tiny.quick(LOOPS, of_alternating, of_supervised))
 def test_spoilt_weights_are_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: Callable
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def assert_same(a: Run, b: Run) -> None:
     assert a.last.round == b.last.round == 20
 
 
-@pytest.mark.parametrize('mode', ['pmap', 'shard_map', 'jit'])
+@pytest.mark.parametrize('mode', tiny.quick(['pmap', 'shard_map', 'jit'], 'shard_map', 'jit'))
 def test_modes_agree_after_20_rounds(mode: str):
     """With jit too, since every device draws for the whole batch."""
     assert_same(cpsc_run(mode), cpsc_run('vmap'))
@@ -100,17 +101,11 @@ def test_sgd_moves_as_far_on_shares_as_on_the_whole_batch(mode: str):
     assert gap(moved(cpsc_run(mode)), moved(cpsc_run('jit'))) < 1e-5
 
 
-QUICK = ('shard_map', ('pmap', 'nayer'))  # modes, and pairs, of every run of the tests
+NAMES = ('nayer', 'cae', 'fast', 'cmi', 'deepinversion', 'zskt', 'dfq')
+QUICK = [('shard_map', name) for name in ('nayer', 'cmi', 'zskt')]
 
 
-@pytest.mark.parametrize(
-    ('mode', 'name'),
-    [
-        pytest.param(mode, name, marks=[pytest.mark.slow] * (not {mode, (mode, name)} & {*QUICK}))
-        for mode in SHARDED
-        for name in ('nayer', 'cae', 'fast', 'cmi', 'deepinversion', 'zskt', 'dfq')
-    ],
-)
+@pytest.mark.parametrize(('mode', 'name'), tiny.quick(itertools.product(SHARDED, NAMES), *QUICK))
 def test_a_round_is_the_same_on_every_device(mode: str, name: str):
     """Above all a bank and what its images were made from, byte for byte."""
     ends = []

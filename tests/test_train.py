@@ -23,7 +23,7 @@ from dfkd_jax.configs import common, digits
 from dfkd_jax.contract import Frozen
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import Stopped, alternating, supervised
-from dfkd_jax.reporting import artifacts, metrics
+from dfkd_jax.reporting import metrics
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage.checkpoints import Checkpoints, Restored
 
@@ -316,16 +316,20 @@ def test_bank_and_embeddings_survive(
     assert_same(*states)
 
 
-def test_other_embeddings_are_refused(finished: Path, tmp_path: Path) -> None:
-    config, workdir, table = embedded(finished / 'teacher'), tmp_path / 'run', tmp_path / 'new.npy'
-    config.phases = config.phases[1:]
-    config.labels.path = str(table)
-    np.save(table, np.random.default_rng(0).normal(size=(10, 6)))
-    loops.run(config, workdir)
-    (workdir / artifacts.SUMMARY).unlink()
-    np.save(table, np.random.default_rng(1).normal(size=(10, 6)))
+def test_other_embeddings_are_refused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = embedded(finished / 'teacher')
+    tables = iter(np.random.default_rng(0).normal(size=(2, 10, 6)))
+    monkeypatch.setattr(build, 'load_table', lambda *_: next(tables))
+
+    def stop_here(*_: Any) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(alternating.evaluate, 'teacher', stop_here)  # after the table is kept
+    assert loops.run(config, tmp_path) == {}
     with pytest.raises(ConfigError, match='other embeddings'):
-        loops.run(config, workdir)
+        loops.run(config, tmp_path)
 
 
 def test_a_mistaken_teacher_leaves_the_folder_to_another_config(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -250,6 +252,20 @@ def frozen(smooth: bool = False, method: str = 'cpsc') -> Frozen:
         return Frozen(teacher=make(jax.random.key(1)), extra=FrozenPrior(params, ()))
     table = jax.random.normal(jax.random.key(2), (CLASSES, TABLE['embedding']))
     return Frozen(teacher=make(jax.random.key(1)), extra=table)
+
+
+def quick(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """Cases of which every run of the tests has these, and ``pytest -m slow`` the others.
+
+    For tests that compile a program for each case, where a few cases differ most.
+    """
+    cases = list(cases)
+    assert not set(kept) - set(cases), 'a case that is kept is one of them'
+    return [
+        case if case in kept
+        else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.slow)
+        for case in cases
+    ]  # fmt: skip
 
 
 def close(actual: Any, expected: Any, tolerance: float) -> None:
