@@ -55,13 +55,45 @@ def test_sources_have_zero_mean_and_unit_variance(key, name: str):
 
 
 def test_each_image_has_the_noise_of_its_source(key):
-    noise = common.ConfigDict(dict(sources=('sign', 'normal', 'sign'), magnitudes=(0.5, 1.0, 2.0)))
+    noise = common.ConfigDict(
+        dict(sources=('sign', 'normal', 'sign'), magnitudes=(0.5, 1.0, 2.0), subspaces=False)
+    )
     source = jnp.asarray([0, 1, 2, 2, 1, 0])
     drawn = np.asarray(cae.diffuse(key, source, 500, noise))
     np.testing.assert_array_equal(np.abs(drawn[[0, 5]]), 0.5)
     np.testing.assert_array_equal(np.abs(drawn[[2, 3]]), 2.0)
     np.testing.assert_allclose(drawn[[1, 4]].std(), 1, atol=0.1)
     assert len(np.unique(drawn, axis=0)) == 6, 'drawn for every image'
+
+
+def test_in_subspaces_each_source_has_dimensions_of_its_own(key):
+    noise = common.ConfigDict(
+        dict(sources=('sign', 'normal'), magnitudes=(0.5, 1.0), subspaces=True)
+    )
+    drawn = np.asarray(cae.diffuse(key, jnp.asarray([0, 1, 1, 0]), 400, noise))
+    assert np.all(drawn[[0, 3], 1::2] == 0) and np.all(drawn[[1, 2], ::2] == 0)
+    # The energy of all dimensions in a half of them.
+    np.testing.assert_allclose(np.square(drawn[[0, 3]]).mean(), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(np.square(drawn[[1, 2]]).mean(), 1, rtol=0.2)
+
+
+def test_diversity_is_how_alike_the_images_of_a_class_are():
+    """By hand; an image that is alone in its class counts for nothing, and has no gradient."""
+    features = jnp.asarray([[2.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
+    label = jnp.asarray([0, 0, 0, 1])
+    config = common.ConfigDict(dict(loss=dict(diversity_temperature=0.5)))
+
+    def loss(features: Any) -> jax.Array:
+        return cae.diversity(config, sharding.Shards(), features, label)
+
+    e = np.exp
+    pairs = [(0.6, 0.0), (0.6, 0.8), (0.0, 0.8)]  # of images 0, 1 and 2 to the two others
+    wanted = np.mean([0.5 * np.log((e(2 * a) + e(2 * b)) / 2) for a, b in pairs])
+    np.testing.assert_allclose(loss(features), wanted, rtol=1e-6)
+    grads = jax.grad(loss)(features)
+    assert np.all(np.isfinite(grads)) and not np.any(grads[3]) and np.all(np.any(grads[:3], 1))
+    alone = jnp.asarray([0, 1, 2, 3])
+    assert cae.diversity(config, sharding.Shards(), features, alone) == 0
 
 
 def test_positives_are_the_same_class_from_another_source():

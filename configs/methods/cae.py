@@ -33,8 +33,10 @@ def published(config: ConfigDict) -> None:
         sources=('normal', 'uniform', 'laplace', 'sign'),
         magnitudes=(20.0,) * 4,  # in standard deviations of an embedding over classes
         fresh=False,  # at every step of the generator; else once a batch
+        subspaces=False,  # each source in dimensions of its own; else all in all
     )
     config.loss.update(contrast=0.1, contrast_temperature=0.1, contrast_of='sources')
+    config.loss.update(diversity=0.0, diversity_temperature=0.1)
     config.synthesis.mixup = 0.0
 
 

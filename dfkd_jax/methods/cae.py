@@ -9,6 +9,7 @@ With t, s the teacher's and the student's logits, f the student's features of un
 the class and the source that an image was made from:
 
     L_G = bn L_BN + ce CE(t, c) - adversarial E[1(argmax s = argmax t) KL(t || s)]
+          + diversity L_DIV
     L_S = T^2 KL(softmax(t / T) || softmax(s / T)) + contrast L_CNCL
     L_CNCL = - mean_i mean_{p in P(i)} log exp(f_i f_p / tau) / sum_{a in A(i)} exp(f_i f_a / tau)
 
@@ -16,6 +17,12 @@ where P(i) are the images of i's class from another source, and A(i) are these a
 other classes: the noise of a category should not change its features (CNCL).  The images of i's
 class and source are left alone.  The mean is over the images that have a positive.  No image is
 transformed for it.
+
+One generator learns throughout, so fresh noise has to matter to it: it could make one image of a
+class and ignore the rest.  L_DIV (ours) is how alike the images of a class are to the teacher, with
+g its features of unit length and D(i) the other images of i's class:
+
+    L_DIV = mean_i tau log mean_{j in D(i)} exp(g_i g_j / tau)
 
 What is known of the paper: the equation of e_n; that the sources are different distributions and
 that four of them did best; that the generator's losses are cross entropy, batch statistics and an
@@ -95,7 +102,12 @@ def diffuse(key: Key, source: Array, width: int, noise: Any) -> Array:
         for n, (name, magnitude) in enumerate(zip(noise.sources, noise.magnitudes, strict=True))
     ]
     chosen = jax.nn.one_hot(source, len(drawn))
-    return jnp.einsum('bn,nbe->be', chosen, jnp.stack(drawn), precision='highest')
+    noise_of = jnp.einsum('bn,nbe->be', chosen, jnp.stack(drawn), precision='highest')
+    if noise.subspaces:  # of equal energy: each source has one dimension of N, N times as strong
+        of_source = jnp.arange(width, dtype=jnp.int32) % len(drawn)
+        own = of_source[None, :] == source[:, None]
+        noise_of = jnp.where(own, noise_of * len(drawn) ** 0.5, 0.0)
+    return noise_of
 
 
 def cncl(config: Any, shards: Shards, features: Array, label: Array, source: Array) -> Array:
@@ -113,6 +125,23 @@ def cncl(config: Any, shards: Shards, features: Array, label: Array, source: Arr
     )
     anchors = jnp.sum(jnp.any(positive, axis=-1), dtype=jnp.float32)
     return jnp.sum(each) / jnp.maximum(anchors, 1.0)
+
+
+def diversity(config: Any, shards: Shards, features: Array, label: Array) -> Array:
+    """L_DIV of this instance's images, by the teacher's features [B, F] and classes [B].
+
+    Every image of the whole batch is compared with all others of its class.
+    """
+    entries, label = shards.gather(losses.normalise(features)), shards.gather(label)
+    temperature = config.loss.diversity_temperature
+    others = (label[:, None] == label[None, :]) & ~jnp.eye(len(label), dtype=bool)
+    similarity = jnp.where(others, entries @ entries.T / temperature, -jnp.inf)
+    count = jnp.sum(others, axis=-1)
+    # Of an image that is alone in its class, a row of its own that has no gradient.
+    similarity = jnp.where(count[:, None] > 0, similarity, 0.0)
+    each = jax.nn.logsumexp(similarity, axis=-1) - jnp.log(jnp.maximum(count, 1).astype('float32'))
+    anchors = jnp.sum(count > 0, dtype=jnp.float32)
+    return temperature * jnp.sum(jnp.where(count > 0, each, 0.0)) / jnp.maximum(anchors, 1.0)
 
 
 # Controls.
@@ -215,6 +244,10 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             )
             image = learner.view(pixel, crop_flip)
             total, terms, teacher = learner.generator_loss(frozen, state, image, label, learning)
+            if loss.diversity:
+                terms['diversity'] = diversity(config, shards, teacher.features, label)
+                total += loss.diversity * terms['diversity']
+                terms['loss'] = total
             return total, (terms, mutated['batch_stats'], teacher.statistics, pixel)
 
         (total, (terms, batch_stats, statistics, pixel)), grads = shards.value_and_grad(loss_fn)(
