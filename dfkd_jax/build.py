@@ -397,6 +397,17 @@ def load_network(path: str | Path, name: str, images: data.Settings) -> dict[str
     return {'batch_stats': {}} | variables
 
 
+def stated_accuracy(config: Any) -> float | None:
+    """The teacher's accuracy in per cent by its file or model folder; None where that says none."""
+    given = config.teacher.checkpoint
+    if given is None or Path(given).suffix.lower() in EXPORTED_ENDINGS:
+        return None
+    path = files.expanded(given)
+    if (path / model_folder.CARD).is_file():
+        return model_folder.load_model(path)[0].get('accuracy')
+    return port.accuracy_in(path)
+
+
 def _check_normalisation(path: Path, ported: port.Ported, images: data.Settings) -> None:
     """Raises ConfigError where a file brings a normalisation and the config has another."""
     for name, found in (('mean', ported.mean), ('std', ported.std)):

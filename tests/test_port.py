@@ -22,7 +22,7 @@ from reference import identical, last, near
 
 from dfkd_jax import models, port
 from dfkd_jax.errors import PortError
-from dfkd_jax.port import __main__, tables
+from dfkd_jax.port import __main__, candidates, tables
 from dfkd_jax.storage import model_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +165,31 @@ def test_files(tmp_path: Path, ending: str):
     write(path, source)
     for each in (path, str(path)):
         identical(port.from_torch('lenet5', each), port.from_torch('lenet5', source))
+
+
+@pytest.mark.parametrize(
+    ('beside', 'stated'),
+    [
+        ({'best_prec1': 91.73}, 91.73),
+        ({'best_prec1': np.float64(0.9173), 'epoch': 199}, 91.73),
+        ({'best_acc1': np.array(91.5, np.float32), 'acc': 90}, 91.5),
+        ({'test/accuracy': 0.5}, 50.0),
+        ({'best_loss': 0.3, 'accuracy_history': [1, 2], 'epoch': 3}, None),
+        ({'acc': float('nan'), 'best_acc': 0, 'prec1': 1000.0}, None),
+        ({}, None),
+    ],
+)
+def test_the_accuracy_that_a_file_states(beside: dict, stated: float | None):
+    assert candidates.accuracy({'state_dict': state_dict('lenet5'), **beside}) == (
+        stated if stated is None else pytest.approx(stated)
+    )
+
+
+def test_the_accuracy_is_read_from_the_file(tmp_path: Path):
+    write(tmp_path / 'a.pth', state_dict('lenet5'))
+    assert port.accuracy_in(tmp_path / 'a.pth') == pytest.approx(91.2)
+    write(tmp_path / 'a.npz', state_dict('lenet5'))
+    assert port.accuracy_in(tmp_path / 'a.npz') is None
 
 
 def test_half_precision_and_other_libraries_become_float32():

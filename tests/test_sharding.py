@@ -299,6 +299,31 @@ def test_evaluation_spreads_any_number_of_images_over_the_devices(mode: str):
     assert evaluate.accuracy(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 0])) == 75.0
 
 
+def test_a_teacher_that_is_worse_than_its_file_says_is_told(capsys: pytest.CaptureFixture[str]):
+    """As with another normalisation than that of its training."""
+    plan, module, variables = sharding.make('jit'), tiny.Classifier(), tiny.frozen().teacher
+    images = np.random.default_rng(0).integers(0, 255, (40, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    facts = data.Facts('x', 4, (), images.shape[1:], (0.5,) * 3, (0.25,) * 3, 0, 40, False, 0)
+    config = tiny.config('cpsc')
+    config.data = dict(name='x')
+    config.teacher, config.eval_batch_size = dict(model='tiny'), 8
+    logits = module.apply(variables, (images / 255.0 - 0.5) / 0.25).logits
+    label = np.array(np.argmax(logits, -1), np.int32)
+    label[:2] = (label[:2] + 1) % tiny.CLASSES  # 95 % are right
+
+    def measured(mean: float, stated: float | None) -> evaluate.OfTeacher:
+        about = facts._replace(mean=(mean,) * 3)
+        test = data.Dataset(about, 40, lambda i: (images[i], label[i]), images, label)
+        return evaluate.teacher(config, plan, module, variables, test, stated)
+
+    assert measured(0.5, 96.0).accuracy == 95.0 and not measured(0.5, 96.0).warnings
+    assert not measured(0.0, None).warnings
+    told = measured(0.0, 96.0).warnings['teacher_unlike_its_file']
+    assert 'states an accuracy of 96.00 %' in told and '--config.data.mean' in told
+    assert 'of the 40 test images' in capsys.readouterr().out
+    assert evaluate.teacher(config, plan, module, variables, None) == evaluate.OfTeacher()
+
+
 @pytest.mark.parametrize('fused', [False, True])
 def test_repeat_counts_keys_and_averages_metrics(fused: bool):
     def step(frozen: Any, state: Any, inputs: Any) -> tuple[Any, Any]:

@@ -47,11 +47,11 @@ def distil(
     those that the run began with.
     """
     plan, models = run.plan, run.models
-    artifacts.warn(run.warnings)
     frozen = plan.replicate(Frozen(teacher=teacher, extra=_kept(workdir, run.extra)))
-    of_teacher = None
-    if test is not None:
-        of_teacher = evaluate.teacher(config, plan, models.teacher, frozen.teacher, test)
+    of_teacher = evaluate.teacher(
+        config, plan, models.teacher, frozen.teacher, test, build.stated_accuracy(config)
+    )
+    artifacts.warn(warnings := run.warnings | of_teacher.warnings)
     key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one per round
     queries = _queries(config, run, frozen)
@@ -86,7 +86,7 @@ def distil(
     return artifacts.finish(
         workdir, config, run.facts, student, samples, metrics.read(workdir),
         **artifacts.scores(
-            of_teacher and of_teacher.accuracy, record.last, record.best,
+            of_teacher.accuracy, record.last, record.best,
             record.measured['agreement_with_teacher'],
         ),
         best_round=record.best_at,
@@ -95,7 +95,7 @@ def distil(
         images_synthesised=synthesised,
         images_distilled=distilled,
         teacher_queries=queries[-1],
-        warnings=run.warnings,
+        warnings=warnings,
         **_label_texts(config, run.facts),
     )  # fmt: skip
 
@@ -120,10 +120,10 @@ def _measure(
     run: build.Run,
     frozen: Frozen,
     test: data.Dataset | None,
-    of_teacher: evaluate.OfTeacher | None,
+    of_teacher: evaluate.OfTeacher,
 ) -> Callable[[State], session.Row]:
     """Measures a state: the student on test images, whose classes serve nothing else."""
-    if test is None or of_teacher is None:
+    if test is None:
         return _measure_without_images(config, run, frozen)
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
 

@@ -42,7 +42,10 @@ def distil(
     module = build.make_classifier(
         config.teacher.model, config.data, config.dtype, checkpoint=config.teacher.checkpoint
     )
-    of_teacher = evaluate.teacher(config, plan, module, on_devices, test)
+    of_teacher = evaluate.teacher(
+        config, plan, module, on_devices, test, build.stated_accuracy(config)
+    )
+    artifacts.warn(of_teacher.warnings)
     train = data.load(config.data, 'train')
     trained = supervised.fit(
         training, at, train, test, METHOD, config.seed, interrupted, on_devices
@@ -63,5 +66,5 @@ def distil(
         images_synthesised=0,
         images_distilled=images,
         teacher_queries=images,
-        warnings={},
+        warnings=of_teacher.warnings,
     )  # fmt: skip

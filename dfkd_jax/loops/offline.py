@@ -53,11 +53,11 @@ def distil(
     Returns the summary.  Raises BankError for a damaged bank, or for another run's bank that is not
     full or not of this config; Stopped after saving; ConfigError and NonFiniteError.
     """
-    artifacts.warn(run.warnings)
     on_devices = run.plan.replicate(teacher)
-    of_teacher = None
-    if test is not None:
-        of_teacher = evaluate.teacher(config, run.plan, run.models.teacher, on_devices, test)
+    of_teacher = evaluate.teacher(
+        config, run.plan, run.models.teacher, on_devices, test, build.stated_accuracy(config)
+    )
+    artifacts.warn(warnings := run.warnings | of_teacher.warnings)
     bank = files.expanded(config.synthesis.bank or workdir / 'bank')
     total = trajectories.count(config.synthesis, config.data.num_classes)
     # The distillation is checked before the synthesis, which may take hours.
@@ -83,7 +83,7 @@ def distil(
         training, at, train, test, 'student', config.seed, interrupted, on_devices, score=score
     )
     agreement = trained[score]
-    if of_teacher is not None:
+    if of_teacher.accuracy is not None:
         student = run.plan.replicate(model_folder.load_model(at)[1])
         classify = evaluate.classifier(run.plan, run.models.student, run.facts)
         predicted, _ = classify(student, test, config.eval_batch_size)
@@ -94,7 +94,7 @@ def distil(
         workdir, config, run.facts, model_folder.load_model(at)[1], shown, supervised.curves(at),
         unit='epochs',
         **artifacts.scores(
-            of_teacher and of_teacher.accuracy, trained[score], trained[f'best_{score}'], agreement
+            of_teacher.accuracy, trained[score], trained[f'best_{score}'], agreement
         ),
         seconds=round(synthesis_seconds + trained['seconds'], 2),
         seconds_synthesis=round(synthesis_seconds, 2),
@@ -103,7 +103,7 @@ def distil(
         images_distilled=distilled,
         teacher_queries=synthesis_queries(config, run, teacher) + distilled,
         bank=str(bank),
-        warnings=run.warnings,
+        warnings=warnings,
     )  # fmt: skip
 
 

@@ -8,8 +8,12 @@ in it, under which all names of the architecture lie.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dfkd_jax.storage.inert_pickle import Inert
 
@@ -86,6 +90,31 @@ def is_quantised(group: Mapping[str, Any]) -> bool:
         or str(key).endswith('._packed_params')
         for key, value in group.items()
     )
+
+
+# `best_prec1`, `best_acc`, `acc1`, `test_accuracy`, `val/top1`, ...: letters and digits alone.
+_ACCURACY = re.compile(
+    r'(best|test|val|valid|validation|eval|final)*(prec|acc|accuracy|top)(1|top1)?'
+)
+
+
+def accuracy(content: Any) -> float | None:
+    """The accuracy in per cent that a training script wrote beside the weights; None without one.
+
+    A number of 1 or less is a share.  Of several numbers, the largest.
+    """
+    found = []
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        name = re.sub('[^a-z0-9]', '', str(key).lower())
+        if not _ACCURACY.fullmatch(name):
+            continue
+        if is_array(value) and tuple(value.shape) == ():
+            value = float(np.asarray(value))
+        if isinstance(value, int | float) and math.isfinite(value):
+            share = 100 * value if value <= 1 else value
+            if 0 < share <= 100:
+                found.append(float(share))
+    return max(found, default=None)
 
 
 def chosen(label: str, key: str) -> bool:

@@ -130,6 +130,14 @@ def read(
     return _port(name, where, fit, num_classes)
 
 
+def accuracy_in(path: str | os.PathLike[str]) -> float | None:
+    """The accuracy in per cent that a file of weights states; None if it states none.
+
+    Raises PortError as `read` does.
+    """
+    return candidates.accuracy(weight_files.read(path)[0])
+
+
 def _groups(content: Any, where: str, key: str) -> dict[str, dict[str, Any]]:
     """The dictionaries of arrays in a content.  Raises PortError where there are none."""
     whole = candidates.modules(content)
