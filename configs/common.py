@@ -22,10 +22,11 @@ from dfkd_jax.errors import ConfigError
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / 'methods').glob('*.py')))
 
 
-def with_method(config: ConfigDict, arg: str | None, default: str = 'cpsc') -> ConfigDict:
+def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) -> ConfigDict:
     """The config with the method and the flags that `arg`, METHOD[,FLAG...], names.
 
-    Raises ConfigError for a word that is neither a method nor one of its flags.
+    Raises ConfigError for a word that is neither a method nor one of its flags; the message lists
+    them and `more`, those of the data set.
     """
     words = [word for word in (arg or '').split(',') if word]
     name = next((word for word in words if word in METHODS), default)
@@ -38,7 +39,7 @@ def with_method(config: ConfigDict, arg: str | None, default: str = 'cpsc') -> C
         raise ConfigError(
             f'config argument {arg!r}: found {", ".join(unknown)}; expected METHOD[,FLAG...], '
             f'METHOD one of {", ".join(METHODS)} (if none is named, {default}), and FLAG, for '
-            f'{name}, one of {", ".join(known)}.'
+            f'{name}, one of {", ".join((*known, *more))}.'
         )
     config.method, config.loop = name, method.LOOP
     method.published(config)

@@ -13,7 +13,7 @@ import tiny
 from absl import flags
 
 from dfkd_jax import build, cli, data
-from dfkd_jax.configs import common
+from dfkd_jax.configs import cifar10, common
 from dfkd_jax.contract import Frozen
 from dfkd_jax.data.sets import DATASETS
 from dfkd_jax.errors import ConfigError
@@ -100,6 +100,17 @@ def test_steps_keep_the_state_at_true_size(monkeypatch, name, method):
     batch = config.synthesis.get('student_batch_size', config.synthesis.batch_size)
     assert image.shape == (batch, *run.models.image_shape)
     assert label.shape == (batch,)
+
+
+@pytest.mark.parametrize('pair', cifar10.PUBLIC)
+def test_a_public_pair_has_its_normalisation(pair):
+    config = get_config('cifar10', f'nayer,{pair},smoke')
+    assert config.data.mean == (0.485, 0.456, 0.406) and config.data.std == (0.229, 0.224, 0.225)
+    teacher, student = pair.split('-')
+    assert (config.teacher.model, config.student.model) == (f'{teacher}_option_a', student)
+    build.build(config)
+    with pytest.raises(ConfigError, match=f'found resnet20-resnet9; .*{pair}'):
+        get_config('cifar10', 'nayer,resnet20-resnet9')
 
 
 @pytest.mark.parametrize('method', METHODS)
