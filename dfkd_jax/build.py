@@ -113,15 +113,20 @@ def check_numbers(config: Any) -> None:
             check(f'phases[{i}].{name}', value, 1 if name == 'rounds' else 0)
 
 
-class _Counting:
-    """A teacher that counts the images it is given."""
+class _Silent:
+    """A network that counts the images it is given and answers in zeros of the right shapes.
+
+    Its layers are traced for shapes once, and not for gradients, which takes most of the time.
+    """
 
     def __init__(self, module: Any):
         self.module, self.images = module, 0
 
     def apply(self, variables: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
         self.images += len(images)
-        return self.module.apply(variables, images, *args, **kwargs)
+        call = functools.partial(self.module.apply, **kwargs)
+        shapes = jax.eval_shape(lambda v, x: call(v, x, *args), variables, images)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
@@ -133,8 +138,10 @@ def queries(config: Any, nets: Models, frozen: Frozen, phases: Any) -> list[int]
     Counted by tracing the method's steps for shapes, on whole batches, since only the method knows
     what it asks the teacher.  Test images do not count.
     """
-    teacher = _Counting(nets.teacher)
-    method = METHODS[config.method](config, nets._replace(teacher=teacher), sharding.Shards())
+    teacher, student = _Silent(nets.teacher), _Silent(nets.student)
+    generator = nets.generator and _Silent(nets.generator)
+    silent = nets._replace(teacher=teacher, student=student, generator=generator)
+    method = METHODS[config.method](config, silent, sharding.Shards())
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, frozen, key)
 
