@@ -28,7 +28,7 @@ def generator_only(config: ConfigDict) -> None:
         model='dcgan_generator',
         latent=256,
         width=64,
-        ending='pixels',  # pixels / norm
+        ending='pixels',  # pixels / norm / affine
         lr=1e-3,
         beta1=0.5,
         beta2=0.999,

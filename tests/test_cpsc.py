@@ -445,6 +445,16 @@ def test_narrow_students_meet_the_contrast_through_an_untrained_adapter():
     assert state.extra.adapter == {}, 'none where widths agree'
 
 
+def test_the_adapter_starts_as_pytorchs_linear_layers_do():
+    """Uniform to one over the root of what a layer sums, biases too."""
+    adapter = cpsc.Adapter(400)
+    params = adapter.init(jax.random.key(0), jnp.zeros((1, 100)))['params']
+    for leaf in jax.tree.leaves(params):
+        assert 0.095 < np.abs(leaf).max() <= 0.1
+        np.testing.assert_allclose(np.std(leaf), 0.1 / 3**0.5, rtol=0.15)
+        assert abs(np.mean(leaf)) < 0.02
+
+
 def rate_at(config: Any, step: int) -> float:
     """The student's learning rate at an update, read from what the optimiser does."""
     tx = cpsc._student_optimiser(config)
@@ -495,9 +505,10 @@ def test_as_published_sets_every_documented_choice():
         'synthesis.flip': False, 'loss.temperature': 1.0, 'student.nesterov': False,
         'loss.student_pseudo_labels': True, 'generator.bounded': False,
         'synthesis.bank': 0, 'generator.darkest': 1.0, 'synthesis.shade': 0.0,
-        'synthesis.cutmix': 0.0, 'generator.class_brightness': True,
+        'synthesis.cutmix': 0.0, 'generator.class_brightness': True, 'generator.epsilon': 0.8,
     }.items():  # fmt: skip
         group, name = field.split('.')
         assert published[group][name] == value, field
         assert field in cpsc.__doc__, f'{field} is not told of'
     assert not any((ours.loss.double_softmax, ours.generator.reset_adam))
+    assert ours.generator.epsilon == 1e-3

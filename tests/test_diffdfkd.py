@@ -280,6 +280,31 @@ def test_cutmix_shows_one_box_of_other_images():
     assert 0.15 < np.mean(shares) < 0.5 and np.max(shares) > 0.6 and np.min(shares) < 0.02
 
 
+@pytest.mark.parametrize('ratio', ['uniform', 'double_beta'])
+def test_the_box_has_a_centre_anywhere_and_rounded_sides(ratio: str):
+    """As the function that the repository's augmentation number 3 calls cuts it."""
+    height, width, boxes = 16, 8, 0
+    for key in range(30):
+        x, y = mixed(key, (6, height, width, 2), ratio=ratio)
+        _, key_ratio, key_centre, key_beta = jax.random.split(jax.random.key(key), 4)
+        stays = jax.random.uniform(key_ratio)
+        if ratio == 'double_beta':
+            stays = jax.random.beta(key_beta, *2 * [jnp.maximum(stays, 1e-3)])
+        row, column = jax.random.uniform(key_centre, (2,))
+        expected = np.zeros((height, width), bool)
+        ends = [
+            np.clip(side * (at + np.array([-0.5, 0.5]) * np.sqrt(1 - stays)), 0, side).round()
+            for side, at in ((height, row), (width, column))
+        ]
+        (top, bottom), (left, right) = np.array(ends, int)
+        expected[top:bottom, left:right] = True
+        changed = (x != y).any((0, 3))
+        if changed.any():
+            np.testing.assert_array_equal(changed, expected)
+            boxes += 1
+    assert boxes > 10
+
+
 def test_cutmix_of_one_image_changes_nothing():
     x, y = mixed(3, (1, 8, 8, 4))
     np.testing.assert_array_equal(x, y)

@@ -105,9 +105,11 @@ def test_the_student_follows_the_generator_on_the_latents_of_the_round():
     assert not np.array_equal(*images)
 
 
-@pytest.mark.parametrize('ending', ['pixels', 'norm'])
+@pytest.mark.parametrize('ending', ['pixels', 'norm', 'affine'])
 def test_images_end_as_pixels_or_as_normalised(ending: str):
     _, method, frozen, state = tiny.built('dfad', generator__ending=ending)
+    last = state.generator.params.get('norm')
+    assert (last is not None) == (ending == 'affine')
     image, label = method.sample(frozen, state, jax.random.key(1))
     if ending == 'pixels':
         pixel = 0.5 + 0.25 * image
@@ -152,6 +154,24 @@ def test_a_gradients_norm_is_limited_before_anything_else():
     grads = jnp.full((4,), 1e3)
     updates, _ = student_tx.update(grads, student_tx.init(grads), jnp.zeros(4))
     np.testing.assert_allclose(optax.tree_utils.tree_norm(updates), 5.0 * 2e-3, rtol=1e-5)
+
+
+def test_zskts_images_end_without_a_tanh():
+    """In a norm with scale and shift, of a map without bounds (ZSKT's repository)."""
+    assert cifar10.get_config('zskt').generator.ending == 'affine'
+    assert cifar10.get_config('dfad').generator.ending == 'norm'
+    module = tiny.nets(tiny.config('zskt')).generator
+    z = jax.random.normal(jax.random.key(0), (16, module.latent))
+    variables = module.init(jax.random.key(1), z)
+    kernel = variables['params']['conv3']['kernel']
+    ends = []
+    for factor in (1.0, 50.0):  # a norm takes it out again, a tanh between them would not
+        variables['params']['conv3']['kernel'] = factor * kernel
+        ends.append(np.asarray(module.apply(variables, z, mutable=['batch_stats'])[0]))
+    np.testing.assert_allclose(ends[0], ends[1], atol=2e-2)
+    variables['params']['norm'] = {'scale': jnp.full(3, 2.0), 'bias': jnp.full(3, 1.0)}
+    moved, _ = module.apply(variables, z, mutable=['batch_stats'])
+    np.testing.assert_allclose(moved, 1 + 2 * ends[1], atol=1e-4)
 
 
 # 2. Attention.

@@ -307,6 +307,27 @@ def test_bfloat16_keeps_outputs_and_statistics_in_float32(name: str):
     assert {leaf.dtype for leaf in maps} == {jnp.dtype('bfloat16')}
 
 
+def test_wide_residual_networks_average_in_float32():
+    """As the others do: a mean that is rounded to bfloat16 first loses two of its three digits."""
+    name, images = 'wrn16_1', np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    module = models.make(name, dtype=jnp.bfloat16)
+    variables = module.init(jax.random.key(0), images)
+    out = jax.jit(module.apply, compiler_options=UNOPTIMISED)(variables, images)
+    as_rounded = np.asarray(out.features.astype(jnp.bfloat16).astype(jnp.float32))
+    assert np.mean(as_rounded == out.features) < 0.1
+
+
+def test_the_deep_generator_of_cpsc_starts_as_its_authors_has_it():
+    """Its linear layer and its last convolution too: weights from N(0, 0.02), biases zero."""
+    module = models.make('cpsc_deep_generator', latent=8, width=4, image_size=16, channels=1)
+    z, label = jnp.zeros((1, 8)), jnp.zeros((1,), jnp.int32)
+    params = module.init(jax.random.key(0), z, label)['params']
+    assert module.epsilon == 1e-3
+    for name in ('project', 'conv5'):
+        np.testing.assert_allclose(np.std(params[name]['kernel']), 0.02, rtol=0.2)
+        assert not np.any(params[name]['bias'])
+
+
 def test_one_brightness_for_all_classes():
     """The published generator paints a class by its last norm alone; the other one cannot."""
 

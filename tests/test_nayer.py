@@ -198,6 +198,22 @@ def test_a_life_of_zero_is_the_whole_run():
         assert changed(before, state.generator.params) <= {'noisy_kernel', 'noisy_bias'}
 
 
+@pytest.mark.parametrize('batch', [2, 3])
+def test_a_batch_without_room_for_all_classes_takes_the_next_ones(batch: int):
+    """None comes again before all others came, and lists differ."""
+    _, method, frozen, state = tiny.built(
+        'nayer', synthesis__batch_size=batch, synthesis__bank=4 * batch
+    )
+    classes, lists = [], 6
+    for number in range(lists * tiny.CLASSES // batch):
+        state, _ = method.begin(frozen, state, jax.random.key(number))
+        classes += np.asarray(state.extra.batch.label).tolist()
+        state, _ = method.finish(frozen, state, jax.random.key(number))
+    rows = np.reshape(classes, (lists, tiny.CLASSES))
+    np.testing.assert_array_equal(np.sort(rows), [np.arange(tiny.CLASSES)] * lists)
+    assert len(np.unique(rows, axis=0)) > 2
+
+
 def test_embeddings_are_frozen():
     """They are an argument and no part of the state, so no gradient reaches them."""
     _, method, frozen, state = tiny.built('nayer')

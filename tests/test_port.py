@@ -28,7 +28,8 @@ from dfkd_jax.storage import model_folder
 ROOT = Path(__file__).resolve().parents[1]
 GENERATOR_SIZES = {
     'cpsc_generator_32': dict(num_classes=5, latent=64, width=16, channels=3, image_size=32),
-    'cpsc_deep_generator_64': dict(num_classes=5, latent=32, width=8, channels=3, image_size=64),
+    'cpsc_deep_generator_64': dict(num_classes=5, latent=32, width=8, channels=3, image_size=64,
+                                   epsilon=0.8),
     'dcgan_generator_32': dict(latent=32, width=16, channels=3, image_size=32),
     'nayer_generator_32': dict(num_classes=5, embedding=48, noisy_width=32, repeats=4, width=16,
                                channels=3, image_size=32),

@@ -43,6 +43,7 @@ def published(config: ConfigDict) -> None:
         beta2=0.999,
         decay=False,  # cosine to zero; ours
         reset_adam=False,
+        epsilon=1e-3,  # of the inner norms of cpsc_deep_generator
     )
     config.loss = dict(
         kd=1.0,
@@ -73,7 +74,7 @@ def published(config: ConfigDict) -> None:
 def as_published(config: ConfigDict) -> None:
     """The authors' code with its quirks, where it does what its equations do not say."""
     config.student.schedule = 'published'
-    config.generator.reset_adam = True
+    config.generator.update(reset_adam=True, epsilon=0.8)
     config.loss.update(double_softmax=True, adapter_normalise=False)
     config.synthesis.update_student_statistics = True
 

@@ -21,7 +21,7 @@ def published(config: ConfigDict) -> None:
     """
     common_benchmark.generator_only(config)
     config.student.update(optimiser='adam', lr=2e-3, final_lr=0.0, weight_decay=0.0, clip=5.0)
-    config.generator.update(latent=100, ending='norm', beta1=0.9, decay=True)
+    config.generator.update(latent=100, ending='affine', beta1=0.9, decay=True)
     config.loss = dict(
         discrepancy='kl',  # kl / l1
         adversarial=1 / config.data.num_classes,

@@ -23,6 +23,8 @@ equations; `as_published` follows the code in all of them:
     generator.reset_adam       the code makes a new Adam at every step, which turns it into
                                sign descent at a constant rate; else Adam persists
     loss.adapter_normalise     the code's adapter (below) leaves its output un-normalised: False
+    generator.epsilon          of four norms of `cpsc_deep_generator`: the code hands them the 0.8
+                               that was meant for a momentum as their epsilon
     synthesis.update_student_statistics
                                the code's student is in train mode while the generator trains, so
                                its running statistics move there too: True
@@ -95,14 +97,24 @@ class Inputs(struct.PyTreeNode):
 
 
 class Adapter(nn.Module):
-    """Student features [B, F_s] to the teacher's width [B, F_t]."""
+    """Student features [B, F_s] to the teacher's width [B, F_t].
+
+    It is never trained, so where it starts is all that it is: as PyTorch's linear layers do.
+    """
 
     features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.relu(nn.Dense(x.shape[-1], name='hidden')(x))
-        return nn.Dense(self.features, name='out')(x)
+        def linear(x: Array, features: int, name: str) -> Array:
+            bound = x.shape[-1] ** -0.5
+
+            def init(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+                return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+            return nn.Dense(features, kernel_init=init, bias_init=init, name=name)(x)
+
+        return linear(nn.relu(linear(x, x.shape[-1], 'hidden')), self.features, 'out')
 
 
 def bound(image: Array, mean: Array, std: Array) -> Array:

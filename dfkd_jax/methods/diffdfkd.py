@@ -187,8 +187,11 @@ def guidance_loss(
 def latent_cutmix(key: Key, x: Array, ratio: str = 'uniform') -> Array:
     """Latent CutMix: one box of all images [B, h, w, c] shows another image of the batch instead.
 
-    The batch has one class, so labels stay.  ratio: of the part that stays, 'uniform' in [0, 1], or
-    'double_beta': Beta(a, a) with a uniform.  The key is consumed.
+    The batch has one class, so labels stay.  The box has a uniform centre and sides of
+    sqrt(1 - part that stays), is clipped at the borders and rounded, as in the function that the
+    repository's augmentation number 3 calls (another one there, for pixels, has whole centres).
+    ratio: of the part that stays, 'uniform' in [0, 1], or 'double_beta': Beta(a, a) with a uniform.
+    The key is consumed.
     """
     _, height, width, _ = x.shape
     key_other, key_ratio, key_centre, key_beta = jax.random.split(key, 4)
@@ -197,12 +200,13 @@ def latent_cutmix(key: Key, x: Array, ratio: str = 'uniform') -> Array:
         a = jnp.maximum(stays, 1e-3)
         stays = jax.random.beta(key_beta, a, a)
     sides = jnp.asarray([height, width], jnp.float32)
-    centre = jnp.floor(jax.random.uniform(key_centre, (2,)) * sides)
-    half = jnp.floor(jnp.floor(sides * jnp.sqrt(1 - stays)) / 2)
+    centre, half = jax.random.uniform(key_centre, (2,)) * sides, sides * jnp.sqrt(1 - stays) / 2
+    first = jnp.round(jnp.maximum(centre - half, 0))
+    end = jnp.round(jnp.minimum(centre + half, sides))
 
     def inside(length: int, i: int) -> Array:
         at = jnp.arange(length, dtype=jnp.float32)
-        return (at >= centre[i] - half[i]) & (at < centre[i] + half[i])
+        return (at >= first[i]) & (at < end[i])
 
     box = inside(height, 0)[:, None] & inside(width, 1)[None, :]
     return jnp.where(box[None, :, :, None], jax.random.permutation(key_other, x), x)

@@ -23,6 +23,12 @@ does too (0: it never does).  Differences from that code:
     the bank has a size (`synthesis.bank`, the newest images are kept); theirs is a folder that
         grows.  Batches of the student are drawn from it with replacement, theirs without
     pixels are rounded to bytes, theirs truncated
+    embeddings are MiniLM's where none are given; theirs are CLIP's (`labels.source='clip'`)
+    Tiny-ImageNet is normalised as ImageNet is, as CPSC-DFKD has it; theirs by 0.5 and 0.5
+        (`data.mean`, `data.std`), so a teacher must bring the one that it was trained with
+    where a batch cannot hold all classes, it takes the next ones of a list of all, as in their code
+        for ImageNet, which shuffles it at every round; here whenever it is used up.  That
+        code is otherwise left in a debugging state, so its settings for ImageNet are unknown
 """
 
 from __future__ import annotations
@@ -48,11 +54,36 @@ class Extra(struct.PyTreeNode):
     bank: synthetic images and the classes they were made for.
     batch: the batch of synthesis under way.
     last_renewal: [] int32, the round that last renewed the generator.
+    order: [C] int32, the order in which classes come where a batch cannot hold all; else None.
     """
 
     bank: banks.Bank
     batch: inversion.SynthesisBatch
     last_renewal: Array
+    order: Array | None
+
+
+def balanced_classes(key: Key, batch: int, classes: int) -> Array:
+    """Every class equally often, in the order of the class list; what is left over at random.
+
+    Returns [batch].  The key is consumed.
+    """
+    row = jnp.arange(batch, dtype=jnp.int32)
+    chosen = jax.random.randint(key, (batch,), 0, classes, jnp.int32)
+    return jnp.where(row < batch - batch % classes, row % classes, chosen)
+
+
+def next_classes(key: Key, order: Array, number: Array, batch: int) -> tuple[Array, Array]:
+    """The classes of batch `number` from a list of all [C], C > batch, and the list after it.
+
+    No class comes again before all others came; a list that is used up is shuffled anew.  The key
+    is consumed.
+    """
+    classes = len(order)
+    fresh = jax.random.permutation(key, classes).astype(jnp.int32)
+    at = (number % classes * batch) % classes + jnp.arange(batch, dtype=jnp.int32)
+    label = jnp.where(at < classes, order[at % classes], fresh[at % classes])
+    return label, jnp.where(at[-1] + 1 >= classes, fresh, order)
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -69,6 +100,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     def init(frozen: Frozen, key: Key) -> State:
         key_student, key_generator = jax.random.split(key)
+        in_parts = batch_size < classes
         return State(
             round=contract.first_round(),
             student=learner.start(key_student),
@@ -79,6 +111,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                     batch_size, models.image_shape, frozen.teacher['batch_stats']
                 ),
                 last_renewal=jnp.zeros((), jnp.int32),
+                order=jnp.arange(classes, dtype=jnp.int32) if in_parts else None,
             ),
         )
 
@@ -99,13 +132,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             (state.generator.params, state.generator.batch_stats),
         )
         params |= {name: fresh.params[name] for name in ('noisy_kernel', 'noisy_bias')}
-        # Every class equally often, in the order of the class list; what is left over at random.
-        row = jnp.arange(batch_size, dtype=jnp.int32)
-        chosen = jax.random.randint(key_label, (batch_size,), 0, classes, jnp.int32)
-        label = jnp.where(row < batch_size - batch_size % classes, row % classes, chosen)
+        order, number = state.extra.order, state.extra.batch.batches
+        if order is None:
+            label = balanced_classes(key_label, batch_size, classes)
+        else:
+            label, order = next_classes(key_label, order, number, batch_size)
         extra = state.extra.replace(
             batch=inversion.begin(state.extra.batch, label),
             last_renewal=jnp.where(due, state.round, state.extra.last_renewal),
+            order=order,
         )
         return state.replace(
             generator=contract.start(params, batch_stats, generator_tx), extra=extra

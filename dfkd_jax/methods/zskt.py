@@ -22,8 +22,9 @@ ZSKT takes several steps of the student on the latents that the generator was tr
     the student is in train mode while the generator trains, as theirs, but its running statistics
         move in its own steps only
     their divergence for ZSKT is a mean over classes: here its weights are 1 / classes
-    one generator for both, of DFAD's shape without the biases that a batch norm would cancel;
-        ZSKT's starts at 10 x 10 pixels and has no tanh before its last norm
+    generators have no biases that a batch norm would cancel.  ZSKT's is that of its repository's
+        last version (8 x 8 pixels at first, a last norm with scale and shift, no tanh:
+        `generator.ending='affine'`); an earlier one starts at 10 x 10
 
 The benchmark code of CMI and Fast-DFKD (the flag `benchmark`) has no attention; on its adversary
 see `shared/generator_only.py`, on its temperature `dafl.py`.

@@ -100,7 +100,8 @@ class CPSCGenerator(nn.Module):
 class CPSCDeepGenerator(nn.Module):
     """CPSC-DFKD's transposed-convolution generator for 64 and 224 px (any multiple of 16).
 
-    Called as `CPSCGenerator`; ends in a tanh, so images lie in [-1, 1].
+    Called as `CPSCGenerator`; ends in a tanh, so images lie in [-1, 1].  Weights start from
+    N(0, 0.02) and biases from zero.
 
     epsilon: of the four inner norms; 0.8 in the authors' code, where a momentum was meant.
     """
@@ -112,7 +113,7 @@ class CPSCDeepGenerator(nn.Module):
     latent: int = 256
     width: int = 64
     spread: float = 0.0
-    epsilon: float = 0.8
+    epsilon: float = 1e-3
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -122,14 +123,14 @@ class CPSCDeepGenerator(nn.Module):
             return ConditionalBatchNorm(self.num_classes, self.spread, epsilon, self.axis_name,
                                         self.dtype, name=name)(x, label, train)  # fmt: skip
 
-        normal = nn.initializers.normal(0.02)
-        x = _project(z, 8 * self.width, self.image_size // 16, self.dtype)
+        normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+        x = _project(z, 8 * self.width, self.image_size // 16, self.dtype, normal, zeros)
         x = norm(x, 'norm0', 1e-3)
         for i, features in enumerate((4, 2, 1, 1), start=1):
             x = layers.ConvTranspose(features * self.width, normal, self.dtype, name=f'conv{i}')(x)
             x = nn.leaky_relu(norm(x, f'norm{i}', self.epsilon), 0.2)
-        x = layers.conv(x, self.channels, 3, bias=True, kernel_init=normal, name='conv5',
-                        dtype=self.dtype)  # fmt: skip
+        x = layers.conv(x, self.channels, 3, bias=True, kernel_init=normal, bias_init=zeros,
+                        name='conv5', dtype=self.dtype)  # fmt: skip
         return layers.wide(jnp.tanh(x))
 
 
@@ -138,9 +139,10 @@ class DCGANGenerator(nn.Module):
 
     Called with latents [B, latent]; returns images [B, H, W, channels].
 
-    ending: 'pixels', a sigmoid, so that images lie in [0, 1] (CMI's and Fast-DFKD's code), or
+    ending: 'pixels', a sigmoid, so that images lie in [0, 1] (CMI's and Fast-DFKD's code);
         'norm', a tanh and a batch norm without scale and shift, so that they have zero mean and
-        unit variance per channel and the networks read them as normalised (DAFL's, DFAD's).
+        unit variance per channel and the networks read them as normalised (DAFL's, DFAD's); or
+        'affine', a batch norm with scale and shift and no tanh, read likewise (ZSKT's).
     """
 
     conditioning: ClassVar[str] = 'none'
@@ -256,9 +258,14 @@ def _noisy_layer(module: Any, embedding: Array, first: Array | int, train: bool)
     return jax.lax.dynamic_slice_in_dim(x.reshape(-1, module.noisy_width), row, batch)
 
 
-def _project(z: Array, channels: int, size: int, dtype: Dtype) -> Array:
+def _project(
+    z: Array, channels: int, size: int, dtype: Dtype,
+    kernel_init: nn.initializers.Initializer | None = None,
+    bias_init: nn.initializers.Initializer | None = None,
+) -> Array:  # fmt: skip
     """A linear layer from latents to a [B, size, size, channels] map."""
-    x = layers.linear(z.astype(dtype), channels * size * size, name='project', dtype=dtype)
+    x = layers.linear(z.astype(dtype), channels * size * size, name='project', dtype=dtype,
+                      kernel_init=kernel_init, bias_init=bias_init)  # fmt: skip
     return x.reshape(-1, channels, size, size).transpose(0, 2, 3, 1)
 
 
@@ -303,8 +310,8 @@ def _deep_trunk(
 def _end(x: Array, ending: str, axis_name: str | None, dtype: Dtype, train: bool) -> Array:
     """Images from a trunk's last map; see `DCGANGenerator.ending`."""
     if ending == 'pixels':
-        x = nn.sigmoid(x)
-    else:
-        norm = BatchNorm(affine=False, axis_name=axis_name, dtype=dtype, name='norm')
-        x, _ = norm(jnp.tanh(x), train)
+        return layers.wide(nn.sigmoid(x))
+    affine = ending == 'affine'
+    norm = BatchNorm(affine=affine, axis_name=axis_name, dtype=dtype, name='norm')
+    x, _ = norm(x if affine else jnp.tanh(x), train)
     return layers.wide(x)

@@ -69,7 +69,7 @@ class WideResNet(nn.Module):
                 x, taps[name] = block(x, train)
             maps[x.shape[1:3]] = x
         x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn1')(x, train)
-        features = layers.wide(jnp.mean(nn.relu(x), (1, 2)))
+        features = jnp.mean(layers.wide(nn.relu(x)), (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc',
                                bias_init=nn.initializers.zeros)  # fmt: skip
         return Output(logits, features, taps, tuple(maps.values()))

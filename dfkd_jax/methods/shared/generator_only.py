@@ -39,7 +39,7 @@ from dfkd_jax.methods.shared import image_prior
 CHOICES = {
     'synthesis.adversary': ('train', 'eval', 'teacher'),
     'student.optimiser': ('sgd', 'adam'),
-    'generator.ending': ('pixels', 'norm'),
+    'generator.ending': ('pixels', 'norm', 'affine'),
 }
 
 
