@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -19,11 +21,18 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
+# A program of a test runs for milliseconds and compiles for seconds, a third less of them without
+# these.  Later versions end at a flag that they do not know.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    flag = '--xla_cpu_use_fusion_emitters=false'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+
 import jax
 import numpy as np
 import optax
 import pytest
 
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and no garbage
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -112,6 +112,7 @@ def test_whatever_is_run_is_one_run(name: str, tmp_path: Path) -> None:
     tiny.close(student(tmp_path / '2'), student(tmp_path / '1'), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_others(arguments: list[str], tmp_path: Path) -> None:
     workdir = tmp_path / 'run'
     with together(arguments, workdir, 2) as group:

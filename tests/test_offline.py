@@ -116,7 +116,6 @@ def killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, b
             (checkpoints.Checkpoints, 'save', 2, False),  # of the student
         ],
         (synthetic, 'write', 11, False),
-        (checkpoints.Checkpoints, 'save', 2, False),
     ),
 )
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(
@@ -184,7 +183,8 @@ def filled(config: ConfigDict, teacher: Path, workdir: Path) -> list[dict[str, n
     return [synthetic.read(workdir / 'bank', number) for number in range(total)]
 
 
-@pytest.mark.parametrize('count', tiny.quick([2, 4], 4))
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 def test_several_devices_fill_the_same_bank(
     finished: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ):

@@ -102,7 +102,7 @@ def test_sgd_moves_as_far_on_shares_as_on_the_whole_batch(mode: str):
 
 
 NAMES = ('nayer', 'cae', 'fast', 'cmi', 'deepinversion', 'zskt', 'dfq')
-QUICK = [('shard_map', name) for name in ('nayer', 'cmi', 'zskt')]
+QUICK = [('shard_map', name) for name in ('cmi',)]
 
 
 @pytest.mark.parametrize(('mode', 'name'), tiny.quick(itertools.product(SHARDED, NAMES), *QUICK))

@@ -286,6 +286,7 @@ def embedded(teacher: Path) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 def test_bank_and_embeddings_survive(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
