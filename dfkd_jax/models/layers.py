@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dfkd_jax.models import winograd
+
 Array = jax.Array
 Dtype = Any
 
@@ -222,20 +224,74 @@ MOST_PARTS = 16  # of a batch: each is traced and compiled
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **rest: Any) -> Array:
+    """`lax.conv_general_dilated` of [B, H, W, C] x [h, w, C, features], as fast as CPUs compute it.
+
+    For one kernel for each channel, see `convolve_channels`; for patches without overlap,
+    `convolve_patches`; for maps smaller than the kernel, `convolve_small`; for 3x3 kernels on CPUs,
+    `winograd`; and for all others, `convolve_parts`.
+    """
+    if rest.get('feature_group_count', 1) == x.shape[-1] == kernel.shape[-1] > 1:
+        return convolve_channels(x, kernel, strides, padding, **rest)
+    window, whole = kernel.shape[:2], kernel.shape[2] == x.shape[-1]
+    dilated = any(max(rest.get(name) or (1,)) > 1 for name in ('lhs_dilation', 'rhs_dilation'))
+    if isinstance(padding, str) and not dilated:
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    if dilated or not whole:
+        return convolve_parts(x, kernel, strides, padding, **rest)
+    if max(window) > 1 and window == tuple(strides) and not any(map(any, padding)):
+        return convolve_patches(x, kernel)
+    if any(size < side for size, side in zip(_sizes(x, window, strides, padding), window)):
+        return convolve_small(x, kernel, strides, padding, **rest)
+    if not winograd.suits(x, kernel, strides, padding):
+        return convolve_parts(x, kernel, strides, padding, **rest)
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+    return on_cpus(winograd.convolve, plain)(*winograd.alike(x, kernel))
+
+
+def _sizes(
+    x: Array, window: tuple[int, ...], strides: Sequence[int], padding: Any
+) -> tuple[int, ...]:
+    """Height and width of the output of a convolution."""
+    sides = zip(x.shape[1:3], window, strides, padding)
+    return tuple((size + sum(pads) - side) // stride + 1 for size, side, stride, pads in sides)
+
+
+def on_cpus(
+    cpu: Callable[[Array, Array], Array], default: Callable[[Array, Array], Array]
+) -> Callable[[Array, Array], Array]:
+    """One function of two arrays as `cpu` computes it on CPUs and `default` elsewhere, and back."""
+
+    def call(x: Array, kernel: Array) -> Array:
+        return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return call(x, kernel), (x, kernel)
+
+    def backward(kept: tuple[Array, Array], gradient: Array) -> Any:
+        ways = {
+            name: lambda x, kernel, gradient, f=f: jax.vjp(f, x, kernel)[1](gradient)
+            for name, f in (('cpu', cpu), ('default', default))
+        }
+        return jax.lax.platform_dependent(*kept, gradient, **ways)
+
+    chosen = jax.custom_vjp(call)
+    chosen.defvjp(forward, backward)
+    return chosen
+
+
+def convolve_parts(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Any, **rest: Any
+) -> Array:
     """`lax.conv_general_dilated`; on CPUs, its kernel's gradient is summed over parts of the batch.
 
     XLA sums it over all pixels of all images at once, and on CPUs falls to a tenth of its speed if
     they do not fit into a cache.  In parts, the forward and backward pass of a student at batch 128
     takes 0.6 to 0.7 of the time (WRN-16, ResNet-18); smaller parts gain little more and take longer
-    to compile.  For one kernel for each channel, see `convolve_channels`; for patches without
-    overlap, `convolve_patches`.
+    to compile.
     """
-    if rest.get('feature_group_count', 1) == x.shape[-1] == kernel.shape[-1] > 1:
-        return convolve_channels(x, kernel, strides, padding, **rest)
-    window, whole = kernel.shape[:2], kernel.shape[2] == x.shape[-1]
-    padded = isinstance(padding, str) or any(map(any, padding))
-    if max(window) > 1 and window == tuple(strides) and whole and not padded:
-        return convolve_patches(x, kernel)
 
     def plain(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
@@ -297,22 +353,43 @@ def convolve_channels(
         ]
         return sum(shifted[1:], shifted[0]).astype(x.dtype)
 
-    def call(x: Array, kernel: Array) -> Array:
-        return jax.lax.platform_dependent(x, kernel, cpu=products, default=plain)
+    return on_cpus(products, plain)(x, kernel)
 
-    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-        return call(x, kernel), (x, kernel)
 
-    def backward(kept: tuple[Array, Array], gradient: Array) -> Any:
-        cpu, default = (
-            lambda x, kernel, gradient, f=f: jax.vjp(f, x, kernel)[1](gradient)
-            for f in (products, plain)
+def convolve_small(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Any, **rest: Any
+) -> Array:
+    """`lax.conv_general_dilated` for outputs smaller than the kernel; on CPUs a product of patches.
+
+    XLA is up to 70 times slower there (3x3, 512 channels on maps of 2x2 px).  Places of the kernel
+    that see nothing but padding are left out: of 3x3 on 1x1 px, one is left.
+    """
+    sizes = _sizes(x, kernel.shape[:2], strides, padding)
+    rows, columns = (
+        range(max(0, before - stride * (outputs - 1)), min(side, before + size))
+        for size, side, stride, (before, _), outputs in zip(
+            x.shape[1:3], kernel.shape, strides, padding, sizes
         )
-        return jax.lax.platform_dependent(*kept, gradient, cpu=cpu, default=default)
+    )
 
-    channels = jax.custom_vjp(call)
-    channels.defvjp(forward, backward)
-    return channels(x, kernel)
+    def plain(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+    def product(x: Array, kernel: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        patches = [
+            padded[:, i :: strides[0], j :: strides[1]][:, : sizes[0], : sizes[1]]
+            for i in rows
+            for j in columns
+        ]
+        seen = kernel[rows.start : rows.stop, columns.start : columns.stop]
+        return jnp.matmul(
+            jnp.concatenate(patches, axis=-1),
+            seen.reshape(-1, kernel.shape[-1]),
+            precision=rest.get('precision'),
+        )
+
+    return on_cpus(product, plain)(x, kernel)
 
 
 def convolve_patches(x: Array, kernel: Array) -> Array:

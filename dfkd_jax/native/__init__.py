@@ -1,0 +1,123 @@
+"""Kernels in C++ for XLA on CPUs, compiled on the user's machine at first use and kept there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+
+from dfkd_jax.distributed import processes
+from dfkd_jax.errors import ConfigError
+from dfkd_jax.models import winograd
+
+MODES = ('auto', 'xla')
+SOURCE = Path(__file__).with_name('winograd.cc')
+# Not -ffast-math, which would flush small numbers to zero in the whole process.
+COMPILER = ('g++', '-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fPIC', '-shared')
+
+
+class Unavailable(Exception):  # noqa: N818, not an error: XLA's own convolutions take over
+    """Why there are no kernels, and what to do about it."""
+
+
+def use(mode: str) -> bool:
+    """Decides how this process convolves on CPUs (`config.convolutions`), before it traces.
+
+    mode: 'auto': by Winograd's algorithm where that gains, if the kernels can be had; 'xla': never.
+    Returns whether they are used; all processes of a run do alike.  Raises ConfigError for another
+    mode.
+    """
+    if mode not in MODES:
+        raise ConfigError(f'config.convolutions={mode!r}: expected one of {", ".join(MODES)}.')
+    why = ''
+    if mode == 'auto' and jax.default_backend() == 'cpu':
+        try:
+            register()
+        except Unavailable as reason:
+            why = str(reason)
+            print(f'3x3 convolutions are those of XLA, which are slower: {why}', flush=True)
+    on = mode == 'auto' and jax.default_backend() == 'cpu' and not processes.any_process(bool(why))
+    winograd.use(on)
+    return on
+
+
+@functools.cache
+def register() -> None:
+    """Makes the kernels known to XLA, once in a process.  Raises Unavailable."""
+    path = folder() / f'winograd-{identity()}.so'
+    try:
+        _load(path if path.exists() else compiled(path))
+    except OSError:  # damaged
+        try:
+            _load(compiled(path))
+        except OSError as error:
+            raise Unavailable(f'{path} cannot be loaded ({error}).') from error
+
+
+def _load(path: Path) -> None:
+    library = ctypes.CDLL(os.fspath(path))
+    for target in (winograd.CONVOLVE, winograd.OF_KERNEL):
+        call = jax.ffi.pycapsule(getattr(library, target))
+        jax.ffi.register_ffi_target(target, call, platform='cpu')
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept, in the user's folder of caches."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'dfkd_jax'
+
+
+def identity() -> str:
+    """Of what a compiled kernel depends on: the source, the compilation, jaxlib and the CPU."""
+    parts = (SOURCE.read_bytes().decode(), *COMPILER, jaxlib.__version__, *cpu())
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+
+
+def cpu() -> tuple[str, ...]:
+    """The CPU's model and what it can do, as far as the system tells."""
+    told = [platform.machine(), platform.processor()]
+    info = Path('/proc/cpuinfo')
+    if info.exists():
+        first = info.read_text().partition('\n\n')[0].splitlines()
+        told += [line for line in first if line.startswith(('model name', 'flags', 'Features'))]
+    return tuple(told)
+
+
+def compiled(path: Path) -> Path:
+    """Compiles the kernels to `path`, atomically: several processes may do so at once.
+
+    Raises Unavailable.
+    """
+    if shutil.which(COMPILER[0]) is None:
+        raise Unavailable(
+            f'there is no {COMPILER[0]} to compile faster ones: install it, or set '
+            '--config.convolutions=xla.'
+        )
+    print(f'compiling convolutions for this CPU, once ({path})', flush=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            made = Path(temporary, path.name)
+            include = ('-isystem', jax.ffi.include_dir())
+            command = [*COMPILER, *include, os.fspath(SOURCE), '-o', os.fspath(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if 'error' in line]
+                why = ' '.join((lines or ['it does not say why'])[0].split())
+                raise Unavailable(f'{COMPILER[0]} cannot compile faster ones ({why}).')
+            os.replace(made, path)
+    except OSError as error:
+        raise Unavailable(
+            f'faster ones cannot be kept ({error}): set XDG_CACHE_HOME to a folder that can be '
+            'written.'
+        ) from error
+    return path
