@@ -58,6 +58,7 @@ def run(**changes) -> ConfigDict:
         dict(
             seed=0,
             parallel='shard_map',  # jit (one device) / pmap / shard_map (all, of all hosts)
+            convolutions='auto',  # on CPUs: auto (Winograd's where g++ compiles them) / xla
             distributed=distributed(),
             # In the place of loss.bn where the teacher has no batch norms, root mean squares; ours.
             image_prior=dict(tv=0.1, l2=0.01),

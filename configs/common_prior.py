@@ -13,6 +13,7 @@ def prior(image_size: int, channels: int, widths: tuple[int, ...], attention: tu
             loop='diffusion_prior',
             seed=0,
             parallel='shard_map',  # jit (one device) / pmap / shard_map (all devices of the host)
+            convolutions='auto',  # on CPUs: auto (Winograd's where g++ compiles them) / xla
             weights='float16',  # of what is kept: float16 / float32
             log_every_steps=50,
             save_every_steps=500,

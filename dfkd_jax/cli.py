@@ -17,7 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dfkd_jax import configs
+from dfkd_jax import configs, native
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, UserError
 from dfkd_jax.storage import compiled, files
@@ -130,6 +130,8 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
         try:
             if 'distributed' in CONFIG.value:
                 processes.join(CONFIG.value.distributed)
+            if 'convolutions' in CONFIG.value:
+                native.use(CONFIG.value.convolutions)
             job(CONFIG.value, WORKDIR.value and str(files.expanded(WORKDIR.value)))
             processes.leave()
         except UserError as error:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
@@ -56,12 +57,17 @@ def register() -> None:
     """Makes the kernels known to XLA, once in a process.  Raises Unavailable."""
     path = folder() / f'winograd-{identity()}.so'
     try:
-        _load(path if path.exists() else compiled(path))
-    except OSError:  # damaged
-        try:
-            _load(compiled(path))
-        except OSError as error:
-            raise Unavailable(f'{path} cannot be loaded ({error}).') from error
+        _load(path)
+        return
+    except OSError:  # not there, or damaged
+        compile_to(path)
+    try:
+        _load(path)
+    except OSError as error:
+        raise Unavailable(f'{path} cannot be loaded ({error}).') from error
+    if difference() > 1e-5:
+        path.unlink(missing_ok=True)
+        raise Unavailable(f'those that {COMPILER[0]} compiles compute something else.')
 
 
 def _load(path: Path) -> None:
@@ -69,6 +75,24 @@ def _load(path: Path) -> None:
     for target in (winograd.CONVOLVE, winograd.OF_KERNEL):
         call = jax.ffi.pycapsule(getattr(library, target))
         jax.ffi.register_ffi_target(target, call, platform='cpu')
+
+
+def difference() -> float:
+    """Of the kernels from XLA's convolution and its gradients, relative to the largest number."""
+    x, kernel, gradient = (
+        np.random.default_rng(i).standard_normal(shape, np.float32)
+        for i, shape in enumerate([(2, 5, 6, 16), (3, 3, 16, 32), (2, 5, 6, 32)])
+    )
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ('NHWC', 'HWIO', 'NHWC')
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=layout)
+
+    ways = []
+    for convolution in (winograd.convolve, plain):
+        y, gradients = jax.vjp(convolution, jnp.asarray(x), jnp.asarray(kernel))
+        ways.append((y, *gradients(jnp.asarray(gradient))))
+    return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(*ways, strict=True))
 
 
 def folder() -> Path:
@@ -92,7 +116,7 @@ def cpu() -> tuple[str, ...]:
     return tuple(told)
 
 
-def compiled(path: Path) -> Path:
+def compile_to(path: Path) -> None:
     """Compiles the kernels to `path`, atomically: several processes may do so at once.
 
     Raises Unavailable.
@@ -120,4 +144,3 @@ def compiled(path: Path) -> Path:
             f'faster ones cannot be kept ({error}): set XDG_CACHE_HOME to a folder that can be '
             'written.'
         ) from error
-    return path

@@ -263,26 +263,28 @@ void output_tiles(const Shape& shape, const float* products, int64_t plane, int6
   }
 }
 
-// The kernel at each point, for one input channel c: to[point][panel][in][PANEL].
+// The kernel at each point, of 16 input channels from c on: to[point][panel][in][PANEL].
 // flipped: of the convolution that gives the gradient of the image: the kernel is [3, 3, out, in].
 void transform_kernel(const Shape& shape, const float* kernel, bool flipped, int64_t c, float* to) {
   const int64_t plane = shape.in * shape.out;
   for (int64_t k = 0; k < shape.out; k += PANEL) {
-    float turned[9 * PANEL];
-    const float* from = kernel + c * shape.out + k;
-    if (flipped) {
+    float turned[16][9][PANEL];
+    if (flipped)
       for (int p = 0; p < 9; ++p)
-        for (int i = 0; i < PANEL; ++i)
-          turned[p * PANEL + i] = kernel[((8 - p) * shape.out + k + i) * shape.in + c];
-      from = turned;
-    }
+        for (int column = 0; column < PANEL; ++column)
+          for (int row = 0; row < 16; ++row)
+            turned[row][p][column] =
+                kernel[((8 - p) * shape.out + k + column) * shape.in + c + row];
     const int64_t step = flipped ? PANEL : plane;
-    for (int v = 0; v < PANEL; v += LANES)
-      transform<Kernel>(
-          [&](int i, int j) { return load(from + (3 * i + j) * step + v); },
-          [&](int i, int j, Vector u) {
-            store(to + (6 * i + j) * plane + k * shape.in + c * PANEL + v, u);
-          });
+    for (int row = 0; row < 16; ++row) {
+      const float* from = flipped ? turned[row][0] : kernel + (c + row) * shape.out + k;
+      for (int v = 0; v < PANEL; v += LANES)
+        transform<Kernel>(
+            [&](int i, int j) { return load(from + (3 * i + j) * step + v); },
+            [&](int i, int j, Vector u) {
+              store(to + (6 * i + j) * plane + k * shape.in + (c + row) * PANEL + v, u);
+            });
+    }
   }
 }
 
@@ -346,8 +348,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   const Shape shape(x.dimensions(), y->dimensions()[3]);
   float* kernels = scratch(WHOLE, POINTS * shape.in * shape.out);
   parallel(pool, shape.in / 16, [&](int64_t part) {
-    for (int64_t c = 16 * part; c < 16 * part + 16; ++c)
-      transform_kernel(shape, kernel.typed_data(), flipped, c, kernels);
+    transform_kernel(shape, kernel.typed_data(), flipped, 16 * part, kernels);
   });
   parallel(pool, ceil_of(shape.tiles, TILES), [&](int64_t block) {
     const int64_t first = block * TILES, last = std::min(shape.tiles, first + TILES);

@@ -1,7 +1,7 @@
 """Images/s of CPSC-DFKD's or NAYER's steps and rounds beside plain PyTorch's, in one run.
 
     python experiments/bench/steps.py [--method=cpsc] [--pair=wrn40_2/wrn16_1] [--batch=128]
-        [--seconds=20] [--round=6+5] [--dtype=float32] [--devices=1] [--compile]
+        [--seconds=20] [--round=6+5] [--dtype=float32] [--devices=1] [--xla] [--compile]
 
 Both sides start from the same weights.  Before anything is timed, both take a step of each kind
 with the same random draws, and every term of both losses must agree.  Then they take turns, a block
@@ -44,7 +44,7 @@ import plain_torch
 import torch
 import torch.nn.functional as F
 
-from dfkd_jax import build
+from dfkd_jax import build, native
 from dfkd_jax.configs import cifar10, common, digits, fashion_mnist
 
 CONFIGS = {'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'digits': digits}
@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     add('--threads', type=int, help='CPU cores to use; all if not given')
     add('--devices', type=int, default=1, help='more: as a side of its own; virtual ones of a CPU')
     add('--parallel', choices=('jit', 'shard_map'), default='shard_map', help='config.parallel')
+    add('--xla', action='store_true', help="XLA's convolutions as well, as a side of its own")
     add('--compile', action='store_true', help='torch.compile as well, as a third side')
     add('--output', help='folder for the table (.md) and all that was measured (.json)')
     args = parser.parse_args()
@@ -198,26 +199,26 @@ def check(library: ours.Steps, theirs: plain_torch.Steps) -> dict[str, float]:
 
 def time_steps(
     args: argparse.Namespace,
-    libraries: list[ours.Steps],
+    libraries: dict[str, ours.Steps],
     sides: dict[str, plain_torch.Steps],
     kind: str,
 ) -> dict[str, Any]:
     """Times steps of a kind, or rounds, on every side: images/s, and ratios to eager PyTorch."""
-    phase, rounds_too = libraries[0].config.phases[0], kind == 'round'
+    phase, rounds_too = libraries[''].config.phases[0], kind == 'round'
     make_torch = torch_round if rounds_too else torch_block
     what = phase if rounds_too else kind
     times, blocks, compiling = 0, {}, {}
-    for library, devices in zip(libraries, ('', f', {args.devices} devices')):
+    for side, library in libraries.items():
         make = library.round if rounds_too else functools.partial(library.stepwise, kind)
         warm = make(1)
         first = ours.time_block(warm)
         one = min(ours.time_block(warm) for _ in range(2))
         times = times or max(1, min(100, round(args.block_seconds / one)))
-        name = f'dfkd_jax{"" if rounds_too else ", step by step"}{devices}'
+        name = f'dfkd_jax{"" if rounds_too else ", step by step"}{side}'
         blocks[name] = make(times)
         compiling[name] = first - one if rounds_too else library.programs[kind].seconds
         if library.plan.fused and not rounds_too:
-            name = f'dfkd_jax, scan of steps{devices}'
+            name = f'dfkd_jax, scan of steps{side}'
             blocks[name], compiling[name] = library.fused(kind, times)
     for name, steps in sides.items():
         blocks[name] = make_torch(steps, what, times)
@@ -246,6 +247,7 @@ def time_steps(
 def jax_parts(library: ours.Steps) -> dict[str, tuple[ours.Program, tuple]]:
     """The program and the arguments of each part of CPSC-DFKD's steps."""
     models, state, config = library.models, library.state, library.config
+    native.use(config.convolutions)
     image = jax.random.normal(library.key, (config.synthesis.batch_size, *models.image_shape))
     z, label = map(jnp.asarray, library.draws('generator', 0))
     generator, student = state.generator, state.student
@@ -460,8 +462,14 @@ def main() -> None:
         print(f'warning: load average {result["load_before"][0]:.1f} on {result["cores"]} cores; '
               'wait for an idle machine to report numbers.', file=sys.stderr)  # fmt: skip
     config = make_config(args)
-    libraries = [ours.Steps(config, n) for n in sorted({1, args.devices})]
-    library = libraries[0]
+    libraries = {'': ours.Steps(config)}
+    if args.devices > 1:
+        libraries[f', {args.devices} devices'] = ours.Steps(config, args.devices)
+    if args.xla:
+        plain = config.copy_and_resolve_references()
+        plain.convolutions = 'xla'
+        libraries[", XLA's convolutions"] = ours.Steps(plain)
+    library = libraries['']
     sides = {'PyTorch, eager': torch_side(library, device)}
     if args.compile:
         sides['PyTorch, torch.compile'] = torch_side(library, device, compiled=True)
@@ -476,7 +484,7 @@ def main() -> None:
             'jax': min(
                 x['milliseconds_per_step']
                 for name, x in timed.items()
-                if 'jax' in name and 'devices' not in name
+                if name in ('dfkd_jax, step by step', 'dfkd_jax, scan of steps')
             ),
             'torch': timed['PyTorch, eager']['milliseconds_per_step'],
             'gflop': library.programs[kind].gflop,
