@@ -1,4 +1,4 @@
-"""Convolutions on CPUs: Winograd's kernels, compiled here, and products of patches of small maps."""
+"""Convolutions on CPUs: Winograd's kernels, compiled here, and products of small maps' patches."""
 
 from __future__ import annotations
 

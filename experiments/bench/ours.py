@@ -81,7 +81,7 @@ class Steps:
         self.plan = sharding.make(config.parallel, jax.devices()[:devices])
         self.facts = SimpleNamespace(
             mean=(0.5,) * config.data.channels, std=(0.25,) * config.data.channels,
-            class_names=tuple(map(str, range(config.data.num_classes))),
+            class_names=tuple(map(str, range(config.data.num_classes))), test_size=1,
         )  # fmt: skip
         # An embedding's content does not matter here: random ones have the size of a text's.
         self.table = None
