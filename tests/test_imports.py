@@ -27,7 +27,7 @@ ROOMS = {
     'models': ('', 'jax flax'),
     'distributed': ('errors', 'jax numpy'),
     'storage': ('errors distributed', '*'),
-    'native': ('errors models distributed', 'jax jaxlib numpy'),
+    'native': ('errors models distributed storage', 'jax jaxlib numpy platformdirs'),
     'data': ('errors storage', '*'),
     'diffusion': ('errors models storage', 'jax flax numpy safetensors tokenizers'),
     'labels': ('errors diffusion storage', 'jax numpy safetensors scipy tokenizers'),

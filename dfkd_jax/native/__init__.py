@@ -6,7 +6,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+import platformdirs
 
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.models import winograd
+from dfkd_jax.storage import compiled
 
 MODES = ('auto', 'xla')
 SOURCE = Path(__file__).with_name('winograd.cc')
@@ -96,24 +97,14 @@ def difference() -> float:
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept, in the user's folder of caches."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'dfkd_jax'
+    """Where compiled kernels are kept: in the user's cache folder, beside XLA's programs."""
+    return Path(platformdirs.user_cache_dir('dfkd_jax')) / 'kernels'
 
 
 def identity() -> str:
     """Of what a compiled kernel depends on: the source, the compilation, jaxlib and the CPU."""
-    parts = (SOURCE.read_bytes().decode(), *COMPILER, jaxlib.__version__, *cpu())
+    parts = (SOURCE.read_text(), *COMPILER, jaxlib.__version__, compiled.processor())
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
-
-
-def cpu() -> tuple[str, ...]:
-    """The CPU's model and what it can do, as far as the system tells."""
-    told = [platform.machine(), platform.processor()]
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        first = info.read_text().partition('\n\n')[0].splitlines()
-        told += [line for line in first if line.startswith(('model name', 'flags', 'Features'))]
-    return tuple(told)
 
 
 def compile_to(path: Path) -> None:

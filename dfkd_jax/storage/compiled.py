@@ -50,11 +50,11 @@ def default_folder() -> Path:
 
     Programs are compiled for the instructions of one processor, and another may lack them.
     """
-    digest = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    digest = hashlib.sha256(processor().encode()).hexdigest()[:12]
     return Path(platformdirs.user_cache_dir('dfkd_jax')) / 'compiled' / digest
 
 
-def _processor() -> str:
+def processor() -> str:
     """What tells this kind of processor from others."""
     name = f'{platform.machine()} {platform.processor()}'
     if os.path.exists('/proc/cpuinfo'):  # Linux, where `platform` knows little
