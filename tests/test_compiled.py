@@ -39,7 +39,7 @@ def test_processors_have_folders_of_their_own(
     as_new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = compiled.default_folder()
-    monkeypatch.setattr(compiled, '_processor', lambda: 'another')
+    monkeypatch.setattr(compiled, 'processor', lambda: 'another')
     assert compiled.default_folder() != ours
 
 
