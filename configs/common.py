@@ -25,8 +25,7 @@ METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / 'methods')
 def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) -> ConfigDict:
     """The config with the method and the flags that `arg`, METHOD[,FLAG...], names.
 
-    Raises ConfigError for a word that is neither a method nor one of its flags; the message lists
-    them and `more`, those of the data set.
+    Raises ConfigError for another word; it lists these and `more`, the flags of the data set.
     """
     words = [word for word in (arg or '').split(',') if word]
     name = next((word for word in words if word in METHODS), default)
