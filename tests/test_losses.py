@@ -33,7 +33,7 @@ def cpsc_terms(student: np.ndarray, teacher: np.ndarray, label: np.ndarray, ikd_
     """CPSC's terms on logits alone, of the generator and of the student."""
     config = dict(kd=1.0, ikd=1.0, bn=0.0, scl=0.0, ce=1.0, temperature=1.0)
     loss = SimpleNamespace(
-        **config, ikd_form=ikd_form, double_softmax=True, student_pseudo_labels=True
+        **config, ikd_form=ikd_form, double_softmax=True, student_pseudo_labels=True, student='kd'
     )
     outputs = (Output(logits, logits, {}) for logits in (teacher, student))
     of_generator = cpsc.generator_terms(loss, *outputs, None, {}, label, Shards())
