@@ -45,7 +45,7 @@ def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) ->
     config.method, config.loop = name, method.LOOP
     method.published(config)
     if 'loss' in config:
-        config.loss = options() | dict(config.loss.items())
+        config.loss = options(config.loss)
     method.adapt(config, flags)
     cadences(config)
     if 'untrained' in flags:
@@ -93,9 +93,12 @@ def distributed() -> ConfigDict:
     )
 
 
-def options() -> dict:
-    """Choices in the losses of every method, where its published setting makes none."""
-    return dict(student='kd')  # kd / msarc: what the student imitates (methods/shared/msarc.py)
+def options(loss: ConfigDict) -> dict:
+    """A method's losses, with the choices that its published setting makes none of."""
+    choices = dict(student='kd')  # kd / msarc: what the student imitates (methods/shared/msarc.py)
+    if 'bn' in loss:
+        choices['bn_form'] = 'sum'  # as published / normalised: losses.bn_statistics; another `bn`
+    return choices | dict(loss.items())
 
 
 def data(

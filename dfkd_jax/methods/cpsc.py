@@ -147,7 +147,7 @@ def generator_terms(
         error = jnp.mean(losses.squared_error(student.logits, fixed))
         terms['ikd'] = -jnp.log(shards.mean(error)) if loss.ikd_form == 'log' else -error
     if loss.bn and running:
-        terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+        terms['bn'] = losses.bn_statistics(teacher.statistics, running, loss.bn_form)
     if loss.scl and views is not None:
         # The contrast compares every image with every other, on whichever device it is.
         views = jnp.stack([shards.gather(view) for view in views])

@@ -207,7 +207,7 @@ class Learner(NamedTuple):
             smooth = losses.moving_average(
                 batch.average, teacher.statistics, loss.bn_momentum, batch.batches
             )
-            terms['bn'] = losses.bn_statistics(smooth, running)
+            terms['bn'] = losses.bn_statistics(smooth, running, loss.bn_form)
         if loss.ce:
             terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
         if loss.adversarial and learning:
