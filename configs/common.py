@@ -73,6 +73,8 @@ def run(**changes) -> ConfigDict:
             save_every_rounds=50,
             eval_batch_size=500,
             keep_checkpoints=2,
+            # Measurements in a row of a collapsed generator after which a run ends; 0: it goes on.
+            collapse_patience=3,
         )
     )
     config.update(changes)

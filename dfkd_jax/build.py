@@ -22,6 +22,7 @@ from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import (
     BankError,
     CheckpointError,
+    CollapseError,
     ConfigError,
     DataError,
     DiffusionError,
@@ -36,6 +37,7 @@ from dfkd_jax.storage import files, model_folder
 EXPECTED_ERRORS = (
     ConfigError,
     NonFiniteError,
+    CollapseError,
     DataError,
     DiffusionError,
     BankError,
