@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dfkd_jax.configs import common_flags
 from dfkd_jax.errors import ConfigError
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / 'methods').glob('*.py')))
@@ -42,12 +43,14 @@ def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) ->
         )
     config.method, config.loop = name, method.LOOP
     method.published(config)
+    if 'loss' in config:
+        config.loss = options(config.loss)
     method.adapt(config, flags)
     cadences(config)
     if 'untrained' in flags:
-        untrained(config)
+        common_flags.untrained(config)
     if 'smoke' in flags:
-        smoke(config)
+        common_flags.smoke(config)
     return config
 
 
@@ -61,12 +64,16 @@ def run(**changes) -> ConfigDict:
             distributed=distributed(),
             # In the place of loss.bn where the teacher has no batch norms, root mean squares; ours.
             image_prior=dict(tv=0.1, l2=0.01),
+            # Where loss.student='msarc': weights, and the temperature of its divergence.
+            msarc=dict(kd=1.0, cam=1.0, gradcam=1.0, temperature=30.0),
             dtype='float32',  # of activations: float32 / bfloat16; weights, statistics, losses stay
             log_every_rounds=50,
             eval_every_rounds=50,
             save_every_rounds=50,
             eval_batch_size=500,
             keep_checkpoints=2,
+            # Measurements in a row of a collapsed generator after which a run ends; 0: it goes on.
+            collapse_patience=3,
         )
     )
     config.update(changes)
@@ -85,6 +92,14 @@ def distributed() -> ConfigDict:
             silent_seconds=60.0,  # after which a process that says nothing is gone
         )
     )
+
+
+def options(loss: ConfigDict) -> dict:
+    """A method's losses, with the choices that its published setting makes none of."""
+    choices = dict(student='kd')  # kd / msarc: what the student imitates (methods/shared/msarc.py)
+    if 'bn' in loss:
+        choices['bn_form'] = 'sum'  # as published / normalised: losses.bn_statistics; another `bn`
+    return choices | dict(loss.items())
 
 
 def data(
@@ -163,37 +178,3 @@ def cadences(config: ConfigDict) -> None:
     for name, every in (('log', 500), ('eval', 500), ('save', 2000)):
         field = f'{name}_every_rounds'
         config[field] = min(config[field], max(1, every // max(steps, 1)))
-
-
-def untrained(config: ConfigDict) -> None:
-    """The control: the same run with a generator, or pixels, that never train."""
-    group = config.generator if 'generator' in config else config.pixels
-    for rate in ('lr', 'latent_lr', 'meta_lr'):
-        if rate in group:
-            group[rate] = 0.0
-
-
-def smoke(config: ConfigDict) -> None:
-    """Shrinks any run to about a minute: the same program at a fraction of its length and batch."""
-    if 'prior' in config:
-        config.prior.steps, config.in_loop.steps, config.distil.epochs = 5, 2, 2
-        config.synthesis.per_class = 3 * config.synthesis.batch_size
-        if config.synthesis.batch_size > 8:
-            config.synthesis.update(batch_size=8, per_class=24)
-        config.in_loop.update(every=8, start=8)
-        config.distil.batch_size = config.in_loop.batch_size = 16
-        config.distil.milestones = ()
-    elif 'phases' in config:
-        config.phases = tuple(
-            phase(rounds=2, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2))
-            for p in config.phases
-        )
-        if 'generator' in config:
-            config.generator.width = min(config.generator.width, 16)
-        config.synthesis.batch_size = config.synthesis.student_batch_size = 16
-        for name, size in (('bank', 64), ('memory', 64), ('negatives', 32)):
-            if name in config.synthesis:
-                config.synthesis[name] = min(config.synthesis[name], size)
-    config.teach.epochs = 1
-    config.eval_batch_size = 100
-    config.log_every_rounds = config.eval_every_rounds = config.save_every_rounds = 1

@@ -16,12 +16,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dfkd_jax import data, diffusion, labels, models, port
+from dfkd_jax import data, diffusion, labels, losses, models, port
 from dfkd_jax.contract import Frozen, Method, Models
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import (
     BankError,
     CheckpointError,
+    CollapseError,
     ConfigError,
     DataError,
     DiffusionError,
@@ -36,6 +37,7 @@ from dfkd_jax.storage import files, model_folder
 EXPECTED_ERRORS = (
     ConfigError,
     NonFiniteError,
+    CollapseError,
     DataError,
     DiffusionError,
     BankError,
@@ -74,6 +76,10 @@ def build(config: Any) -> Run:
             f'unknown method {config.method!r}; expected one of {", ".join(METHODS)}.'
         )
     check_numbers(config)
+    if config.loss.get('bn_form', 'sum') not in losses.BN_FORMS:
+        raise ConfigError(
+            f'config.loss.bn_form={config.loss.bn_form!r}; expected one of {losses.BN_FORMS}.'
+        )
     about = data.check(config.data)
     plan = make_plan(config.parallel)
     table = load_table(config.labels, config.data, about) if 'labels' in config else None

@@ -15,6 +15,10 @@ class NonFiniteError(UserError, RuntimeError):
     """A loss, metric or weight that is no longer finite."""
 
 
+class CollapseError(UserError, RuntimeError):
+    """A generator that makes one image, or images of a few classes alone."""
+
+
 class DataError(UserError, ValueError):
     """Data that is missing, damaged or does not fit."""
 

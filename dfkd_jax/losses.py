@@ -77,21 +77,42 @@ def adversarial(student_logits: Array, teacher_logits: Array) -> Array:
     return -agreement(student_logits, teacher_logits) * kd(student_logits, teacher_logits)
 
 
-def bn_statistics(statistics: Any, batch_stats: Any) -> Array:
+BN_FORMS = ('sum', 'normalised')
+
+
+def bn_statistics(statistics: Any, batch_stats: Any, form: str = 'sum') -> Array:
     """Distance of a batch's statistics to a network's running ones; a scalar for the batch.
 
-    The sum over layers of ||var - running var||_2 + ||mean - running mean||_2, not squared
-    (DeepInversion, Yin et al. 2020, as CMI's and CPSC-DFKD's code computes it).
+    With the form 'sum', the sum over layers of ||var - running var||_2 + ||mean - running mean||_2,
+    not squared (DeepInversion, Yin et al. 2020, as CMI's and CPSC-DFKD's code computes it).  It
+    grows with depth, width and the scale of the activations.
+
+    With the form 'normalised' (ours) it has no units and is of about one size for any network: the
+    mean over layers of the root mean square over channels of (mean - running mean) / deviation,
+    plus that of (var - running var) / running var, with a batch norm's own running deviation.
 
     statistics: `Output.statistics`, the moments of the batch.
     batch_stats: the network's running statistics, a tree of the same structure.
     """
+    if form not in BN_FORMS:
+        raise ValueError(f'form={form!r}; expected one of {BN_FORMS}.')
 
-    def distance(a: Array, b: Array) -> Array:
+    def norm(x: Array) -> Array:
         # safe_norm: at distance zero the gradient is zero, not nan.
-        return optax.safe_norm(a - b, 1e-12)
+        return optax.safe_norm(x, 1e-12)
 
-    return sum(jax.tree.leaves(jax.tree.map(distance, statistics, batch_stats)), jnp.zeros(()))
+    def relative(layer: Any, running: Any) -> Array:
+        var = running['var'] + 1e-5  # as the layer itself divides
+        of_mean = (layer['mean'] - running['mean']) / jnp.sqrt(var)
+        of_var = (layer['var'] - running['var']) / var
+        return (norm(of_mean) + norm(of_var)) / var.size**0.5
+
+    if form == 'sum':
+        each = jax.tree.map(lambda a, b: norm(a - b), statistics, batch_stats)
+        return sum(jax.tree.leaves(each), jnp.zeros(()))
+    layers = jax.tree.map(relative, statistics, batch_stats, is_leaf=lambda x: 'var' in x)
+    distances = jax.tree.leaves(layers)
+    return sum(distances, jnp.zeros(())) / max(len(distances), 1)
 
 
 def moving_average(average: Any, statistics: Any, momentum: float, batches: Array) -> Any:

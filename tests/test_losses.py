@@ -33,7 +33,12 @@ def cpsc_terms(student: np.ndarray, teacher: np.ndarray, label: np.ndarray, ikd_
     """CPSC's terms on logits alone, of the generator and of the student."""
     config = dict(kd=1.0, ikd=1.0, bn=0.0, scl=0.0, ce=1.0, temperature=1.0)
     loss = SimpleNamespace(
-        **config, ikd_form=ikd_form, double_softmax=True, student_pseudo_labels=True
+        **config,
+        ikd_form=ikd_form,
+        double_softmax=True,
+        student_pseudo_labels=True,
+        student='kd',
+        bn_form='sum',
     )
     outputs = (Output(logits, logits, {}) for logits in (teacher, student))
     of_generator = cpsc.generator_terms(loss, *outputs, None, {}, label, Shards())
@@ -116,6 +121,21 @@ class ByHandTest(chex.TestCase):
         running['a']['var'] = jnp.array([1.0, 3.0])
         loss = self.variant(losses.bn_statistics)(batch, running)
         np.testing.assert_allclose(loss, 5.0 + 2.0 + 1.0 + 2.5, rtol=1e-6)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_normalised_bn_statistics_are_relative_and_means_over_channels_and_layers(self):
+        batch = {
+            'a': {'mean': jnp.array([3.0, 4.0]), 'var': jnp.array([4.0, 8.0])},
+            'b': {'bn': {'mean': jnp.array([1.0]), 'var': jnp.array([2.5])}},
+        }
+        running = {
+            'a': {'mean': jnp.array([1.0, 1.0]), 'var': jnp.array([4.0, 16.0])},
+            'b': {'bn': {'mean': jnp.array([0.0]), 'var': jnp.array([1.0])}},
+        }
+        of_a = np.sqrt((1.0**2 + 0.75**2) / 2) + np.sqrt((0.0**2 + 0.5**2) / 2)
+        of_b = 1.0 + 1.5
+        loss = self.variant(lambda x, y: losses.bn_statistics(x, y, 'normalised'))(batch, running)
+        np.testing.assert_allclose(loss, (of_a + of_b) / 2, rtol=1e-4)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_supervised_contrastive_is_its_definition(self):
@@ -218,3 +238,28 @@ def test_contrast_prefers_clusters_by_class():
     together, mixed = axes[label], axes[jnp.array([0, 1, 0, 1])]
     of = [jnp.mean(losses.supervised_contrastive(v[None], label, 0.5)) for v in (together, mixed)]
     assert of[0] < of[1]
+
+
+def test_normalised_bn_statistics_know_no_scale_depth_or_width():
+    """Ten times as large, twice as wide, three times as deep: another teacher, the same loss."""
+    rng = np.random.default_rng(0)
+    mean, var = rng.normal(size=8), 1 + rng.random(8)
+    batch, running = {'mean': mean + 0.3, 'var': 1.5 * var}, {'mean': mean, 'var': var}
+
+    def distances(scale: float, wide: int, deep: int) -> dict[str, float]:
+        def network(layer):
+            layer = {'mean': scale * layer['mean'], 'var': scale**2 * layer['var']}
+            layer = jax.tree.map(lambda x: jnp.tile(jnp.asarray(x, jnp.float32), wide), layer)
+            return {str(i): layer for i in range(deep)}
+
+        trees = network(batch), network(running)
+        return {form: float(losses.bn_statistics(*trees, form)) for form in losses.BN_FORMS}
+
+    small, large = distances(1.0, 1, 1), distances(10.0, 2, 3)
+    np.testing.assert_allclose(large['normalised'], small['normalised'], rtol=1e-3)
+    assert large['sum'] > 100 * small['sum']
+    zero = {'a': {'mean': jnp.ones(3), 'var': jnp.ones(3)}}
+    grads = jax.grad(lambda x: losses.bn_statistics(x, zero, 'normalised'))(zero)
+    assert np.all(np.isfinite(jax.tree.leaves(grads)))
+    with pytest.raises(ValueError, match="form='mean'; expected one of"):
+        losses.bn_statistics(zero, zero, 'mean')

@@ -212,6 +212,19 @@ every_in_both = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize('name', [n for n in METHODS if 'bn_form' in tiny.config(n).loss])
+def test_batch_statistics_are_compared_in_either_form(name: str):
+    """Traced: the normalised one divides by running moments, which the published sum never does."""
+
+    def program_of(form: str) -> str:
+        method = tiny.method(tiny.config(name, loss__bn_form=form), sharding.Shards())
+        frozen = jax.eval_shape(lambda: tiny.frozen(method=name))
+        state = jax.eval_shape(method.init, frozen, jax.random.key(0))
+        return str(jax.make_jaxpr(method.generator_step)(frozen, state, jax.random.key(0)))
+
+    assert program_of('normalised').count(' div ') > program_of('sum').count(' div ')
+
+
 @distils
 def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
     """Whatever a method's `extra` holds."""

@@ -302,7 +302,7 @@ def test_bfloat16_keeps_outputs_and_statistics_in_float32(name: str):
     module = models.make(name, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     out = jax.eval_shape(module.apply, structure(name), images)
-    maps, rest = out.stages, out._replace(stages=())
+    maps, rest = (*out.stages, out.last), out._replace(stages=(), last=None)
     assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {jnp.dtype('float32')}
     assert {leaf.dtype for leaf in maps} == {jnp.dtype('bfloat16')}
 

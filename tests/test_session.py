@@ -15,8 +15,16 @@ import tiny
 from dfkd_jax import build, contract, loops
 from dfkd_jax.configs import common, common_prior, digits
 from dfkd_jax.distributed import sharding
-from dfkd_jax.errors import NonFiniteError
-from dfkd_jax.loops import Stopped, alternating, diffusion_prior, offline, session, supervised
+from dfkd_jax.errors import CollapseError, NonFiniteError
+from dfkd_jax.loops import (
+    Stopped,
+    alternating,
+    collapse,
+    diffusion_prior,
+    offline,
+    session,
+    supervised,
+)
 from dfkd_jax.reporting import metrics
 from dfkd_jax.storage import model_folder
 from dfkd_jax.storage.checkpoints import Checkpoints
@@ -70,6 +78,65 @@ def test_stopped_after_any_unit_and_continued(tmp_path: Path, stop: int) -> None
     state, record = session.run(counting(), tmp_path / 'run', lambda: False)
     assert state.tolist() == [7, 21] and record.best_at == 3
     assert str(rows(tmp_path / 'run')) == str(rows(tmp_path / 'whole'))
+
+
+def watched(classes: list[float], **changes: Any) -> session.Work:
+    """Work whose generator makes images of so many classes after each unit, measured at each."""
+    return counting(
+        total=len(classes), every=session.Every(1, 1, 1), patience=3, keep=9,
+        signs=lambda state, row: {'classes': classes[int(state[0]) - 1]}, **changes,
+    )  # fmt: skip
+
+
+def test_a_generator_that_collapses_ends_the_run_where_it_was_last_well(tmp_path: Path) -> None:
+    work = watched([2.0, 9.0, 8.0, 1.0, 1.2, 1.1, 1.0])
+    match = 'collapsed by round 6: of its images, the classes among them .* from 9 to 1.1. Lower'
+    with pytest.raises(CollapseError, match=match) as error:
+        session.run(work, tmp_path, lambda: False)
+    assert '\n' not in str(error.value) and 'collapse_patience=0' in str(error.value)
+    saved = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+    assert saved == ['1', '2', '3'], 'nothing is saved of a generator that is ill'
+    with pytest.raises(CollapseError, match='by round 6'):  # the same numbers, from the third on
+        session.run(work, tmp_path, lambda: False)
+
+
+def test_a_generator_that_recovers_or_never_was_well_goes_on(tmp_path: Path) -> None:
+    session.run(watched([9.0, 1.0, 1.0, 8.0, 1.0, 1.0, 9.0]), tmp_path / 'a', lambda: False)
+    session.run(watched([1.0] * 7), tmp_path / 'b', lambda: False)
+    asked = iter([False] * 2 + [True])
+    with pytest.raises(Stopped):  # asked to, it saves all the same
+        session.run(watched([9.0, 1.0, 1.0, 9.0]), tmp_path / 'c', lambda: next(asked))
+    assert '3' in {path.name for path in (tmp_path / 'c' / 'checkpoints').iterdir()}
+
+
+def test_signs_by_hand() -> None:
+    assert collapse.effective_number(np.repeat([3, 5, 7, 8], 4)) == pytest.approx(4)
+    assert collapse.effective_number(np.zeros(9, int)) == 1
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(1, 8, 8, 3))
+    assert collapse.variation(np.repeat(one, 16, 0)) < 1e-12
+    assert collapse.variation(rng.normal(size=(64, 8, 8, 3))) > 0.9
+    assert collapse.variation(np.ones((4, 2, 2, 1))) == 0
+    assert collapse.ill({'variation': 0.1}, {'variation': 0.9}) == ''
+    assert 'variance' in collapse.ill({'variation': 0.001}, {'variation': 0.9})
+
+
+@pytest.mark.parametrize('method', ['dafl', 'nayer'])
+def test_a_generator_whose_weights_vanish_is_ill(method: str) -> None:
+    """Of a real method: the generator makes one grey image, the bank is full of it."""
+    _, whole, frozen, state = tiny.built(method)
+    signs = collapse.watcher(sharding.make('jit'), whole, frozen, 0)
+
+    def after(state: Any) -> dict[str, float]:
+        for step in (whole.begin, whole.generator_step, whole.finish):
+            state, row = step(frozen, state, jax.random.key(1))
+        return signs(state, {'g/hit': 0.9})
+
+    well = after(state)
+    dead = jax.tree.map(jnp.zeros_like, state.generator.params)
+    found = after(state.replace(generator=state.generator.replace(params=dead)))
+    assert not collapse.ill(well, well)
+    assert found['variation'] < 0.02 * well['variation'] and collapse.ill(found, well)
 
 
 def test_a_metric_that_is_not_finite_is_named_with_its_unit(tmp_path: Path) -> None:

@@ -53,14 +53,14 @@ class Classifier(nn.Module):
         maps.append(x := act(x))
         features = jnp.mean(x, (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc')
-        return Output(logits, features, taps, tuple(maps))
+        return Output(logits, features, taps, tuple(maps), x)
 
 
 class WithoutMaps(Classifier):
     """A classifier that hides its maps."""
 
     def __call__(self, images: jax.Array, train: bool = False) -> Output:
-        return super().__call__(images, train)._replace(stages=())
+        return super().__call__(images, train)._replace(stages=(), last=None)
 
 
 class SmoothGenerator(nn.Module):

@@ -19,7 +19,7 @@ from dfkd_jax import build, contract, data, evaluate, labels
 from dfkd_jax.contract import Frozen, Phase, State
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
-from dfkd_jax.loops import session
+from dfkd_jax.loops import collapse, session
 from dfkd_jax.loops.round import make_round
 from dfkd_jax.reporting import artifacts, metrics
 from dfkd_jax.storage import files
@@ -77,6 +77,8 @@ def distil(
         totals=lambda done: {'teacher_queries': queries[done - 1]},
         images=lambda done: _images(config.synthesis, phases[:done])[0],
         advice=f'{session.kept(workdir)} {ADVICE}',
+        signs=_signs(config, run, frozen),
+        patience=config.collapse_patience,
         keep=config.keep_checkpoints,
     )
     state, record = session.run(work, workdir, interrupted)
@@ -107,6 +109,13 @@ def _label_texts(config: Any, facts: data.Facts) -> dict[str, str]:
     known = config.data.name, facts.class_names, facts.num_classes
     settled = labels.settled(config.labels, *known)
     return {} if settled is config.labels else {'label_embeddings_of': build.unnamed(settled)}
+
+
+def _signs(config: Any, run: build.Run, frozen: Frozen) -> Any:
+    """Watches a generator that trains; None where there is none."""
+    if not config.collapse_patience or 'generator' not in config:
+        return None
+    return collapse.watcher(run.plan, run.whole, frozen, config.seed)
 
 
 def _cadences(config: Any) -> session.Every:

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from dfkd_jax.distributed.sharding import Plan
-from dfkd_jax.errors import NonFiniteError
+from dfkd_jax.errors import CollapseError, NonFiniteError
+from dfkd_jax.loops import collapse
 from dfkd_jax.reporting import metrics, progress
 from dfkd_jax.storage.checkpoints import Checkpoints, Restored
 
@@ -64,6 +65,8 @@ class Work(NamedTuple):
     images: ``done -> images synthesised``, for the progress line; None if there are none.
     unit, subject: the names of a unit and of the network in training.
     advice: what a user can do when a number is no longer finite.
+    signs: ``(state, row) -> numbers`` of `collapse`, taken with every measurement; None: none.
+    patience: after so many measurements in a row of an ill generator the run ends.
     store: None for checkpoints in ``workdir/checkpoints``, of which the last `keep` remain.
     """
 
@@ -80,6 +83,8 @@ class Work(NamedTuple):
     unit: str = 'round'
     subject: str = 'student'
     advice: str = ''
+    signs: Callable[[Any, Row], Row] | None = None
+    patience: int = 3
     store: Store | None = None
     keep: int = 2
 
@@ -89,6 +94,7 @@ class Record:
     """What a session saves beside the state.
 
     pending: the metrics of the units since the last row.  measured: the last measurement.
+    well: the best signs of the generator.  ill: measurements in a row at which it was ill.
     """
 
     seconds: float = 0.0
@@ -97,14 +103,17 @@ class Record:
     best_at: int = 0
     measured: Row = field(default_factory=dict)
     pending: list[Any] = field(default_factory=list)
+    well: Row = field(default_factory=dict)
+    ill: int = 0
 
 
 def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any, Record]:
     """Does the work from where the last session in `workdir` stopped; returns the last state.
 
     interrupted: asked after every unit.
-    Raises Stopped if it returned True, after saving; and NonFiniteError if a metric or an array of
-    the state is not finite, before that is saved.
+    Raises Stopped if it returned True, after saving; NonFiniteError if a metric or an array of the
+    state is not finite, before that is saved; and CollapseError if the generator stays ill.  While
+    it is, nothing is saved but at a stop, so that the last state in which it was well remains.
     """
     with contextlib.ExitStack() as stack:
         store = work.store or stack.enter_context(Checkpoints(workdir / 'checkpoints', work.keep))
@@ -130,6 +139,7 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
                 record.seconds = time.monotonic() - started
             if measure:
                 _measure(work, state, done, record)
+                _examine(work, state, done, record)
             if log or measure:
                 row = mean(record.pending) | (record.measured if measure else {})
                 totals = {'seconds': record.seconds} | work.totals(done)
@@ -137,7 +147,7 @@ def run(work: Work, workdir: Path, interrupted: Callable[[], bool]) -> tuple[Any
                 images = {'images_synthesised': work.images(done)} if work.images else {}
                 line.update(done, asdict(record) | images)
                 record.pending = []
-            if save or stop:
+            if (save and not record.ill) or stop or done == work.total:
                 host = jax.device_get(state)
                 check_state(host, done, work)
                 store.save(done, host, asdict(record))
@@ -156,6 +166,21 @@ def _measure(work: Work, state: Any, done: int, record: Record) -> None:
         record.last = record.measured[work.score]
         if record.last > record.best:
             record.best, record.best_at = record.last, done
+
+
+def _examine(work: Work, state: Any, done: int, record: Record) -> None:
+    """Raises CollapseError where a generator has been ill for too long."""
+    if work.signs is None:
+        return
+    signs = work.signs(state, mean(record.pending))
+    fallen = collapse.ill(signs, record.well)
+    record.ill = record.ill + 1 if fallen else 0
+    if record.ill >= work.patience:
+        raise CollapseError(
+            f'the generator has collapsed by {work.unit} {done}: of its images, {fallen}. '
+            f'{work.advice} --config.collapse_patience=0 goes on all the same.'
+        )
+    record.well = {name: max(value, record.well.get(name, value)) for name, value in signs.items()}
 
 
 def mean(rows: list[Row]) -> Row:

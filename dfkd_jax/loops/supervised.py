@@ -24,6 +24,7 @@ from dfkd_jax.distributed import processes, sharding
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import session
+from dfkd_jax.methods.shared import msarc as imitation
 from dfkd_jax.reporting import metrics
 from dfkd_jax.reporting.progress import say
 from dfkd_jax.storage import files, model_folder
@@ -143,7 +144,14 @@ def prepare(config: Any, group: str, name: str, epoch_steps: int, distil: bool =
     except ValueError as error:
         raise ConfigError(str(error)) from error
     tx = optimiser(recipe, epoch_steps)
-    step = plan.compile_rows(make_step(module, teacher, tx, recipe, about, plan.shards))
+    msarc = None
+    if teacher is not None and group != 'teach':  # which is ordinary distillation
+        shape = config.data.image_size, config.data.image_size, config.data.channels
+        try:
+            msarc = imitation.make(config, teacher, module, shape, plan.shards)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    step = plan.compile_rows(make_step(module, teacher, tx, recipe, about, plan.shards, msarc))
     return Training(
         plan, recipe, config.data, config.eval_batch_size, name, whole, tx, step, epoch_steps
     )
@@ -290,13 +298,19 @@ def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
 
 
 def make_step(
-    module: Any, teacher_module: Any, tx: Any, recipe: Any, about: data.Facts, shards: Shards
+    module: Any,
+    teacher_module: Any,
+    tx: Any,
+    recipe: Any,
+    about: data.Facts,
+    shards: Shards,
+    msarc: imitation.Msarc | None = None,
 ) -> Callable:
     """One update on a batch of images, which may have any size if `random_resized_crop` is set.
 
     The step takes ``(teacher variables, state, ((images [B, H, W, C] uint8, labels [B]), key))``,
     with the rows of this shard (`Plan.compile_rows`).  The loss is cross entropy or, with a
-    teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`.
+    teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`; KD is that of `msarc` if it is given.
     """
     black = -jnp.asarray(about.mean) / jnp.asarray(about.std)
 
@@ -322,13 +336,18 @@ def make_step(
         if recipe.flip:
             x = augment.flip(x, shards.share(augment.draw_flip(key_flip, total)))
 
+        target = None if teacher_module is None else teacher_module.apply(frozen, x)
+        aim = msarc and msarc.aim(frozen, state.net.variables, x, target)
+
         def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.net.batch_stats}
             out, mutated = module.apply(variables, x, train=True, mutable=['batch_stats'])
             loss = jnp.mean(losses.cross_entropy(out.logits, label))
-            if teacher_module is not None:
-                target = teacher_module.apply(frozen, x).logits
-                kd = jnp.mean(losses.kd(out.logits, target, recipe.kd_temperature))
+            if target is not None:
+                if aim is None:
+                    kd = jnp.mean(losses.kd(out.logits, target.logits, recipe.kd_temperature))
+                else:
+                    kd, _ = aim(out)
                 loss = recipe.kd_weight * kd + (1 - recipe.kd_weight) * loss
             hit = jnp.mean(jnp.argmax(out.logits, -1) == label)
             return loss, (mutated.get('batch_stats', {}), hit)

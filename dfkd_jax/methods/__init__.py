@@ -11,6 +11,7 @@ from dfkd_jax.methods import (
     fast,
     nayer,
     noise,
+    spaceshipnet,
     zskt,
 )
 
@@ -26,5 +27,6 @@ METHODS = {
     'fast': fast.make,
     'nayer': nayer.make,
     'noise': noise.make,
+    'spaceshipnet': spaceshipnet.make,
     'zskt': zskt.make,
 }

@@ -275,6 +275,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         pixel = learner.mix(state, pixel, key_other, key_mix)
         image = learner.view(pixel, learner.draw_crop_flip(key_crop_flip, size))
         teacher = models.teacher.apply(frozen.teacher, image)
+        aim = learner.aim(frozen, state, image, teacher)
 
         def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
@@ -283,16 +284,15 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                 return models.student.apply(variables, image, train=True, mutable=['batch_stats'])
 
             student, mutated = apply(image)
-            kd = jnp.mean(losses.kd(student.logits, teacher.logits, loss.temperature))
-            agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
-            terms = {'kd': kd, 'agreement': agreement}
+            total, terms = aim(student)
+            terms |= {'agreement': jnp.mean(losses.agreement(student.logits, teacher.logits))}
             if loss.contrast and loss.contrast_of == 'sources':
                 terms['contrast'] = cncl(config, shards, student.features, label, source)
             elif loss.contrast:
                 again = learner.view(pixel, learner.draw_crop_flip(key_again, size))
                 other = apply(again)[0].features
                 terms['contrast'] = image_contrast(config, shards, student.features, other)
-            total = kd + loss.contrast * terms.get('contrast', jnp.zeros(()))
+            total = total + loss.contrast * terms.get('contrast', jnp.zeros(()))
             return total, (terms | {'loss': total}, mutated.get('batch_stats', {}))
 
         (_, (terms, batch_stats)), grads = shards.value_and_grad(loss_fn)(state.student.params)

@@ -75,6 +75,7 @@ from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import image_bank as banks
 from dfkd_jax.methods.shared import image_prior
+from dfkd_jax.methods.shared import msarc as imitation
 
 
 class Extra(struct.PyTreeNode):
@@ -146,7 +147,7 @@ def generator_terms(
         error = jnp.mean(losses.squared_error(student.logits, fixed))
         terms['ikd'] = -jnp.log(shards.mean(error)) if loss.ikd_form == 'log' else -error
     if loss.bn and running:
-        terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+        terms['bn'] = losses.bn_statistics(teacher.statistics, running, loss.bn_form)
     if loss.scl and views is not None:
         # The contrast compares every image with every other, on whichever device it is.
         views = jnp.stack([shards.gather(view) for view in views])
@@ -162,9 +163,12 @@ def generator_terms(
 def student_terms(
     loss: Any, student_logits: Array, teacher_logits: Array, label: Array, shards: Shards
 ) -> dict[str, Array]:
-    """The terms of L_S, unweighted; logits [B, C], label [B]."""
+    """The terms of L_S, unweighted; logits [B, C], label [B].
+
+    Without D where `loss.student` is another distillation.
+    """
     terms = {}
-    if loss.kd:
+    if loss.kd and loss.student == 'kd':
         terms['kd'] = jnp.mean(losses.kd(student_logits, teacher_logits, loss.temperature))
     if loss.ikd:
         error = jnp.mean(losses.squared_error(student_logits, teacher_logits))
@@ -187,6 +191,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     _check(config, models, shards)
     loss, synthesis = config.loss, config.synthesis
     shape, classes = models.image_shape, models.num_classes
+    msarc = imitation.make(config, models.teacher, models.student, shape, shards)
     student_tx = _student_optimiser(config)
     generator_tx = _generator_optimiser(config)
     blank = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -331,12 +336,16 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             mask = augment.draw_flip(key_flip, size)
             image = augment.flip(image, shards.share(mask))
         teacher = models.teacher.apply(frozen.teacher, image)
+        aim = msarc and msarc.aim(frozen.teacher, state.student.variables, image, teacher)
 
         def student_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
             out, batch_stats = apply_student(variables, image)
             terms = student_terms(loss, out.logits, teacher.logits, label, shards)
             total = _weighted(loss, terms)
+            if aim is not None:  # in place of D
+                imitated, more = aim(out)
+                total, terms = total + imitated, terms | more
             same = jnp.mean(losses.agreement(out.logits, teacher.logits))
             return total, (terms | {'loss': total, 'agreement': same}, batch_stats)
 

@@ -137,7 +137,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
             terms = {}
             running = frozen.teacher.get('batch_stats', {})
             if running and loss.bn:
-                terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+                terms['bn'] = losses.bn_statistics(teacher.statistics, running, loss.bn_form)
             if loss.ce:
                 terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
             if learning and (loss.adversarial or weights['student_bn']):
@@ -148,7 +148,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
                     terms['adversarial'] = -jnp.mean(divergence)
                 if weights['student_bn']:
                     terms['student_bn'] = losses.bn_statistics(
-                        student.statistics, state.student.batch_stats
+                        student.statistics, state.student.batch_stats, loss.bn_form
                     )
             if loss.tv:
                 differences = image_prior.neighbour_differences(share)

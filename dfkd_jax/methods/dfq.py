@@ -45,7 +45,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         return -jnp.mean(losses.kd(out.student.logits, out.teacher.logits))
 
     def bn(out: Outputs) -> Array:
-        return losses.bn_statistics(out.teacher.statistics, out.running)
+        return losses.bn_statistics(out.teacher.statistics, out.running, config.loss.bn_form)
 
     def one_hot(out: Outputs) -> Array:
         return jnp.mean(losses.one_hot(out.teacher.logits))

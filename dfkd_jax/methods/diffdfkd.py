@@ -133,7 +133,7 @@ def image_loss(
     teacher = models.teacher.apply(frozen.teacher, image)
     total, terms = image_prior.loss(config, frozen, image)
     if running:
-        terms['bn'] = losses.bn_statistics(teacher.statistics, running)
+        terms['bn'] = losses.bn_statistics(teacher.statistics, running, loss.bn_form)
     terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
     for name, weight in (('bn', loss.bn), ('ce', loss.ce)):
         total = total + weight * terms[name] if weight and name in terms else total

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.distributed.sharding import Shards
+from dfkd_jax.methods.shared import msarc as imitation
 
 
 def make(config: Any, models: Models, shards: Shards) -> Method:
@@ -27,6 +28,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     shards.check('config.synthesis.student_batch_size', batch_size)
     shape = (batch_size, *models.image_shape)
     tx = contract.sgd_by_round(config.student, config.phases)
+    msarc = imitation.make(config, models.teacher, models.student, models.image_shape, shards)
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
@@ -45,13 +47,19 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         image = shards.share(jax.random.normal(key, shape))
         teacher = models.teacher.apply(frozen.teacher, image)
+        aim = msarc and msarc.aim(frozen.teacher, state.student.variables, image, teacher)
 
         def student_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
             out, new = models.student.apply(variables, image, train=True, mutable=['batch_stats'])
-            kd = jnp.mean(losses.kd(out.logits, teacher.logits, config.loss.temperature))
-            agreement = jnp.mean(losses.agreement(out.logits, teacher.logits))
-            return kd, ({'s/kd': kd, 's/agreement': agreement}, new.get('batch_stats', {}))
+            if aim is None:
+                total = jnp.mean(losses.kd(out.logits, teacher.logits, config.loss.temperature))
+                terms = {'kd': total}
+            else:
+                total, terms = aim(out)
+            terms['agreement'] = jnp.mean(losses.agreement(out.logits, teacher.logits))
+            metrics = {'s/' + name: term for name, term in terms.items()}
+            return total, (metrics, new.get('batch_stats', {}))
 
         (_, (metrics, batch_stats)), grads = shards.value_and_grad(student_loss)(
             state.student.params

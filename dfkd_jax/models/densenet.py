@@ -90,4 +90,4 @@ class DenseNet(nn.Module):
         features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='classifier',
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)

@@ -127,4 +127,4 @@ class EfficientNet(nn.Module):
 
         features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc')
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)

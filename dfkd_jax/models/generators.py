@@ -6,12 +6,16 @@ A generator says what it is conditioned on, which decides what it is called with
     conditioning = 'label'      latents [B, latent] and labels [B]
     conditioning = 'embedding'  label embeddings [B, embedding]
 
+The DCGAN ones let a caller see and change their maps on the way: ``tap(level, map) -> map`` is
+called with each [B, h, w, C], from level 0, the coarsest, on.
+
 Layers equal those of the methods' PyTorch code under ported weights; latents are spread over
 channels first, as PyTorch reshapes them, so that a linear layer ports as a plain transpose.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -20,6 +24,8 @@ from flax import linen as nn
 
 from dfkd_jax.models import layers
 from dfkd_jax.models.layers import Array, BatchNorm, Dtype
+
+Tap = Callable[[int, Array], Array]
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -155,10 +161,10 @@ class DCGANGenerator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, train: bool = True) -> Array:
+    def __call__(self, z: Array, train: bool = True, tap: Tap | None = None) -> Array:
         x = _project(z, 2 * self.width, self.image_size // 4, self.dtype)
         return _dcgan_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train,
-                            self.ending)  # fmt: skip
+                            self.ending, tap)  # fmt: skip
 
 
 class DCGANDeepGenerator(nn.Module):
@@ -174,10 +180,10 @@ class DCGANDeepGenerator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, train: bool = True) -> Array:
+    def __call__(self, z: Array, train: bool = True, tap: Tap | None = None) -> Array:
         x = _project(z, 2 * self.width, self.image_size // 16, self.dtype)
         return _deep_trunk(x, self.width, self.channels, self.axis_name, self.dtype, train,
-                           self.ending)  # fmt: skip
+                           self.ending, tap)  # fmt: skip
 
 
 class NAYERGenerator(nn.Module):
@@ -271,7 +277,7 @@ def _project(
 
 def _dcgan_trunk(
     x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool,
-    ending: str = 'pixels',
+    ending: str = 'pixels', tap: Tap | None = None,
 ) -> Array:  # fmt: skip
     """Two upsamplings by two from [B, s, s, 2 width] to images [B, 4s, 4s, channels]."""
 
@@ -281,16 +287,17 @@ def _dcgan_trunk(
     def upsample_conv(x: Array, features: int, name: str) -> Array:
         return layers.UpsampleConv(features, dtype=dtype, name=name)(x)
 
-    x = norm(x, 'norm0')
-    x = nn.leaky_relu(norm(upsample_conv(x, 2 * width, 'conv1'), 'norm1'), 0.2)
-    x = nn.leaky_relu(norm(upsample_conv(x, width, 'conv2'), 'norm2'), 0.2)
+    see = tap or _unchanged
+    x = see(0, norm(x, 'norm0'))
+    x = see(1, nn.leaky_relu(norm(upsample_conv(x, 2 * width, 'conv1'), 'norm1'), 0.2))
+    x = see(2, nn.leaky_relu(norm(upsample_conv(x, width, 'conv2'), 'norm2'), 0.2))
     x = layers.conv(x, channels, 3, bias=True, name='conv3', dtype=dtype)
     return _end(x, ending, axis_name, dtype, train)
 
 
 def _deep_trunk(
     x: Array, width: int, channels: int, axis_name: str | None, dtype: Dtype, train: bool,
-    ending: str = 'pixels',
+    ending: str = 'pixels', tap: Tap | None = None,
 ) -> Array:  # fmt: skip
     """Four upsamplings by two from [B, s, s, 2 width] to images [B, 16s, 16s, channels].
 
@@ -302,9 +309,14 @@ def _deep_trunk(
         else:
             x = layers.UpsampleConv(features, dtype=dtype, name=f'conv{i}')(x)
         x, _ = BatchNorm(axis_name=axis_name, dtype=dtype, name=f'norm{i}')(x, train)
-        x = nn.leaky_relu(x, 0.2)
+        x = (tap or _unchanged)(i, nn.leaky_relu(x, 0.2))
     x = layers.conv(x, channels, 3, bias=True, name='conv5', dtype=dtype)
     return _end(x, ending, axis_name, dtype, train)
+
+
+def _unchanged(level: int, x: Array) -> Array:
+    del level
+    return x
 
 
 def _end(x: Array, ending: str, axis_name: str | None, dtype: Dtype, train: bool) -> Array:

@@ -28,12 +28,15 @@ class Output(NamedTuple):
     has an `axis_name`), whether or not the layer normalised with them.
 
     stages are the last map of each resolution, finest first.
+
+    last is the map whose mean over positions is `features`; None if there is none.
     """
 
     logits: Array  # [B, num_classes], `wide`
     features: Array  # [B, F], `wide`: the input of the last linear layer
     statistics: dict[str, Any]  # {layer: {'mean': [C], 'var': [C]}}, nested as the module is
     stages: tuple[Array, ...] = ()  # [B, h, w, C] each, in the module's dtype
+    last: Array | None = None  # [B, h, w, F], likewise
 
 
 def wide(x: Array) -> Array:

@@ -102,4 +102,4 @@ class MobileNetV2(nn.Module):
         logits = layers.linear(features, self.num_classes, name='classifier_1',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)

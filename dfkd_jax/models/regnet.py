@@ -79,4 +79,4 @@ class RegNetY(nn.Module):
         logits = layers.linear(features, self.num_classes, name='fc',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)

@@ -119,7 +119,7 @@ class ResNet(nn.Module):
 
         features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name=self.head)
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)
 
 
 class PreActBlock(nn.Module):
@@ -190,7 +190,7 @@ class PreActResNet(nn.Module):
             x = nn.relu(x)
         features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='linear')
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)
 
 
 # Blocks of each stage, and whether they are bottlenecks.

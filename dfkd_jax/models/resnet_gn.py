@@ -68,4 +68,4 @@ class GroupNormResNet(nn.Module):
 
         features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc')
-        return Output(logits, features, {}, tuple(maps))
+        return Output(logits, features, {}, tuple(maps), x)

@@ -59,7 +59,7 @@ class VGG(nn.Module):
         logits = layers.linear(features, self.num_classes, name='classifier',
                                kernel_init=nn.initializers.normal(0.01),
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)
 
 
 # Convolutions of each of the five blocks.
@@ -111,12 +111,13 @@ class SequentialVGG(nn.Module):
             maps[x.shape[1:3]] = x
             x = layers.max_pool(x, 2)
             n += 1
+        last = x if self.side == 1 and not self.hidden else None
         x = layers.adaptive_mean(x, self.side)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # PyTorch's order of channels first
         if not self.hidden:
             features = layers.wide(x)
             logits = layers.linear(features, self.num_classes, name='classifier')
-            return Output(logits, features, taps, tuple(maps.values()))
+            return Output(logits, features, taps, tuple(maps.values()), last)
         for name in ('classifier_0', 'classifier_3'):
             x = nn.relu(layers.linear(x, self.hidden, name=name, dtype=self.dtype))
         features = layers.wide(x)

@@ -69,10 +69,11 @@ class WideResNet(nn.Module):
                 x, taps[name] = block(x, train)
             maps[x.shape[1:3]] = x
         x, taps['bn1'] = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn1')(x, train)
-        features = jnp.mean(layers.wide(nn.relu(x)), (1, 2))
+        x = nn.relu(x)
+        features = jnp.mean(layers.wide(x), (1, 2))
         logits = layers.linear(features, self.num_classes, name='fc',
                                bias_init=nn.initializers.zeros)  # fmt: skip
-        return Output(logits, features, taps, tuple(maps.values()))
+        return Output(logits, features, taps, tuple(maps.values()), x)
 
 
 def wrn(depth: int, widen: int) -> partial:

@@ -15,6 +15,8 @@ their weights in `config.loss`.  Besides, the config chooses
     student.clip          the largest norm of a gradient, the generator's too; 0: any
     generator.decay       whether the generator's rate falls as the student's does
 
+    loss.student          'msarc': the loss of `msarc.py` in place of the student's term 'kd'
+
 Where a term named 'bn' has a weight and the teacher has no batch norms, see `image_prior.py`.
 
 'teacher' is a mistake of the Fast-DFKD benchmark's code (Fast-Datafree, issue 11), which hands the
@@ -35,6 +37,7 @@ from dfkd_jax import contract, losses
 from dfkd_jax.contract import Array, Batch, Frozen, Key, Method, Metrics, Models, Params, State
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import image_prior
+from dfkd_jax.methods.shared import msarc as imitation
 
 CHOICES = {
     'synthesis.adversary': ('train', 'eval', 'teacher'),
@@ -83,6 +86,9 @@ def make(
     student_tx, generator_tx = optimisers(config)
     generator_terms = {name: term for name, term in generator_terms.items() if loss[name]}
     student_terms = {name: term for name, term in student_terms.items() if loss[name]}
+    msarc = imitation.make(config, models.teacher, models.student, models.image_shape, shards)
+    if msarc is not None:
+        student_terms.pop('kd', None)
 
     def init(frozen: Frozen, key: Key) -> State:
         del frozen
@@ -151,6 +157,7 @@ def make(
         z = latents(state, key, synthesis.student_batch_size)
         image, _ = generate(models, state.generator.variables, z)
         teacher = models.teacher.apply(frozen.teacher, image)
+        aim = msarc and msarc.aim(frozen.teacher, state.student.variables, image, teacher)
 
         def student_loss(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
@@ -159,6 +166,10 @@ def make(
             total, values = weighted_sum(
                 loss, student_terms, Outputs(teacher, student, running, shards)
             )
+            if aim is not None:
+                imitated, more = aim(student)
+                total = total + imitated
+                values |= more | {'loss': total}
             agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
             return total, (values | {'agreement': agreement}, batch_stats)
 

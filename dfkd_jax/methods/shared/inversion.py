@@ -14,7 +14,7 @@ without batch norms see `image_prior.py`.
 
 The student distils from the bank, with random crops and flips (CAE-DFKD's adds a term):
 
-    L_S = T^2 KL(softmax(t / T) || softmax(s / T))
+    L_S = T^2 KL(softmax(t / T) || softmax(s / T)), or that of `msarc.py`
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dfkd_jax.contract import Array, Batch, Frozen, Key, Metrics, Models, Net, P
 from dfkd_jax.distributed.sharding import Shards
 from dfkd_jax.methods.shared import image_bank as banks
 from dfkd_jax.methods.shared import image_prior
+from dfkd_jax.methods.shared import msarc as imitation
 
 HIGHEST = jnp.finfo(jnp.float32).max  # of a loss before the first; finite, as a state must be
 
@@ -135,12 +136,14 @@ class Learner(NamedTuple):
     """What a method with a bank does with its networks; its state has `extra.bank` and `.batch`.
 
     tx: the student's optimiser.
+    msarc: the student's loss in place of the divergence, if any.
     """
 
     config: Any
     models: Models
     shards: Shards
     tx: optax.GradientTransformation
+    msarc: imitation.Msarc | None
 
     def start(self, key: Key) -> Net:
         """The student before its first step.  The key is consumed."""
@@ -204,7 +207,7 @@ class Learner(NamedTuple):
             smooth = losses.moving_average(
                 batch.average, teacher.statistics, loss.bn_momentum, batch.batches
             )
-            terms['bn'] = losses.bn_statistics(smooth, running)
+            terms['bn'] = losses.bn_statistics(smooth, running, loss.bn_form)
         if loss.ce:
             terms['ce'] = jnp.mean(losses.cross_entropy(teacher.logits, label))
         if loss.adversarial and learning:
@@ -233,18 +236,37 @@ class Learner(NamedTuple):
         key_bank, key_crop_flip, key_other, key_mix = jax.random.split(key, 4)
         pixel = self.mix(state, self.from_bank(state, key_bank)[0], key_other, key_mix)
         drawn = self.draw_crop_flip(key_crop_flip, self.config.synthesis.student_batch_size)
-        image = self.view(pixel, drawn)
+        return self.distil(frozen, state, self.view(pixel, drawn))
+
+    def aim(self, frozen: Frozen, state: State, image: Array, teacher: Any) -> imitation.Loss:
+        """What this instance's student minimises on images [B, H, W, channels], of its output.
+
+        teacher: the teacher's output on them.
+        """
+        if self.msarc is not None:
+            student = state.student.variables
+            return self.msarc.aim(frozen.teacher, student, image, teacher)
+
+        def divergence(student: Any) -> tuple[Array, Metrics]:
+            temperature = self.config.loss.temperature
+            kd = jnp.mean(losses.kd(student.logits, teacher.logits, temperature))
+            return kd, {'kd': kd}
+
+        return divergence
+
+    def distil(self, frozen: Frozen, state: State, image: Array) -> tuple[State, Metrics]:
+        """A step down L_S of this instance's images [B, H, W, channels]."""
         teacher = self.models.teacher.apply(frozen.teacher, image)
+        aim = self.aim(frozen, state, image, teacher)
 
         def loss_fn(params: Params) -> tuple[Array, tuple]:
             variables = {'params': params, 'batch_stats': state.student.batch_stats}
             student, mutated = self.models.student.apply(
                 variables, image, train=True, mutable=['batch_stats']
             )
-            temperature = self.config.loss.temperature
-            kd = jnp.mean(losses.kd(student.logits, teacher.logits, temperature))
+            total, terms = aim(student)
             agreement = jnp.mean(losses.agreement(student.logits, teacher.logits))
-            return kd, ({'kd': kd, 'agreement': agreement}, mutated.get('batch_stats', {}))
+            return total, (terms | {'agreement': agreement}, mutated.get('batch_stats', {}))
 
         (_, (terms, batch_stats)), grads = self.shards.value_and_grad(loss_fn)(state.student.params)
         student = contract.update(state.student, grads, self.tx, batch_stats)
@@ -259,4 +281,8 @@ def learner(config: Any, models: Models, shards: Shards) -> Learner:
     banks.check(config.synthesis)
     if models.hold_out:
         banks.kept_apart(config.synthesis.batch_size)
-    return Learner(config, models, shards, contract.sgd_by_round(config.student, config.phases))
+    tx = contract.sgd_by_round(config.student, config.phases)
+    pair = models.teacher, models.student
+    return Learner(
+        config, models, shards, tx, imitation.make(config, *pair, models.image_shape, shards)
+    )
