@@ -26,7 +26,7 @@ Differences from that code:
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def exchange(x: Array, other: Array, keep: Array) -> Array:
     return jnp.where(keep[:, None, None, :], x, other)
 
 
-def reinitialise(key: Key, params: Params, mode: str) -> Params:
+def reinitialise(key: Key, params: Params, mode: Literal['fan_in', 'fan_avg']) -> Params:
     """Params drawn as its authors' code draws them.  The key is consumed.
 
     Kernels from N(0, sqrt(2 / fan)), scales of norms from N(1, 0.02), biases zero; others stay.
