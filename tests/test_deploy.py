@@ -223,7 +223,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'clip': lambda x: jnp.clip(x, -0.25, 0.3),
     'powers': lambda x: x**3 + jnp.abs(x) ** 1.5 - jnp.sign(x + 0.01) * jnp.sqrt(jnp.abs(x) + 1),
     'where': lambda x: jnp.where((x > 0.1) & (x != 0.3) | ~(x >= -0.2), x, -2.0 * x),
-    'sines': lambda x: jnp.sin(x) * jnp.cos(x) + jnp.floor(4 * x) - jnp.ceil(x),
+    'sines': lambda x: jnp.sin(x) * jnp.cos(x) + jnp.floor(4 * x + 0.12) - jnp.ceil(x + 0.03),
     'exp_and_log': lambda x: jnp.log1p(jnp.exp(x)) + jnp.expm1(x) + jnp.log(2 + x),
     'grouped': lambda x: convolution(convolution(x, 6), 4, feature_group_count=2),
     'strided': lambda x: convolution(x, 4, window_strides=(2, 2)),

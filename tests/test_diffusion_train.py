@@ -128,7 +128,9 @@ def test_a_step_is_the_same_however_it_is_shared(mode: str) -> None:
     config, module = tiny(), Blur()
     _, schedule = recipes.check(config)
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 1), np.uint8)
-    params = module.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), jnp.zeros(1))['params']
+    params = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), jnp.zeros(1))[
+        'params'
+    ]
     tx = diffusion_prior.optimiser(config.train)
     found = []
     for plan in (sharding.make('jit'), sharding.make(mode)):
@@ -220,7 +222,7 @@ def test_the_folder_is_read_back_as_what_was_trained(
     module, schedule = recipes.check(config)
     x = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE, 1))
     t = jnp.array([3, 900])
-    params = module.init(jax.random.key(1), x, t)['params']
+    params = jax.jit(module.init)(jax.random.key(1), x, t)['params']
     diffusion_prior.write(tmp_path, config, params, np.zeros((12, SIZE, SIZE, 1)), {'loss': 0.1})
     prior = diffusion.load(tmp_path)
     assert prior.shape == (SIZE, SIZE, 1) and prior.schedule.prediction == 'v_prediction'

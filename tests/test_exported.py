@@ -786,6 +786,7 @@ def test_a_run_from_a_pt2(method: str, teachers: Any, tmp_path: Path, fast_runs:
     assert summary['teacher_queries'] > 0
 
 
+@pytest.mark.slow
 def test_a_run_from_an_onnx_is_continued(
     teachers: Any, tmp_path: Path, fast_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,7 +162,7 @@ def test_zskts_images_end_without_a_tanh():
     assert cifar10.get_config('dfad').generator.ending == 'norm'
     module = tiny.nets(tiny.config('zskt')).generator
     z = jax.random.normal(jax.random.key(0), (16, module.latent))
-    variables = module.init(jax.random.key(1), z)
+    variables = jax.jit(module.init)(jax.random.key(1), z)
     kernel = variables['params']['conv3']['kernel']
     ends = []
     for factor in (1.0, 50.0):  # a norm takes it out again, a tanh between them would not

@@ -46,7 +46,7 @@ def arguments(tmp_path_factory) -> list[str]:
     config = digits.get_config('noise,smoke')
     config.data.image_size, config.teacher.model = 32, 'lenet5'
     module = build.make_classifier('lenet5', config.data, config.dtype)
-    variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
     place = tmp_path_factory.mktemp('teacher')
     model_folder.save_classifier(place, 'lenet5', variables, config.data)
     return [*RUN, f'--config.teacher.checkpoint={place}']
@@ -155,6 +155,7 @@ def test_processes_that_slurm_starts_are_one_run_and_end_together(
     assert '    @ ' not in group.said(1)
 
 
+@pytest.mark.slow
 def test_a_word_to_one_process_stops_all_and_any_number_of_devices_continues(
     arguments: list[str], ended, tmp_path: Path
 ) -> None:

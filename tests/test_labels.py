@@ -182,6 +182,7 @@ def test_the_encoder_equals_the_reference(encoder):
     assert encoders.PACKAGE not in sys.modules
 
 
+@pytest.mark.slow
 def test_what_ships_is_what_the_command_makes(encoder, tmp_path, capsys):
     path = tmp_path / 'tables.npz'
     labels_command.main([f'--output={path}'])

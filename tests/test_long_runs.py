@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import pytest
-import tiny
 
 from dfkd_jax import loops
 from dfkd_jax.configs import common, digits
@@ -33,7 +32,8 @@ def compiled() -> Iterator[list[str]]:
     jax.monitoring.clear_event_listeners()
 
 
-@pytest.mark.parametrize('method', tiny.quick(['cpsc', 'cae'], 'cae'))
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['cpsc', 'cae'])
 def test_no_program_is_made_after_the_first_round_of_a_phase(
     compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -235,7 +235,7 @@ def test_shares_pass_through_the_noisy_layers_of_their_rows(batch: int, shards: 
         noisy_width=5, width=4,
     )  # fmt: skip
     x = jax.random.normal(jax.random.key(0), (batch, 6))
-    variables = module.init(jax.random.key(1), x)
+    variables = jax.jit(module.init)(jax.random.key(1), x)
     whole = module.apply(variables, x, train=False)
     size = batch // shards
     parts = [

@@ -224,7 +224,7 @@ def of_offline(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
     config.prior.path = str(tiny.saved_prior(workdir / 'prior'))
     config.loss.bn = 0.0
     module = build.make_classifier('resnet8_half', config.data)
-    teacher = module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    teacher = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     make_round = offline.make_round
     patch.setattr(offline, 'make_round', lambda *args: spoiling(make_round(*args)))
     offline.synthesise(config, workdir / 'run', build.build(config), teacher, lambda: False)

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a run whose student saw Fashion-MNIST at 8 px: its weights are drawn here."""
     workdir = tmp_path_factory.mktemp('run')
     module = models.make('resnet8_half')
-    variables = module.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 1)))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 1)))
     settings = SimpleNamespace(
         data=SimpleNamespace(num_classes=10, channels=1, image_size=SIZE, name='fashion_mnist')
     )
@@ -126,7 +126,7 @@ def test_a_probe_needs_two_images_of_a_class() -> None:
 def test_features_are_the_penultimate_and_then_the_means_of_the_stages(key: jax.Array) -> None:
     module = models.make('resnet8_half')
     images = jax.random.normal(key, (2, 16, 16, 1))
-    variables = module.init(key, images)
+    variables = jax.jit(module.init)(key, images)
     out, stages = networks.maps(module, variables, images)
     assert [stage.shape for stage in stages] == [(2, 16, 16, 8), (2, 8, 8, 16), (2, 4, 4, 32)]
     np.testing.assert_array_equal(out.logits, module.apply(variables, images).logits)

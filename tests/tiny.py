@@ -226,7 +226,7 @@ def saved_prior(folder: Path) -> Path:
     """The folder of a diffusion model with drawn weights, of 4 x 4 grey pixels."""
     module = unet.UNet(unet.from_config(UNET))
     blank = np.zeros((1, 4, 4, 1), np.float32), np.zeros(1, np.int32)
-    params = module.init(jax.random.key(0), *blank)['params']
+    params = jax.jit(module.init)(jax.random.key(0), *blank)['params']
     diffusion.save_unet(folder, UNET, params, diffusion.prior.DDPM)
     return folder
 
