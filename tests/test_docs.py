@@ -373,13 +373,15 @@ def write_given(folder: Path) -> None:
 
     from dfkd_jax import models, port
 
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
+
     for file, model in (('resnet20.th', 'resnet20_option_a'), ('teacher.pth', 'resnet34')):
         module = models.make(model, num_classes=10)
         shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
-        rng = np.random.default_rng(0)
-        variables = jax.tree.map(
-            lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32), shapes
-        )
+        variables = jax.tree.map(drawn, shapes)
         save_file(port.to_torch(model, variables), folder / file)
     for file in ('cat.png', 'dog.png'):
         Image.fromarray(np.full((48, 40, 3), 200, np.uint8)).save(folder / file)

@@ -35,7 +35,8 @@ def targets(text: str, page: str) -> dict[str, str]:
 
 def shown(path: str) -> str:
     """A page that shows a source file."""
-    return f'---\nsearch: {{exclude: true}}\n---\n# {path}\n\n```python\n{(ROOT / path).read_text()}```\n'
+    code = f'```python\n{(ROOT / path).read_text()}```\n'
+    return f'---\nsearch: {{exclude: true}}\n---\n# {path}\n\n{code}'
 
 
 def on_files(files: Files, config: Any) -> Files:
