@@ -478,9 +478,11 @@ def test_bfloat16(name: str):
     out, _ = jax.eval_shape(
         lambda v, x: module.apply(v, x, train=True, mutable=['batch_stats']), variables, images
     )
-    kinds = {leaf.dtype for leaf in jax.tree.leaves((variables, out._replace(stages=())))}
+    rest = out._replace(stages=(), last=None)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((variables, rest))}
     assert kinds == {jnp.dtype('float32')}
-    assert {stage.dtype for stage in out.stages} == {jnp.dtype('bfloat16')}
+    maps = [*out.stages, *([] if out.last is None else [out.last])]
+    assert {each.dtype for each in maps} == {jnp.dtype('bfloat16')}
 
 
 @pytest.mark.parametrize('name', ['resnet20_gn', 'vit_tiny_cifar'])
