@@ -370,7 +370,7 @@ def write_files(page: Path, folder: Path) -> None:
             (folder / block.title).write_text(block.text + '\n')
 
 
-def write_given(folder: Path) -> None:
+def write_given(folder: Path, rule: Any) -> None:
     """Writes what readers have: teachers and pictures."""
     import jax
     from PIL import Image
@@ -378,16 +378,12 @@ def write_given(folder: Path) -> None:
 
     from dfkd_jax import models, port
 
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
-
-    for file, model in (('resnet20.th', 'resnet20_option_a'), ('teacher.pth', 'resnet34')):
+    for file, model in (('resnet20.th', 'resnet20_option_a'), ('teacher.pth', 'resnet20')):
         module = models.make(model, num_classes=10)
         shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
-        variables = jax.tree.map(drawn, shapes)
-        save_file(port.to_torch(model, variables), folder / file)
+        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+        names = port.to_torch(model, blank)
+        save_file(rule.state_dict((key, x.shape) for key, x in names.items()), folder / file)
     for file in ('cat.png', 'dog.png'):
         Image.fromarray(np.full((48, 40, 3), 200, np.uint8)).save(folder / file)
 
@@ -417,9 +413,9 @@ RUNNABLE = sorted({block.values[0].page for block in of('sh') if not block.value
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', RUNNABLE, ids=name)
-def test_commands_run(page: Path, tmp_path: Path) -> None:
+def test_commands_run(page: Path, tmp_path: Path, rule: Any) -> None:
     write_files(page, tmp_path)
-    write_given(tmp_path)
+    write_given(tmp_path, rule)
     given = {name: value for name, value in os.environ.items() if name != 'JAX_NUM_CPU_DEVICES'}
     given |= {
         'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'TFDS_DATA_DIR': str(tmp_path / 'none'),
