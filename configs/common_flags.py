@@ -22,12 +22,9 @@ def smoke(config: ConfigDict) -> None:
         config.distil.batch_size = config.in_loop.batch_size = 16
         config.distil.milestones = ()
     elif 'phases' in config:
-        config.phases = tuple(
-            ConfigDict(
-                dict(rounds=2, loops=1, g_steps=min(p.g_steps, 2), s_steps=min(p.s_steps, 2))
-            )
-            for p in config.phases
-        )
+        for phase in config.phases:
+            steps = min(phase.g_steps, 2), min(phase.s_steps, 2)
+            phase.update(rounds=2, loops=1, g_steps=steps[0], s_steps=steps[1])
         if 'generator' in config:
             config.generator.width = min(config.generator.width, 16)
         config.synthesis.batch_size = config.synthesis.student_batch_size = 16

@@ -417,7 +417,7 @@ def stated_accuracy(config: Any) -> float | None:
         return None
     path = files.expanded(given)
     if (path / model_folder.CARD).is_file():
-        return model_folder.load_model(path)[0].get('accuracy')
+        return files.read_json(path / model_folder.CARD).get('accuracy')
     return port.accuracy_in(path)
 
 

@@ -216,15 +216,9 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
         blank = jnp.zeros((len(own), latent))  # what is before the chosen level does not count
         return models.generator.apply(state.generator.variables, blank, train=False, tap=tap)
 
-    def rows_of(state: State, key: Key, apart: bool) -> Array:
-        if models.hold_out:
-            size = synthesis.student_batch_size
-            return banks.draw_part(state.extra.bank, key, size, batch_size, apart)
-        return banks.draw(state.extra.bank, key, synthesis.student_batch_size)
-
     def images(state: State, key: Key, apart: bool = False) -> Batch:
         key_rows, key_render = jax.random.split(key)
-        rows = rows_of(state, key_rows, apart)
+        rows = learner.rows(state, key_rows, apart)
         label = state.extra.bank.label[shards.share(rows)]
         return Batch(models.normalise(render(state, key_render, rows)), label)
 
@@ -240,7 +234,7 @@ def make(config: Any, models: Models, shards: Shards) -> Method:
 
     def student_step(frozen: Frozen, state: State, key: Key) -> tuple[State, Metrics]:
         key_rows, key_render, key_crop_flip, key_other, key_mix = jax.random.split(key, 5)
-        pixel = render(state, key_render, rows_of(state, key_rows, apart=False))
+        pixel = render(state, key_render, learner.rows(state, key_rows))
         pixel = learner.mix(state, pixel, key_other, key_mix)
         drawn = learner.draw_crop_flip(key_crop_flip, synthesis.student_batch_size)
         return learner.distil(frozen, state, learner.view(pixel, drawn))

@@ -364,7 +364,7 @@ def convolve_small(
 ) -> Array:
     """`lax.conv_general_dilated` for outputs smaller than the kernel; on CPUs a product of patches.
 
-    XLA is up to 70 times slower there (3x3, 512 channels on maps of 2x2 px).  Places of the kernel
+    XLA is up to 41 times slower there (3x3, 512 channels on maps of 2x2 px).  Places of the kernel
     that see nothing but padding are left out: of 3x3 on 1x1 px, one is left.
     """
     sizes = _sizes(x, kernel.shape[:2], strides, padding)

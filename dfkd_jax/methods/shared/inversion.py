@@ -166,19 +166,19 @@ class Learner(NamedTuple):
 
         The key is consumed.
         """
-        bank, synthesis = state.extra.bank, self.config.synthesis
-        if self.models.hold_out:
-            rows = self._part(state, key, apart=False)
-        else:
-            rows = banks.draw(bank, key, synthesis.student_batch_size)
-        rows = self.shards.share(rows)
+        bank, rows = state.extra.bank, self.shards.share(self.rows(state, key))
         return *banks.take(bank, rows), bank.source[rows]
 
-    def _part(self, state: State, key: Key, apart: bool) -> Array:
-        """Rows of the whole batch: of what the bank keeps apart, or of the rest."""
-        synthesis = self.config.synthesis
+    def rows(self, state: State, key: Key, apart: bool = False) -> Array:
+        """Rows of the bank for a whole batch of the student, [B]; or of what it keeps apart.
+
+        The key is consumed.
+        """
+        bank, synthesis = state.extra.bank, self.config.synthesis
         size, made = synthesis.student_batch_size, synthesis.batch_size
-        return banks.draw_part(state.extra.bank, key, size, made, apart)
+        if apart or self.models.hold_out:
+            return banks.draw_part(bank, key, size, made, apart)
+        return banks.draw(bank, key, size)
 
     def mix(self, state: State, pixel: Array, key_other: Key, key_mix: Key) -> Array:
         """Pixels shaded and partly covered by other images of the bank, which key_other draws."""
@@ -227,7 +227,7 @@ class Learner(NamedTuple):
     def held_out(self, frozen: Frozen, state: State, key: Key) -> Batch:
         """See `contract.Method`: a batch of what the bank keeps from the student."""
         del frozen
-        rows = self.shards.share(self._part(state, key, apart=True))
+        rows = self.shards.share(self.rows(state, key, apart=True))
         pixel, label = banks.take(state.extra.bank, rows)
         return Batch(self.models.normalise(pixel), label)
 
