@@ -28,7 +28,8 @@ from dfkd_jax.models import layers, winograd
 # Batch, pixels on a side, channels in and out; the last are near the least number of tiles.
 SHAPES = [
     (128, 32, 16), (128, 32, 32), (128, 32, 64), (128, 16, 32), (128, 16, 64), (128, 8, 64),
-    (128, 8, 128), (128, 8, 256), (128, 4, 512), (64, 4, 64), (64, 4, 512),
+    (128, 8, 128), (128, 8, 256), (128, 4, 512), (64, 4, 64), (64, 4, 512), (16, 4, 256),
+    (16, 4, 512),
 ]  # fmt: skip
 PADDING, LAYOUT = ((1, 1), (1, 1)), ('NHWC', 'HWIO', 'NHWC')
 
