@@ -172,6 +172,7 @@ def test_noise_is_drawn_at_every_step_or_once_a_batch():
         assert (len(set(totals)) == 1) == (not fresh)
 
 
+@pytest.mark.slow
 def test_the_generator_and_its_adam_stay_unless_told():
     _, method, frozen, state = tiny.built('cae', generator__reset_adam=False)
     state = synthesised(method, frozen, state)
@@ -192,7 +193,7 @@ def test_the_generator_and_its_adam_stay_unless_told():
     [
         ({}, {'kd', 'contrast'}),
         ({'loss__contrast': 0.0}, {'kd'}),
-        ({'loss__contrast_of': 'images'}, {'kd', 'contrast'}),
+        pytest.param({'loss__contrast_of': 'images'}, {'kd', 'contrast'}, marks=pytest.mark.slow),
         ({'synthesis__mixup': 0.4}, {'kd', 'contrast'}),
     ],
 )

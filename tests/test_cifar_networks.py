@@ -119,17 +119,17 @@ def resnet(depth: int) -> Any:
 
 NETWORKS = {
     'resnet8_option_a': option_a,
-    'resnet18': lambda: small_stem(resnet(18), pool=False),
     'resnet18_pool': lambda: small_stem(resnet(18), pool=True),
     'preact_resnet18': lambda: preact(False),
     'preact_resnet18_bn': lambda: preact(True),
-    'mobilenetv2_cifar': lambda: strides_of_cifar(
-        torchvision_models.load().mobilenet_v2(num_classes=10)
-    ),
     'vgg11_bn_cifar': lambda: vgg(11, '_bn', nn.Linear(512, 10)),
     'vgg16_cifar_512': lambda: vgg(16, '', three(512)),
 }
 SLOW = {
+    'mobilenetv2_cifar': lambda: strides_of_cifar(
+        torchvision_models.load().mobilenet_v2(num_classes=10)
+    ),
+    'resnet18': lambda: small_stem(resnet(18), pool=False),
     'vgg11_imagenet': lambda: vgg(11, '', None),
     'resnet50': lambda: small_stem(resnet(50), pool=False),
     'resnet101_imagenet': lambda: resnet(101),

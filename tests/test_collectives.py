@@ -62,7 +62,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize(('name', 'step', 'net'), STEPS)
+@pytest.mark.parametrize(('name', 'step', 'net'), tiny.quick(STEPS, STEPS[0], STEPS[3], STEPS[4]))
 def test_gradients_cross_in_one_sum_with_the_loss(name: str, step: str, net: str) -> None:
     found = program(name, step, 4)
     number = parameters(name, net)
@@ -77,6 +77,7 @@ def test_gradients_cross_in_one_sum_with_the_loss(name: str, step: str, net: str
         assert f' {other}(' not in found.text and f' {other}-start(' not in found.text
 
 
+@pytest.mark.slow
 def test_work_falls_with_the_number_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for what all do alike: the draws of the whole batch, and the optimiser's update."""
     # Products of patches count for as much as XLA computes twice in them.

@@ -141,7 +141,7 @@ def torch_step(weights: Any, z: np.ndarray, label: np.ndarray, temperature: floa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize('net', ['generator', 'student'])
+@pytest.mark.parametrize('net', tiny.quick(['generator', 'student'], 'student'))
 def test_plain_torch_is_the_reference(step: Step, net: str):
     """Values and gradients of every term; the latter as far as float32 goes."""
     prefix = '' if net == 'generator' else 'student_'
@@ -204,7 +204,9 @@ def compare_terms(metrics: Any, step: Step, net: str, terms: dict[str, str]) -> 
     }
 
 
-@pytest.mark.parametrize('terms', [PUBLISHED, OTHERS], ids=['published', 'others'])
+@pytest.mark.parametrize(
+    'terms', [PUBLISHED, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=['published', 'others']
+)
 def test_a_generator_step_equals_the_reference(
     step: Step, terms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
@@ -255,6 +257,7 @@ def test_a_student_step_ends_at_the_reference_weights(step: Step, monkeypatch: p
             near(moved[name], golden - starts[name], f'step of {name}', reference.KINKS)
 
 
+@pytest.mark.slow
 def test_the_student_imitates_by_the_logarithm_as_the_reference(
     step: Step, monkeypatch: pytest.MonkeyPatch
 ):
@@ -339,6 +342,7 @@ def test_exposure_out_of_range(darkest: float):
         tiny.method(tiny.config(generator__darkest=darkest), sharding.Shards())
 
 
+@pytest.mark.slow
 def test_the_student_sees_the_images_that_the_generator_trained_on():
     _, method, frozen, state = tiny.built(
         'cpsc', generator__bounded=True, synthesis__bank=2 * tiny.BATCH
@@ -395,6 +399,7 @@ def moves(run: Built, times: int = 3) -> tuple[list[np.ndarray], State, dict]:
     return rows, state, metrics
 
 
+@pytest.mark.slow
 def test_a_new_adam_at_every_step_is_sign_descent():
     rate = tiny.config().generator.lr
     published, _, _ = moves(narrow(True))

@@ -107,6 +107,7 @@ def trajectory(
     return jax.device_get((state, row))
 
 
+@pytest.mark.slow
 def test_guidance_raises_confidence_and_lowers_the_distance_of_statistics():
     (state, guided), (_, unguided) = trajectory(), trajectory('unguided')
     assert guided['g/final_confidence'] > unguided['g/final_confidence'] + 0.1
@@ -130,6 +131,7 @@ def test_a_batch_shared_by_devices_is_the_same_batch():
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_quirks_are_options():
     fresh, old = trajectory()[0].extra.image, trajectory(final='stale')[0].extra
     assert not np.array_equal(fresh, old.image)

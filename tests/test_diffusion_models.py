@@ -160,6 +160,7 @@ def recomputed(kind: str, remat: bool) -> int:
     return sum(each.primitive.name.startswith('remat') for each in program.eqns)
 
 
+@pytest.mark.slow
 def test_every_block_can_be_recomputed():
     """8 residual ones, and attention in the middle and, in a latent model, in the finer level."""
     assert [recomputed(kind, False) for kind in ('pixel', 'latent')] == [0, 0]

@@ -213,7 +213,10 @@ def test_an_interrupted_run_ends_at_the_same_weights(
     assert receipt_of(tmp_path) == receipt_of(finished)
 
 
-@pytest.mark.parametrize('kept, tolerance', [('float32', 0.0), ('float16', 0.01)])
+@pytest.mark.parametrize(
+    'kept, tolerance',
+    [pytest.param('float32', 0.0, marks=pytest.mark.slow), ('float16', 0.01)],
+)
 def test_the_folder_is_read_back_as_what_was_trained(
     tmp_path: Path, kept: str, tolerance: float
 ) -> None:

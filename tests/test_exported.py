@@ -114,15 +114,19 @@ def close(found: Any, expected: Any, tolerance: float) -> None:
         assert np.abs(np.asarray(a) - b).max() <= tolerance * np.abs(b).max()
 
 
-IN_ONNX = ('regnet', 'densenet', 'swin', 'squeezenet')  # the others are slow
+# In every run of the tests; the others are slow.
+QUICK = {
+    '.pt2': ('dilated', 'mobilenet', 'densenet', 'vit', 'efficientnet', 'mixed'),
+    '.onnx': ('swin', 'squeezenet'),
+}
 
 
 def both() -> list[Any]:
-    """All networks from `.pt2`, and from `.onnx`, where most are slow tests."""
+    """All networks from both kinds of files; most are slow tests."""
     return [
         pytest.param(
             name, ending,
-            marks=pytest.mark.slow if ending == '.onnx' and name not in IN_ONNX else (),
+            marks=() if name in QUICK[ending] else pytest.mark.slow,
         )
         for name in exporting.NETWORKS
         for ending in ENDINGS

@@ -142,6 +142,7 @@ def test_a_process_that_is_killed_ends_the_others_and_nothing_is_lost(
     assert_equal(workdir, ended(2, 2))
 
 
+@pytest.mark.slow
 def test_processes_that_slurm_starts_are_one_run_and_end_together(
     arguments: list[str], tmp_path: Path
 ) -> None:

@@ -207,7 +207,9 @@ def torch_results(network: Any, images: np.ndarray, direction: np.ndarray) -> di
 
 # The small ones, and of two that share their code, one.
 LARGE = {'densenet121', 'convnext_tiny', 'efficientnet_b0', 'efficientnet_b0_tf'}
-FAST = set(NETWORKS) - LARGE - {'shufflenetv2_x1_0', 'vit_tiny', 'mobilenetv3_large'}
+FAST = set(NETWORKS) - LARGE - {
+    'shufflenetv2_x1_0', 'vit_tiny', 'mobilenetv3_large', 'regnet_y_400mf',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', tiny.quick(NETWORKS, *FAST))
@@ -469,7 +471,11 @@ def test_positions_of_another_image_size_are_refused_or_asked_for():
 # What every network promises beside these values.
 
 
-@pytest.mark.parametrize('name', sorted({*NETWORKS, 'vit_small', 'vit_base'}))
+@pytest.mark.parametrize(
+    'name',
+    tiny.quick(sorted({*NETWORKS, 'vit_small', 'vit_base'}),
+               'mobilenetv3_small', 'shufflenetv2_x0_5', 'vit_tiny_cifar', 'resnet20_gn'),
+)  # fmt: skip
 def test_bfloat16(name: str):
     """Traced with strict promotion: layers in bfloat16, outputs and statistics in float32."""
     module = models.make(name, num_classes=CLASSES, dtype=jnp.bfloat16)

@@ -226,7 +226,9 @@ def test_embeddings_are_frozen():
     )
 
 
-@pytest.mark.parametrize(('batch', 'shards'), [(16, 4), (16, 2), (18, 3), (12, 6), (40, 8)])
+@pytest.mark.parametrize(
+    ('batch', 'shards'), tiny.quick([(16, 4), (16, 2), (18, 3), (12, 6), (40, 8)], (16, 2), (18, 3))
+)
 def test_shares_pass_through_the_noisy_layers_of_their_rows(batch: int, shards: int):
     classes = 4
     repeats = -(-batch // classes)

@@ -250,6 +250,7 @@ def test_prompts_are_encoded_by_class(golden: Path):
     near(offline.conditions(config, run).text, prior.encode(['a photo.', '']), 'text')
 
 
+@pytest.mark.slow
 def test_students_of_the_loop_follow_each_other_and_leave_little(
     finished: Path, home: Path, tmp_path: Path
 ):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 from mistakes import Hostile
 from reference import identical, last, near
 
@@ -69,7 +70,16 @@ BY_RULE = ('resnet44', 'resnet14x4', 'resnet26_option_a', 'wrn28_2', 'resnet18_p
            'vgg11_bn_cifar_512')  # fmt: skip
 
 
-@pytest.mark.parametrize('name', (*models.MODELS, *BY_RULE))
+# One of each family; the others are slow.
+FAMILIES = (
+    'lenet5', 'resnet20', 'resnet18', 'resnet50_imagenet', 'wrn16_2', 'vgg11', 'mobilenetv2',
+    'efficientnet_lite0', 'efficientnet_b0_tf', 'mobilenetv3_small', 'regnet_y_400mf',
+    'shufflenetv2_x0_5', 'vit_tiny_cifar', 'resnet20_gn', 'cpsc_generator', 'nayer_generator',
+    'resnet26_option_a', 'preact_resnet18', 'vgg11_bn_cifar_512',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', tiny.quick((*models.MODELS, *BY_RULE), *FAMILIES))
 def test_round_trip_is_bit_identical(name: str):
     sizes = {} if 'generator' not in name else {'width': 8, 'latent': 16}
     if name.startswith('nayer'):

@@ -48,6 +48,7 @@ def summary(path: Path) -> dict:
     return json.loads((path / 'summary.json').read_text())
 
 
+@pytest.mark.slow
 def test_main_trains_what_teach_trains(runs: dict[str, Path]) -> None:
     expected = files.load_arrays(runs['teach'] / 'variables.safetensors')
     found = files.load_arrays(runs['kd'] / 'student' / 'variables.safetensors')

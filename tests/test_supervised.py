@@ -40,7 +40,12 @@ def stepped(shards: int = 1, **recipe: Any) -> tuple[supervised.State, dict[str,
 
 
 @pytest.mark.parametrize(
-    'recipe', [{}, {'random_resized_crop': True}, {'shade': 0.5, 'cutmix': 0.5}]
+    'recipe',
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({'random_resized_crop': True}, marks=pytest.mark.slow),
+        {'shade': 0.5, 'cutmix': 0.5},
+    ],
 )
 def test_distillation_on_shares_is_that_on_the_whole_batch(recipe: dict):
     one, four = stepped(1, **recipe), stepped(4, **recipe)
@@ -49,6 +54,7 @@ def test_distillation_on_shares_is_that_on_the_whole_batch(recipe: dict):
     tiny.close(four[1]['loss'], one[1]['loss'], 1e-3)
 
 
+@pytest.mark.slow
 def test_mixing_changes_what_is_seen_and_needs_a_teacher():
     assert stepped()[1]['loss'] != stepped(shade=0.5, cutmix=0.5)[1]['loss']
     config = digits.get_config('cpsc')
