@@ -72,15 +72,8 @@ def _run(place: Path) -> tuple[Path | None, ConfigDict | None]:
     """The run that a model folder lies in or is, and its config."""
     for run in (place, place.absolute().parent):
         if (run / folder.CONFIG).is_file():
-            return run, _config(files.read_json(run / folder.CONFIG))
+            return run, folder.read_config(run / folder.CONFIG)
     return None, None
-
-
-def _config(value: Any) -> Any:
-    """A config as it was before it was JSON: groups, and tuples in place of lists."""
-    if isinstance(value, dict):
-        return ConfigDict({name: _config(each) for name, each in value.items()})
-    return tuple(map(_config, value)) if isinstance(value, list) else value
 
 
 def _card(place: Path, entries: dict[str, Any], config: ConfigDict | None) -> Card:
