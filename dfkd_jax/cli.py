@@ -171,8 +171,18 @@ def launch(
             raise
 
     if argv is not None:
+        _forget()
         sys.argv = [*argv]  # where ml_collections looks for the fields of the config
     app.run(main, flags_parser=_parse)
+
+
+def _forget() -> None:
+    """Flags as before they were parsed: a process may launch several jobs, one after the other."""
+    for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+        delattr(flags.FLAGS, name)
+    for name in ('config', 'workdir', 'role'):
+        if name in flags.FLAGS:
+            flags.FLAGS[name].unparse()
 
 
 def _exit(why: str) -> NoReturn:

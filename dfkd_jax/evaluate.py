@@ -140,12 +140,3 @@ def teacher(
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
     """The share of equal entries, in per cent."""
     return 100.0 * float(np.mean(predicted == label))
-
-
-def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many images of each class are predicted as each: [class, predicted class] int64.
-
-    predicted, label: [N] integers in [0, num_classes).
-    """
-    pairs = np.asarray(label, np.int64) * num_classes + predicted
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 # Exit codes; docs/command.md has the table.
@@ -12,7 +12,7 @@ DONE, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 METHODS = (
     'cae', 'cmi', 'cpsc', 'dafl', 'deepinversion', 'dfad', 'dfq', 'diffdfkd', 'fast', 'kd', 'nayer',
-    'noise', 'zskt',
+    'noise', 'spaceshipnet', 'zskt',
 )  # fmt: skip
 FORMATS = ('onnx', 'stablehlo', 'safetensors', 'torch', 'litert')
 RESIZE = ('pad', 'resize', 'crop')
@@ -41,13 +41,22 @@ class Parser(argparse.ArgumentParser):
             value = at > 0 and more[at - 1].startswith(FIELDS) and '=' not in more[at - 1]
             if self.fields and (each.startswith(FIELDS) or value):
                 continue
-            flags = [flag for action in self._actions for flag in action.option_strings]
+            flags = [flag for action in _all(self) for flag in action.option_strings]
             known = flags if each.startswith('-') else []
             self.error(f'unexpected {each!r}{near(each.partition("=")[0], known)}')
         return args, more
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override,no-untyped-def]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         return self.split(args)[0]
+
+
+def _all(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of its own subcommands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from _all(each)
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -168,6 +177,14 @@ def export(parser: Parser) -> None:
     add('--overwrite', action='store_true', help='replace a file that is there')
 
 
+def report(parser: Parser) -> None:
+    add = parser.add_argument
+    add('runs', nargs='+', metavar='RUN', help='the --workdir of a finished run')
+    add('--output', metavar='FILE', help='the page to make (default: report.html of one run, '
+        'comparison.html for several)')  # fmt: skip
+    add('--json', action='store_true', help='print the numbers of each run in JSON, make no page')
+
+
 def data(parser: Parser) -> None:
     commands = parser.add_subparsers(required=True, metavar='prepare', parser_class=Parser)
     add = commands.add_parser('prepare', help='put a data set into a data folder').add_argument
@@ -202,8 +219,8 @@ SUBCOMMANDS = {
         distill,
         f'{HERE}.distill:main',
         (
-            'dfkd distill --teacher=resnet20.th --student=wrn16_1 --method=nayer --image_size=32 \\\n'
-            '      --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225',
+            'dfkd distill --teacher=resnet20.th --student=wrn16_1 --method=nayer \\\n'
+            '      --image_size=32 --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225',
             'dfkd distill --teacher=teacher.pt2 --student=resnet18 --data=cifar10 --workdir=run',
             'dfkd distill --config=cifar10:nayer --teacher=resnet34.pth --config.student.lr=0.1',
             'dfkd distill --config=run/config.json --workdir=again --config.seed=1',
@@ -239,7 +256,10 @@ SUBCOMMANDS = {
         'Classify images.',
         predict,
         'dfkd_jax.predict:main',
-        ('dfkd predict --model=RUN cat.png dog.jpg', 'dfkd predict --model=student.onnx --json *.png'),
+        (
+            'dfkd predict --model=RUN cat.png dog.jpg',
+            'dfkd predict --model=student.onnx --json *.png',
+        ),
     ),
     'transfer': Subcommand(
         "Measure what a student's features are worth on other images, or (--scenes) on pixels.",
@@ -255,6 +275,12 @@ SUBCOMMANDS = {
         export,
         'dfkd_jax.export:main',
         ('dfkd export --student=RUN --int8', 'dfkd export --student=RUN --format=stablehlo'),
+    ),
+    'report': Subcommand(
+        'Make the page of a run again, or one page that compares several.',
+        report,
+        f'{HERE}.report:main',
+        ('dfkd report RUN', 'dfkd report RUN1 RUN2 --output=both.html', 'dfkd report --json RUN*'),
     ),
     'data': Subcommand(
         'Prepare real images, to measure on or to train with.',
@@ -304,6 +330,6 @@ def parser(
     arguments(made)
     if made.fields:
         made.allow_abbrev = False
-        made.add_argument('--config.FIELD', dest='field', metavar='VALUE', default=None,
-                          help='any field of the config, e.g. --config.student.lr=0.05')  # fmt: skip
+        text = 'any field of the config, e.g. --config.student.lr=0.05'
+        made.add_argument('--config.FIELD', dest='field', metavar='VALUE', help=text)
     return made

@@ -55,7 +55,7 @@ def zsh() -> str:
     summaries = '\n'.join(f"        '{name}:{_single(each.summary)}'" for name, each in
                           SUBCOMMANDS.items())  # fmt: skip
     cases = '\n'.join(f'        {name}) compadd -S "" -- {words(name)} ;;' for name in SUBCOMMANDS)
-    return f'''#compdef dfkd
+    return f"""#compdef dfkd
 _dfkd() {{
     local -a subcommands=(
 {summaries}
@@ -69,7 +69,7 @@ _dfkd() {{
     esac
     _files
 }}
-compdef _dfkd dfkd'''
+compdef _dfkd dfkd"""
 
 
 def fish() -> str:

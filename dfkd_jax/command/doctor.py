@@ -214,11 +214,12 @@ def extras() -> Iterator[Check]:
 def shipped() -> Iterator[Check]:
     """The files that the package brings: priors and tables."""
     package = Path(__file__).parents[1]
+    again = 'pip install --force-reinstall --no-deps dfkd_jax'
     for name, place in SHIPPED:
         there = (package / place).is_file()
         yield Check('shipped', name, OK if there else BROKEN,
                     place if there else f'{package / place} is missing',
-                    '' if there else 'pip install --force-reinstall --no-deps dfkd_jax')  # fmt: skip
+                    '' if there else again)  # fmt: skip
 
 
 def data_sets(data_dir: str | None) -> Iterator[Check]:

@@ -16,7 +16,8 @@ from dfkd_jax.deploy import classify
 from dfkd_jax.deploy import student as students
 from dfkd_jax.deploy.card import Card
 from dfkd_jax.errors import DataError
-from dfkd_jax.evaluate import accuracy, confusion
+from dfkd_jax.evaluate import accuracy
+from dfkd_jax.reporting import classes
 from dfkd_jax.storage import files
 
 
@@ -53,14 +54,13 @@ def measure(
     name, data_dir = _images(model, card) if images is None else sources.find_data(images)
     test = data.load(settings(card, name, data_dir), 'test')
     predicted, label = _predicted(call, test, batch_size)
-    matrix = confusion(predicted, label, card.num_classes)
-    shares = [100 * row[i] / row.sum() if row.sum() else None for i, row in enumerate(matrix)]
+    shares = classes.shares(classes.confusion(predicted, label, card.num_classes))
     found = {
         'model': card.model,
         'dataset': name,
         'images': test.size,
         'accuracy': accuracy(predicted, label),
-        'per_class': dict(zip(_distinct(card.class_names), shares)),
+        'per_class': dict(zip(_distinct(card.class_names), files.plain(shares))),
     }
     if teacher is not None:
         other, of_teacher = classify.load(teacher)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfkd_jax import data, port
@@ -79,10 +78,12 @@ def of_data(name: str, data_dir: str | None) -> Facts:
         return Facts(None, spec.num_classes, spec.channels, spec.image_size, spec.mean, spec.std)
     info = data.find(name, data_dir).info
     height, width, channels = info.features['image'].shape
-    stored = {each: tuple(float(x) for x in (info.metadata or {}).get(each, ())) or None
-              for each in ('mean', 'std')}  # fmt: skip
+    mean, std = (
+        tuple(float(x) for x in (info.metadata or {}).get(each, ())) or None
+        for each in ('mean', 'std')
+    )
     size = height if height == width else None
-    return Facts(None, info.features['label'].num_classes, channels, size, **stored)
+    return Facts(None, info.features['label'].num_classes, channels, size, mean, std)
 
 
 def find_data(given: str) -> tuple[str, str | None]:
@@ -94,7 +95,9 @@ def find_data(given: str) -> tuple[str, str | None]:
     path = files.expanded(given)
     if not path.is_dir():
         if '/' in given:
-            raise DataError(f'there is no folder {path}: expected one that `dfkd data prepare` made.')
+            raise DataError(
+                f'there is no folder {path}: expected one that `dfkd data prepare` made.'
+            )
         return given, None
     path = path.absolute()
     if (path / INFO).is_file():

@@ -13,12 +13,13 @@ from dfkd_jax import build, data
 from dfkd_jax.deploy import card as cards
 from dfkd_jax.deploy.card import Card
 from dfkd_jax.errors import ConfigError, DataError, DeployError
-from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage import model_folder
 from dfkd_jax.storage import workdir as folder
 
 # Entries of a model's card that tell where it comes from.
 SOURCES = (
-    'dataset', 'method', 'teacher', 'role', 'accuracy', 'agreement_with_teacher', 'measured_on',
+    'dataset', 'method', 'seed', 'teacher', 'teacher_file', 'teacher_sha256', 'teacher_accuracy',
+    'saw', 'role', 'accuracy', 'agreement_with_teacher', 'measured_on',
     'source', 'sha256', 'variables_sha256',
 )  # fmt: skip
 
