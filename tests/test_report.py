@@ -291,7 +291,7 @@ def two_runs(tmp_path: Path) -> list[page.Run]:
     for i, name in enumerate(('a', 'b')):
         summary = {**SUMMARY, 'student_accuracy_last': 49.0 + i, 'seed': i,
                    'teacher_queries': 10 * int(SUMMARY['seconds']),
-                   'config': {'student': {'lr': 0.1 + i}, 'seed': i, 'same': [{'x': 1}]}}  # fmt: skip
+                   'config': {'student': {'lr': 0.1 + i}, 'seed': i}}  # fmt: skip
         place = tmp_path / name / 'run'
         classes.write(place, classes.by_class(TESTED, 3, ()))
         files.write_json(place / 'summary.json', summary)
