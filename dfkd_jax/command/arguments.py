@@ -31,6 +31,9 @@ class Parser(argparse.ArgumentParser):
     fields = False
 
     def error(self, message: str) -> NoReturn:
+        unknown = message.partition('unrecognized arguments: ')[2]
+        if unknown:
+            message = self._unexpected(unknown.split()[0])
         self.exit(USAGE, f'error: {message}. See `{self.prog} --help`.\n')
 
     def split(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -41,13 +44,13 @@ class Parser(argparse.ArgumentParser):
             value = at > 0 and more[at - 1].startswith(FIELDS) and '=' not in more[at - 1]
             if self.fields and (each.startswith(FIELDS) or value):
                 continue
-            flags = [flag for action in _all(self) for flag in action.option_strings]
-            known = flags if each.startswith('-') else []
-            self.error(f'unexpected {each!r}{near(each.partition("=")[0], known)}')
+            self.error(self._unexpected(each))
         return args, more
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        return self.split(args)[0]
+    def _unexpected(self, word: str) -> str:
+        flags = [flag for action in _all(self) for flag in action.option_strings]
+        known = flags if word.startswith('-') else []
+        return f'unexpected {word!r}{near(word.partition("=")[0], known)}'
 
 
 def _all(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 34  # margins
+WIDTH, HEIGHT = 420, 250  # of which a phone shows nine tenths
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 34  # margins
 COLOURS = 8  # of the page's style, .c0 to .c7; more lines repeat them, dashed
 POINTS = 400  # the most of a line
 

@@ -14,7 +14,7 @@ from dfkd_jax import __version__
 from dfkd_jax.storage import files, model_folder
 
 FILE = 'README.md'
-METHODS = {  # names of methods and where they are published
+METHODS = {  # the names of methods and where they are published
     'cae': ('CAE-DFKD', 'https://arxiv.org/abs/2504.21478'),
     'cmi': ('CMI', 'https://arxiv.org/abs/2105.08584'),
     'cpsc': ('CPSC-DFKD', 'https://arxiv.org/abs/2510.03375'),
@@ -26,6 +26,7 @@ METHODS = {  # names of methods and where they are published
     'fast': ('Fast-DFKD', 'https://arxiv.org/abs/2112.15278'),
     'kd': ('knowledge distillation on real images', 'https://arxiv.org/abs/1503.02531'),
     'nayer': ('NAYER', 'https://arxiv.org/abs/2310.00258'),
+    'spaceshipnet': ('SpaceshipNet', None),
     'zskt': ('ZSKT', 'https://arxiv.org/abs/1905.09768'),
 }
 ENCODERS = {

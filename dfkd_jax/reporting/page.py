@@ -45,7 +45,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem 1rem .2rem 0; vertical-align: top; text-align: left; }
 th { font-weight: 400; color: var(--soft); } thead th { border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; white-space: nowrap; }
-.wide { overflow-x: auto; max-width: 100%; }
+.wide { overflow-x: auto; max-width: 100%; overflow-wrap: normal; }
+.wide th { white-space: nowrap; }
 .runs th, .runs td { white-space: nowrap; border-bottom: 1px solid var(--line); }
 .runs tbody th { position: sticky; left: 0; background: var(--page); color: var(--text); }
 .matrix td { text-align: center; padding: .15rem .3rem; min-width: 2.2rem;
@@ -203,9 +204,9 @@ def _classes(found: ByClass | None) -> Iterator[str]:
     order = np.argsort(np.where(np.isfinite(found.student), found.student, np.inf), kind='stable')
     rows = [_class_row(found, int(i)) for i in order]
     head = (
-        '<thead><tr><th scope="col">class</th><th scope="col" class="n">student</th>'
+        '<thead><tr><th scope="col">class</th><th scope="colgroup" colspan="2">student</th>'
         '<th scope="col" class="n">teacher</th><th scope="col" class="n">images</th>'
-        '<th scope="col"><span class="soft">student</span></th></tr></thead>'
+        '</tr></thead>'
     )
     yield (
         '<p class="soft">Per cent of the test images of each class, the lowest first.</p>'
@@ -227,8 +228,8 @@ def _class_row(found: ByClass, i: int) -> str:
     length = student if np.isfinite(student) else 0
     return (
         f'<tr><th scope="row">{html.escape(found.names[i])}</th><td class="n">{shares[0]}</td>'
-        f'<td class="n">{shares[1]}</td><td class="n">{found.images[i]:,}</td>'
-        f'<td class="track"><span class="bar" style="width:{length:.0f}%"></span></td></tr>'
+        f'<td class="track"><span class="bar" style="width:{length:.0f}%"></span></td>'
+        f'<td class="n">{shares[1]}</td><td class="n">{found.images[i]:,}</td></tr>'
     )
 
 
@@ -279,12 +280,13 @@ def _strips(run: Run) -> Iterator[str]:
     """Synthetic images at some rounds of the training, the first ones first."""
     found = sorted((int(path.stem), path) for path in (run.workdir / PROGRESS).glob('*.png')
                    if path.stem.isdecimal())  # fmt: skip
-    rows = [
-        f'<figure><img class="sharp" alt="Synthetic images after {number} {run.unit}" '
-        f'src="{_embedded(path.read_bytes())}"><figcaption>after {number:,} {run.unit}'
-        '</figcaption></figure>'
-        for number, path in found
-    ]
+    rows = []
+    for number, path in found:
+        when = f'after {number:,} {run.unit if number > 1 else run.unit.removesuffix("s")}'
+        rows.append(
+            f'<figure><img class="sharp" alt="Synthetic images {when}" '
+            f'src="{_embedded(path.read_bytes())}"><figcaption>{when}</figcaption></figure>'
+        )
     yield f'<div class="strips">{"".join(rows)}</div>' if rows else ''
 
 
@@ -338,10 +340,10 @@ def _shown(name: str, value: Any) -> str:
 # 2. Several runs
 
 
-COLUMNS = (
-    'method', 'dataset', 'teacher', 'student', 'teacher_accuracy', 'student_accuracy_last',
-    'student_accuracy_best', 'agreement_with_teacher', 'rounds', 'images_synthesised',
-    'teacher_queries', 'seconds', 'images_per_second', 'seed', 'device',
+COLUMNS = (  # the first ones are what a phone shows
+    'student_accuracy_last', 'agreement_with_teacher', 'teacher_accuracy', 'student_accuracy_best',
+    'method', 'dataset', 'teacher', 'student', 'seconds', 'rounds', 'images_synthesised',
+    'teacher_queries', 'images_per_second', 'seed', 'device',
 )  # fmt: skip
 
 
@@ -368,8 +370,8 @@ def comparison(runs: Sequence[Run], output: str | os.PathLike[str]) -> Path:
         _table_of_runs(runs),
         *_section('Curves', _common_charts(runs)),
         *_section('Classes', _common_classes(runs)),
-        *_section('What differs in their configs', _differences(runs)),
         *_section('Synthetic images', _side_by_side(runs)),
+        *_section('Configs', _differences(runs)),
     ]
     path = Path(output)
     files.write_bytes(path, _document(title, body).encode())
@@ -449,7 +451,10 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
         f'<table class="runs"><thead><tr><th scope="col">field</th>{head}</tr></thead>'
         f'<tbody>{rows}</tbody></table>'
     )
-    yield _wide(table, 'what differs')
+    yield (
+        f'<details><summary>what differs: {len(differ)} fields</summary>'
+        f'{_wide(table, "what differs")}</details>'
+    )
 
 
 def _fields(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
