@@ -1,7 +1,7 @@
 """The pages of runs in a browser, light and dark, on a phone and on a desk: `pytest -m slow`.
 
-Needs Debian's `chromium`.  With ``DFKD_AXE=PATH/axe.min.js``, of the npm package axe-core, its rules
-for accessibility are run too.
+Needs Debian's `chromium`.  With ``DFKD_AXE=PATH/axe.min.js``, of npm's axe-core, its rules for
+accessibility are run too.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def distil(
 
     sample = plan.call(run.whole.sample)
     shown = _shown(len(phases))
-    predict = _predictor(config, run, test)
+    predict = _predictor(config, run, test) if test else None
 
     def advance(state: State, done: int) -> tuple[State, Any]:
         round_fn = round_of(config.phases.index(phases[done]))
@@ -94,7 +94,7 @@ def distil(
     state, record = session.run(work, workdir, interrupted)
     samples = sample(frozen, state, key_images)
     tested = None
-    if of_teacher.accuracy is not None:
+    if predict is not None:
         predicted, label = predict(state)
         tested = Tested(label, predicted, of_teacher.predicted)
     student, samples = jax.device_get((state.student.variables, samples))
@@ -146,13 +146,12 @@ def _shown(total: int) -> set[int]:
 Predict = Callable[[State], tuple[np.ndarray, np.ndarray]]
 
 
-def _predictor(config: Any, run: build.Run, test: data.Dataset | None) -> Predict:
+def _predictor(config: Any, run: build.Run, test: data.Dataset) -> Predict:
     """The student's classes of the test images, and the true ones; once for each round."""
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
     last: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def predict(state: State) -> tuple[np.ndarray, np.ndarray]:
-        assert test is not None
         number = int(state.round)
         if number not in last:
             last.clear()
@@ -166,11 +165,11 @@ def _measure(
     config: Any,
     run: build.Run,
     frozen: Frozen,
-    predict: Predict,
+    predict: Predict | None,
     of_teacher: evaluate.OfTeacher,
 ) -> Callable[[State], session.Row]:
     """Measures a state: the student on test images, whose classes serve nothing else."""
-    if of_teacher.accuracy is None:
+    if predict is None:
         return _measure_without_images(config, run, frozen)
 
     def measure(state: State) -> session.Row:
