@@ -170,10 +170,16 @@ def launch(
                 _exit(f'{type(error).__name__}: {error}')
             raise
 
-    if argv is not None:
-        _forget()
-        sys.argv = [*argv]  # where ml_collections looks for the fields of the config
-    app.run(main, flags_parser=_parse)
+    before = sys.argv
+    try:
+        if argv is not None:
+            _forget()
+            sys.argv = [*argv]  # where ml_collections looks for the fields of the config
+        app.run(main, flags_parser=_parse)
+    finally:
+        if argv is not None:
+            sys.argv = before
+            _forget()
 
 
 def _forget() -> None:
