@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # What users of the library call: dfkd_jax.models.make, dfkd_jax.port.from_torch and to_torch.
 OFFERED = ('models', 'port')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from dfkd_jax.command import arguments, completion, distill, doctor, evaluate, s
 from dfkd_jax.command.arguments import SUBCOMMANDS
 from dfkd_jax.command.main import main
 from dfkd_jax.configs import common, digits
-from dfkd_jax.deploy import formats
+from dfkd_jax.deploy import formats, litert
 from dfkd_jax.errors import ConfigError, DataError
 from dfkd_jax.loops import supervised
 from dfkd_jax.storage import files, model_folder
@@ -99,7 +100,7 @@ def test_a_subcommand_has_help_with_examples_and_a_program(name: str, capsys: An
 
 def test_what_is_said_twice_is_the_same() -> None:
     """`arguments` imports nothing, so it repeats what others know."""
-    assert arguments.METHODS == common.METHODS
+    assert arguments.methods() == common.METHODS
     assert arguments.FORMATS == tuple(formats.SUFFIXES)
     assert arguments.RESIZE == data.RESIZE
     assert arguments.ROLES == supervised.ROLES
@@ -316,6 +317,7 @@ def test_settings_are_of_the_data_set_or_of_such_images(
     assert distill.like(name, {'image_size': size, 'num_classes': classes}) == expected
 
 
+@pytest.mark.slow
 def test_two_architectures_of_one_file_are_asked_for(tmp_path: Path) -> None:
     """The pool after the stem has no weights."""
     place = saved(tmp_path / 'teacher', 'resnet18', 8)
@@ -398,6 +400,7 @@ def test_what_is_no_runs_config_is_refused(tmp_path: Path) -> None:
         cli.load_config(f'{path}:nayer')
 
 
+@pytest.mark.slow
 def test_a_run_is_made_again_from_its_config(tmp_path: Path, capsys: Any) -> None:
     """With nothing but what the first one left, to the same bits."""
     place = saved(tmp_path / 'teacher', 'resnet8_half', 4, 1, 3)
@@ -487,6 +490,33 @@ def test_the_doctor_tells_what_is_missing_or_old(
     assert 'what it is for: without no_such_module' in said
     assert "pip install 'dfkd_jax[deploy]'" in said and 'labels/no.npz is missing' in said
     assert said.splitlines()[-1] == 'broken: jax, not-there-at-all, a table'
+
+
+def test_the_doctor_knows_every_extra() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    apart = {'cuda12', 'tpu', 'docs', 'dev'}  # devices, and what no user needs
+    known = {name for _, name, _ in doctor.EXTRAS}
+    # The converter of LiteRT does not go with the others, so it is no extra.
+    assert known == {*setup['options.extras_require']} - apart | {'litert'}
+    modules = {module for _, _, modules in doctor.EXTRAS for module in modules}
+    assert set(doctor.CURES) <= modules
+    assert doctor.CURES['litert_converter'] in litert.INSTALL
+
+
+def test_the_doctor_says_where_compiled_programs_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'new' / 'folder'))
+    monkeypatch.setattr(doctor.shutil, 'which', lambda name: None)
+    found = {check.name: check for check in doctor.compiler()}
+    kept = found['programs kept']
+    assert (kept.state, kept.found) == ('ok', str(tmp_path / 'new' / 'folder'))
+    assert found['g++'].state == 'absent' and found['g++'].cure == 'apt-get install g++'
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file' / 'folder'))
+    (kept,) = (check for check in doctor.compiler() if check.name == 'programs kept')
+    assert kept.state == 'absent' and f'{tmp_path / "file"} cannot be written' in kept.found
 
 
 def test_the_doctor_finds_data_sets(tmp_path: Path) -> None:

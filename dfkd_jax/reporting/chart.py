@@ -53,10 +53,12 @@ def figure(
     x_label: str,
     y_label: str,
     references: Mapping[str, float] | None = None,
+    from_zero: bool = False,
 ) -> str:
     """A figure with its legend; '' where no line has a point.
 
     references: horizontal lines, by name.
+    from_zero: whether the vertical axis shows zero, wherever the values are.
     The vertical axis is logarithmic where the values are too far apart for a linear one.
     """
     known = [Line(line.label, *_known(line)) for line in lines]
@@ -64,7 +66,8 @@ def figure(
     if not known:
         return ''
     references = references or {}
-    y = _scale(np.concatenate([*(line.y for line in known), [*references.values()]]))
+    zero = [0.0] if from_zero else []
+    y = _scale(np.concatenate([*(line.y for line in known), [*references.values(), *zero]]))
     end = max(float(max(line.x.max() for line in known)), 1e-9)
     x = _linear(0.0, end, 6)
     parts = [_axes(x, y, x_label)]

@@ -23,6 +23,7 @@ PROGRESS = 'progress'  # a folder: strips of synthetic images, by the round afte
 WARNINGS = 'warnings'  # name -> sentence
 ALL_CLASSES = 20  # of which a matrix has numbers, and of more the lowest are shown first
 PAIRS = 15  # the most frequent confusions of many classes
+READABLE = 560  # pixels of width at which the names beside synthetic images can still be read
 STYLE = (
     """
 :root { color-scheme: light dark;
@@ -49,10 +50,11 @@ td.n, th.n { text-align: right; white-space: nowrap; }
 .wide th { white-space: nowrap; }
 .runs th, .runs td { white-space: nowrap; border-bottom: 1px solid var(--line); }
 .runs tbody th { position: sticky; left: 0; background: var(--page); color: var(--text); }
-.matrix td { text-align: center; padding: .15rem .3rem; min-width: 2.2rem;
+.matrix td { text-align: center; padding: .15rem .2rem; min-width: min(2.2rem, 7vw);
   border: 1px solid var(--line);
   background: color-mix(in srgb, var(--heat) calc(var(--v) * 100%), transparent); }
-.matrix thead th { padding: .2rem .3rem; vertical-align: bottom; }
+.matrix thead th { padding: .2rem; vertical-align: bottom; text-align: center; }
+.matrix tbody th { padding-right: .5rem; }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .bar { display: inline-block; height: .6rem; background: var(--bar); min-width: 1px; }
 .track { width: min(30vw, 12rem); }
@@ -176,9 +178,9 @@ def _charts(run: Run) -> Iterator[str]:
         groups.append(
             (title, [Line(name[2:], rounds, history[name]) for name in names], 'unweighted', {})
         )
-    groups.append(('Speed', list(_speeds(run)), 'per second', {}))
     shown = [chart.figure(title, lines, run.unit, y_label, references)
              for title, lines, y_label, references in groups]  # fmt: skip
+    shown.append(chart.figure('Speed', list(_speeds(run)), run.unit, 'per second', from_zero=True))
     yield f'<div class="charts">{"".join(shown)}</div>' if any(shown) else ''
 
 
@@ -293,10 +295,13 @@ def _strips(run: Run) -> Iterator[str]:
 def _images(run: Run) -> Iterator[str]:
     path = run.workdir / pictures.IMAGES
     if path.exists():
-        yield (
-            '<img alt="Synthetic images, a row for each class" '
-            f'src="{_embedded(path.read_bytes())}">'
+        png = path.read_bytes()
+        width = int.from_bytes(png[16:20])  # of its header
+        picture = (
+            f'<img style="min-width:{min(width, READABLE)}px" '
+            f'alt="Synthetic images, a row for each class" src="{_embedded(png)}">'
         )
+        yield _wide(picture, 'synthetic images')
 
 
 def _embedded(png: bytes) -> str:
@@ -405,7 +410,7 @@ def _common_charts(runs: Sequence[Run]) -> Iterator[str]:
             shown.append(chart.figure(f'{title} by {label}', lines, label, 'per cent'))
     speeds = [line._replace(label=f'{run.name}, {line.label}') for run in runs
               for line in _speeds(run)]  # fmt: skip
-    shown.append(chart.figure('Speed', speeds, 'rounds', 'per second'))
+    shown.append(chart.figure('Speed', speeds, 'rounds', 'per second', from_zero=True))
     yield f'<div class="charts">{"".join(shown)}</div>' if any(shown) else ''
 
 
