@@ -8,7 +8,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from dfkd_jax import configs, native
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError, UserError
 from dfkd_jax.storage import compiled, files
+from dfkd_jax.storage import workdir as folder
 
 CONTINUES = 'What was saved is whole: the same command continues from it.'
 
@@ -37,6 +38,8 @@ def config_names() -> list[str]:
 def load_config(argument: str) -> ConfigDict:
     """The config that `argument` names: ``NAME[:ARGUMENT]`` or ``PATH/FILE.py[:ARGUMENT]``.
 
+    ``RUN/config.json``, which every run writes, is that run's config: it makes the run again.
+
     NAME is one that ships, and so is ``configs/NAME.py`` where there is no such file.  ARGUMENT
     goes to the file's `get_config`; for those that ship it is METHOD[,FLAG...].  A file of your own
     imports what they share: ``from dfkd_jax.configs import common``.
@@ -45,6 +48,17 @@ def load_config(argument: str) -> ConfigDict:
     where, *rest = argument.split(':', 1)
     path = files.expanded(where)
     name = path.stem if path == Path('configs', f'{path.stem}.py') else where
+    if path.suffix == '.json' and path.is_file():
+        if rest:
+            raise ConfigError(f'{where} is of a run, with its method: leave :{rest[0]} out.')
+        config = folder.read_config(path)
+        absent = [name for name in ('method', 'loop', 'data') if name not in config]
+        if absent:
+            raise ConfigError(
+                f'{where} lacks {" and ".join(absent)}: expected the config.json that a '
+                'distillation left in its --workdir.'
+            )
+        return config
     try:
         if path.suffix == '.py' and path.is_file():
             module = _module(path)
@@ -54,7 +68,7 @@ def load_config(argument: str) -> ConfigDict:
             raise ConfigError(
                 f'there is no config {where!r}: expected one of {", ".join(config_names())}, or '
                 'the path of a file, PATH/FILE.py; after it, a method and flags: '
-                'digits:nayer,smoke.'
+                "digits:nayer,smoke; or a run's config.json."
             )
         config = module.get_config(*rest) if hasattr(module, 'get_config') else None
     except UserError:
@@ -112,14 +126,19 @@ COMPILED = flags.DEFINE_string(
 flags.mark_flag_as_required('config')
 
 
-def launch(job: Callable[[Any, str | None], Any]) -> None:
-    """Parses the flags and calls ``job(config, workdir)``.
+def launch(
+    job: Callable[[Any, str | None], Any], argv: Sequence[str] | None = None, stopped: int = 0
+) -> None:
+    """Parses the flags and calls ``job(config, workdir)``; then ends the program.
+
+    argv: the program and its flags; None: those of the process.
+    stopped: the status where the job returns ``{}``: it was asked to stop, and saved.
 
     A mistake of the user, a disk that is full or cannot be written, and a second Ctrl-C end the
     program with `error: ...` and status 1 or 2, not a traceback.
     """
 
-    def main(arguments: list[str]) -> None:
+    def main(arguments: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)
         if arguments[1:]:
             sys.exit(
@@ -132,8 +151,9 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
                 processes.join(CONFIG.value.distributed)
             if 'convolutions' in CONFIG.value:
                 native.use(CONFIG.value.convolutions)
-            job(CONFIG.value, WORKDIR.value and str(files.expanded(WORKDIR.value)))
+            done = job(CONFIG.value, WORKDIR.value and str(files.expanded(WORKDIR.value)))
             processes.leave()
+            return stopped if done == {} else 0
         except UserError as error:
             _exit(str(error))
         except OSError as error:
@@ -150,7 +170,25 @@ def launch(job: Callable[[Any, str | None], Any]) -> None:
                 _exit(f'{type(error).__name__}: {error}')
             raise
 
-    app.run(main, flags_parser=_parse)
+    before = sys.argv
+    try:
+        if argv is not None:
+            _forget()
+            sys.argv = [*argv]  # where ml_collections looks for the fields of the config
+        app.run(main, flags_parser=_parse)
+    finally:
+        if argv is not None:
+            sys.argv = before
+            _forget()
+
+
+def _forget() -> None:
+    """Flags as before they were parsed: a process may launch several jobs, one after the other."""
+    for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+        delattr(flags.FLAGS, name)
+    for name in ('config', 'workdir', 'role'):
+        if name in flags.FLAGS:
+            flags.FLAGS[name].unparse()
 
 
 def _exit(why: str) -> NoReturn:

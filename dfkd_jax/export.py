@@ -10,25 +10,17 @@ FILE.json.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from dfkd_jax.deploy import formats, run
+from dfkd_jax.command import arguments
+from dfkd_jax.deploy import run
 from dfkd_jax.errors import UserError
 from dfkd_jax.storage import files
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.export') -> None:
     """Exports and prints what was written; a mistake of the user ends it with one line."""
-    parser = argparse.ArgumentParser(
-        prog='python -m dfkd_jax.export', description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument('--student', required=True, help='a finished run, or a model folder')
-    parser.add_argument('--format', choices=[*formats.SUFFIXES], default='onnx')
-    parser.add_argument('--int8', action='store_true', help='eight bits, as ONNX')
-    parser.add_argument('--output', help='the file to make; without it, in RUN/export')
-    parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
+    parser = arguments.make('export', prog)
     args = parser.parse_args(argv)
     output = files.expanded(args.output) if args.output else None
     try:

@@ -8,26 +8,19 @@ a model folder.  The most probable classes of each image are printed, in per cen
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
+from dfkd_jax.command import arguments
 from dfkd_jax.deploy import run
 from dfkd_jax.errors import UserError
 from dfkd_jax.storage import files
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.predict') -> None:
     """Prints the classes of each image; exits with 1 where one could not be read."""
-    parser = argparse.ArgumentParser(
-        prog='python -m dfkd_jax.predict', description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument('--model', required=True, help='an exported file, a run or a model folder')
-    parser.add_argument('--top', type=int, default=5, help='how many classes to print')
-    parser.add_argument('--json', action='store_true', help='print a list in JSON')
-    parser.add_argument('images', nargs='+', metavar='IMAGE')
+    parser = arguments.make('predict', prog)
     args = parser.parse_args(argv)
     try:
         model = files.expanded(args.model)

@@ -10,18 +10,20 @@ the real images, what data-free distillation is measured against.  DIR is a mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from dfkd_jax import cli, data
+from dfkd_jax.command import arguments
 from dfkd_jax.loops import Stopped, supervised
 from dfkd_jax.storage import workdir as folder
 
 
-def teach(config: Any, workdir: str | None) -> None:
-    """Trains as --role says, in `workdir`, and tells the accuracy."""
+def teach(config: Any, workdir: str | None) -> dict[str, Any]:
+    """Trains as --role says, in `workdir`, and tells the accuracy; ``{}`` if asked to stop."""
     path, role = Path(str(workdir)), flags.FLAGS.role
     data.check(config.data, ('train', 'test'))
     mine = supervised.settings(config, role)
@@ -29,11 +31,21 @@ def teach(config: Any, workdir: str | None) -> None:
         try:
             trained = supervised.run(config, path, role, interrupted)
         except Stopped:
-            return
+            return {}
     print(f'{trained["model"]}: {trained["accuracy"]:.2f} % on the test images; see {path}')
+    return trained
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.teach') -> None:
+    """Parses the flags and trains; as `dfkd teach`, a training that was stopped ends with 75."""
+    if 'role' not in flags.FLAGS:
+        flags.DEFINE_enum('role', 'teacher', supervised.ROLES, 'What to train, and how.')
+        flags.mark_flag_as_required('workdir')
+    if argv is None:
+        cli.launch(teach)
+    else:
+        cli.launch(teach, [prog, *argv], arguments.STOPPED)
 
 
 if __name__ == '__main__':
-    flags.DEFINE_enum('role', 'teacher', supervised.ROLES, 'What to train, and how.')
-    flags.mark_flag_as_required('workdir')
-    cli.launch(teach)
+    main()

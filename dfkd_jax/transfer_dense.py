@@ -16,22 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfkd_jax.transfer import arguments
-from dfkd_jax.transfer.segmentation import RECIPE, run
+from dfkd_jax.command import arguments
+from dfkd_jax.transfer import ending
+from dfkd_jax.transfer.segmentation import run
 
-FIELDS = ('epochs', 'batch_size', 'lr', 'weight_decay')
 
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.transfer_dense'
+) -> None:
     """Measures, and prints the mean IoU; a mistake of the user ends it with one line."""
-    parser = arguments.make_parser('python -m dfkd_jax.transfer_dense', __doc__)
-    add = parser.add_argument
-    add('--scenes', required=True, metavar='FOLDER', help='train/ and test/, images/ and masks/')
-    add('--size', type=int, default=64, help='pixels that scenes are resized to')
-    add('--stages', type=int, default=3, help='how many maps the head sees, the last ones')
-    add('--frozen', action='store_true', help='train the head alone')
-    arguments.add_recipe(parser, RECIPE, FIELDS)
-    result, network = arguments.measure(run, parser, argv)
+    parser = arguments.parser(arguments.transfer_dense, prog, str(__doc__).partition('\n')[0])
+    result, network = ending.measure(run, parser, argv)
     print(
         f'segmentation by {network}: mIoU {result["miou"]:.2f} % of {result["test_size"]} scenes '
         f'of {result["num_classes"]} classes, {result["seconds"]:.0f} s'

@@ -33,7 +33,7 @@ from table import save, spread
 from dfkd_jax import build, data, losses
 from dfkd_jax.data import synthetic
 from dfkd_jax.methods.shared import trajectories
-from dfkd_jax.reporting import page
+from dfkd_jax.reporting import pictures
 
 BATCH = 256
 
@@ -60,7 +60,9 @@ def main() -> None:
         students = [student(path) for path in runs[name]]
         results += [{'row': name} | each | {'images': len(label)} | measured for each in students]
         grid = args.output / f'{name.replace(" ", "_")}.png'
-        page.image_grid(image / 255, label, data.check(config.data).class_names, grid, title=name)
+        pictures.image_grid(
+            image / 255, label, data.check(config.data).class_names, grid, title=name
+        )
         cells = [str(len(label)), *(f'{value:.3g}' for value in measured.values())]
         cells.append(spread([each['last'] for each in students]))
         cells.append(f'{students[0]["seconds_synthesis"]:.0f}')

@@ -30,6 +30,7 @@ import pytest
 from absl import flags
 
 from dfkd_jax import cli
+from dfkd_jax.command import arguments
 from dfkd_jax.configs import common
 from dfkd_jax.loops import supervised
 from dfkd_jax.methods import METHODS
@@ -354,6 +355,8 @@ def test_commands_are_understood(
             program, *words = words
         if program.endswith('python'):
             check_python(words, monkeypatch, reads)
+        elif program == 'dfkd':
+            arguments.make(words[0]).split(words[1:])  # ends the program where it refuses them
         elif program.endswith('pip'):
             check_pip(words)
         else:
@@ -396,6 +399,8 @@ RUNS = {  # pages: how to make the RUN that they speak of
 
 def smoked(words: list[str]) -> list[str]:
     """The same command with its config in its `smoke` form."""
+    if words[:2] == ['dfkd', 'distill']:
+        return [f'{word},smoke' if word.startswith('--method=') else word for word in words]
     known = words[1:3] and words[1] == '-m' and words[2] in WITH_CONFIG
     if not known:
         return words
@@ -425,6 +430,8 @@ def test_commands_run(page: Path, tmp_path: Path, rule: Any) -> None:
     texts += [b.text for b in blocks(page) if b.language == 'sh' and not b.reason]
     for command in (each for text in texts for each in commands(text)):
         words = smoked(command.words)
+        if words[0] == 'dfkd':
+            words = ['python', '-m', 'dfkd_jax', *words[1:]]
         if words[0] == 'python':
             words[0] = sys.executable
             if words[1].startswith('experiments/'):

@@ -32,7 +32,7 @@ ROOMS = {
     'diffusion': ('errors models storage', 'jax flax numpy safetensors tokenizers'),
     'labels': ('errors diffusion storage', 'jax numpy safetensors scipy tokenizers'),
     'port': ('errors models storage', 'jax flax numpy onnx orbax safetensors'),
-    'reporting': ('contract distributed storage data port', '*'),
+    'reporting': ('errors contract distributed storage data port', '*'),
     'methods': ('contract losses augment distributed diffusion', 'jax flax optax'),
     'build': ('*', '*'),
     'evaluate': ('distributed data', '*'),
@@ -40,9 +40,13 @@ ROOMS = {
     'transfer': ('*', '*'),
     'deploy': ('*', '*'),
 }
-# Programs: they may import anything, and only programs may import them.
+# Programs: they may import anything, and only programs may import them; so is `command/`.
 COMMANDS = {'main.py', 'cli.py', 'teach.py', 'transfer_dense.py', 'diffusion/train.py'}
 COMMANDS |= {'export.py', 'predict.py'}
+# What `dfkd --help` imports: of the package this, and of others nothing.
+QUICK = ('__init__.py', 'errors.py', 'command/__init__.py', 'command/main.py')
+QUICK += ('command/arguments.py', 'command/completion.py')
+QUICKLY = ('__version__', 'models', 'port')
 
 # Files that stand apart from the rest of their room: nothing of the package, and these packages.
 APART = {'distributed/sharding.py': 'jax numpy', 'storage/safe_read.py': ''}
@@ -77,7 +81,7 @@ CONFIGS = parse('configs/**/*.py') | parse(f'{PACKAGE}/configs/**/*.py')
 
 
 def is_command(name: str) -> bool:
-    return name in COMMANDS or name.endswith('__main__.py')
+    return name in COMMANDS or name.endswith('__main__.py') or name.startswith('command/')
 
 
 def room(name: str) -> str:
@@ -159,7 +163,7 @@ def test_the_package_itself_offers_models_and_port() -> None:
 
 
 def test_only_commands_import_commands_and_nobody_imports_experiments() -> None:
-    commands = {name.removesuffix('.py').replace('/', '.') for name in COMMANDS}
+    commands = {name.removesuffix('.py').replace('/', '.') for name in COMMANDS} | {'command'}
     for name, tree in FILES.items():
         assert not tops(imports(tree)) & {'experiments', 'tests'}, name
         if is_command(name):
@@ -255,6 +259,18 @@ def test_training_images_are_read_where_real_data_is_the_point() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == 'data.load'
         }
         assert splits <= {"'test'"}, name
+
+
+@pytest.mark.parametrize('name', QUICK)
+def test_help_and_completion_import_nothing_heavy(name: str) -> None:
+    # The package itself offers rooms, which it imports when they are asked for.
+    found = set(at_import(FILES[name])) - {f'{PACKAGE}.{each}' for each in QUICKLY}
+    others = tops(found) - {PACKAGE} - set(sys.stdlib_module_names)
+    assert not others, f'{name} imports {others}'
+    quick = {f'{PACKAGE}.{each.removesuffix(".py").replace("/", ".")}' for each in QUICK}
+    for each in found:
+        if tops([each]) == {PACKAGE}:
+            assert any(each == one or each.startswith(f'{one}.') for one in quick), each
 
 
 def test_the_entry_point_has_no_ideas() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import dfkd_jax
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ('pyproject.toml', 'setup.cfg', 'requirements.txt', 'README.md', 'LICENSE')
+BUILT_FROM += ('MANIFEST.in', 'CHANGELOG.md', 'CITATION.cff', 'THIRD_PARTY.md')
 FOLDERS = ('dfkd_jax', 'configs')
 
 
@@ -30,8 +36,8 @@ def ran(command: list[str | Path], folder: Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy of the checkout."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what of the checkout a distribution is built from."""
     pytest.importorskip('setuptools', minversion='77', reason='it builds the wheel')
     source = tmp_path_factory.mktemp('source')
     for name in BUILT_FROM:
@@ -39,10 +45,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FOLDERS:
         ignored = shutil.ignore_patterns('__pycache__')
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    build = 'from setuptools.build_meta import build_wheel; build_wheel("dist")'
+    return source
+
+
+def built(source: Path, kind: str) -> Path:
+    """A distribution, `wheel` or `sdist`, of the sources in a folder."""
+    build = f'from setuptools.build_meta import build_{kind}; build_{kind}("dist")'
     ran([sys.executable, '-c', build], source)
-    (built,) = source.glob('dist/*.whl')
-    return built
+    (found,) = source.glob({'wheel': 'dist/*.whl', 'sdist': 'dist/*.tar.gz'}[kind])
+    return found
+
+
+@pytest.fixture(scope='module')
+def wheel(source: Path) -> Path:
+    """A wheel, built from a copy of the checkout."""
+    return built(source, 'wheel')
 
 
 @pytest.fixture(scope='module')
@@ -70,6 +87,66 @@ def test_a_wheel_holds_every_file(wheel: Path) -> None:
     expected.remove('dfkd_jax/configs/__init__.py')  # which is for checkouts
     found = {name for name in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in name}
     assert found == expected, 'a new folder has a line in setup.cfg'
+
+
+def test_a_wheel_brings_the_command_and_the_licences(wheel: Path) -> None:
+    files = zipfile.ZipFile(wheel)
+    apart = {
+        name.split('.dist-info/')[1]: name for name in files.namelist() if '.dist-info/' in name
+    }
+    assert {'licenses/LICENSE', 'licenses/THIRD_PARTY.md'} <= set(apart)
+    assert 'dfkd = dfkd_jax.command.main:main' in files.read(apart['entry_points.txt']).decode()
+    needs = re.findall(r'^Requires-Dist: ([^;\n]+)$', files.read(apart['METADATA']).decode(), re.M)
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    listed = [line for line in lines if line and not line.startswith('#')]
+    assert {each.split('<')[0].split('>')[0] for each in needs} == {
+        each.split('<')[0].split('>')[0] for each in listed
+    }
+
+
+@pytest.mark.slow
+def test_an_sdist_is_enough_for_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(built(source, 'sdist')) as archive:
+        archive.extractall(tmp_path, filter='data')
+    (place,) = tmp_path.iterdir()
+    there = {path.relative_to(place).as_posix() for path in place.rglob('*') if path.is_file()}
+    assert {
+        'LICENSE',
+        'THIRD_PARTY.md',
+        'CITATION.cff',
+        'CHANGELOG.md',
+        'configs/digits.py',
+    } <= there
+    assert not {name for name in there if name.startswith(('tests/', 'experiments/', 'docs/'))}
+    again = zipfile.ZipFile(built(place, 'wheel'))
+    first = zipfile.ZipFile(wheel)
+    contents = [
+        {name: file.read(name) for name in file.namelist() if '.dist-info/' not in name}
+        for file in (first, again)
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_what_others_made_is_listed_with_its_licence() -> None:
+    """Every file of the package that is no code."""
+    rows = re.findall(r'^\| `([^`]+)` \|(.*)\|$', (ROOT / 'THIRD_PARTY.md').read_text(), re.M)
+    shipped = [
+        path.relative_to(ROOT).as_posix() for path in (ROOT / 'dfkd_jax').rglob('*')
+        if path.is_file() and path.suffix not in ('.py', '.cc', '.pyc')
+    ]  # fmt: skip
+    assert len(shipped) > 10
+    for name in shipped:
+        found = [about for pattern, about in rows if fnmatch.fnmatch(name, pattern)]
+        assert len(found) == 1 and found[0].strip().split(' | ')[-1], name
+    for pattern, _ in rows:
+        assert fnmatch.filter(shipped, pattern), f'{pattern} is not there'
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (ROOT / 'CITATION.cff').read_text()
+    assert f'\nversion: {dfkd_jax.__version__}\n' in text
+    for field in ('cff-version', 'message', 'title', 'authors', 'license'):  # what readers need
+        assert re.search(rf'^{field}:', text, re.MULTILINE), field
 
 
 def test_configs_are_found_where_the_wheel_is_installed(python: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import BankError
 from dfkd_jax.loops import offline
 from dfkd_jax.methods.shared import trajectories
-from dfkd_jax.reporting import artifacts, metrics, page
+from dfkd_jax.reporting import artifacts, metrics, page, pictures
 from dfkd_jax.storage import checkpoints, model_folder
 
 pytestmark = pytest.mark.usefixtures('fast_runs')
@@ -72,8 +72,8 @@ def test_a_run_leaves_what_every_run_leaves(finished: Path):
     summary = json.loads((finished / artifacts.SUMMARY).read_text())
     assert summary['images_synthesised'] == 30 and summary['method'] == 'diffdfkd'
     assert summary['seconds_synthesis'] > 0 and summary['seconds_distillation'] > 0
-    for name in ('student.safetensors', 'student_torch.safetensors', page.IMAGES, page.CURVES,
-                 page.PAGE, 'student/model.json'):  # fmt: skip
+    for name in ('student.safetensors', 'student_torch.safetensors', pictures.IMAGES,
+                 pictures.CURVES, page.PAGE, 'student/model.json'):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
     labels = [synthetic.read(finished / 'bank', number)['label'] for number in range(20)]
     assert np.bincount(np.concatenate(labels)).tolist() == [3] * 10

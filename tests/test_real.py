@@ -64,7 +64,9 @@ def test_a_run_on_real_data_leaves_what_others_leave(runs: dict[str, Path]) -> N
     assert kd.keys() == noise.keys()
     assert (kd['method'], noise['method']) == ('kd', 'noise')
     left = {name: {path.name for path in runs[name].iterdir()} for name in ('kd', 'noise')}
-    left['noise'] -= {'images.png', 'metrics.csv', 'tensorboard', 'checkpoints', 'teacher'}
+    left['noise'] -= {
+        'images.png', 'metrics.csv', 'tensorboard', 'checkpoints', 'teacher', 'progress',
+    }  # fmt: skip
     assert left['noise'] <= left['kd']
     page = (runs['kd'] / 'report.html').read_text()
     assert 'on real data' in page and 'without real data' not in page

@@ -12,6 +12,7 @@ from dfkd_jax.data.loading import Facts as Facts
 from dfkd_jax.data.loading import Settings as Settings
 from dfkd_jax.data.loading import absence as absence
 from dfkd_jax.data.loading import check as check
+from dfkd_jax.data.loading import data_folder as data_folder
 from dfkd_jax.data.loading import denormalise as denormalise
 from dfkd_jax.data.loading import find as find
 from dfkd_jax.data.loading import fit_image as fit_image

@@ -199,7 +199,7 @@ def absence(settings: Settings) -> str:
     """Says which images there are not, for a run without any."""
     if settings.name in NO_NAME:
         return 'no real images are named (config.data.name)'
-    directory, origin = _data_dir(settings.data_dir)
+    directory, origin = data_folder(settings.data_dir)
     return f'no images of {settings.name} are in {directory} ({origin})'
 
 
@@ -373,7 +373,7 @@ def find(name: str, data_dir: str | None) -> Any:
     data_dir: as in `Settings`.
     Raises DataError where there is none that can be read.
     """
-    directory, origin = _data_dir(data_dir)
+    directory, origin = data_folder(data_dir)
     spec = spec_of(name)
     stored_as = spec.tfds_name if spec and spec.tfds_name else name
     versions = [
@@ -404,7 +404,7 @@ def find(name: str, data_dir: str | None) -> Any:
     )
 
 
-def _data_dir(given: str | None) -> tuple[Path, str]:
+def data_folder(given: str | None) -> tuple[Path, str]:
     """The folder of data sets, and what decided it."""
     if given:
         root, origin = given, 'config.data.data_dir'

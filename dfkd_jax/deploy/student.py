@@ -13,12 +13,13 @@ from dfkd_jax import build, data
 from dfkd_jax.deploy import card as cards
 from dfkd_jax.deploy.card import Card
 from dfkd_jax.errors import ConfigError, DataError, DeployError
-from dfkd_jax.storage import files, model_folder
+from dfkd_jax.storage import model_folder
 from dfkd_jax.storage import workdir as folder
 
 # Entries of a model's card that tell where it comes from.
 SOURCES = (
-    'dataset', 'method', 'teacher', 'role', 'accuracy', 'agreement_with_teacher', 'measured_on',
+    'dataset', 'method', 'seed', 'teacher', 'teacher_file', 'teacher_sha256', 'teacher_accuracy',
+    'saw', 'role', 'accuracy', 'agreement_with_teacher', 'measured_on',
     'source', 'sha256', 'variables_sha256',
 )  # fmt: skip
 
@@ -72,15 +73,8 @@ def _run(place: Path) -> tuple[Path | None, ConfigDict | None]:
     """The run that a model folder lies in or is, and its config."""
     for run in (place, place.absolute().parent):
         if (run / folder.CONFIG).is_file():
-            return run, _config(files.read_json(run / folder.CONFIG))
+            return run, folder.read_config(run / folder.CONFIG)
     return None, None
-
-
-def _config(value: Any) -> Any:
-    """A config as it was before it was JSON: groups, and tuples in place of lists."""
-    if isinstance(value, dict):
-        return ConfigDict({name: _config(each) for name, each in value.items()})
-    return tuple(map(_config, value)) if isinstance(value, list) else value
 
 
 def _card(place: Path, entries: dict[str, Any], config: ConfigDict | None) -> Card:

@@ -126,6 +126,18 @@ def load(folder: str | Path, dtype: Dtype = jnp.float32, remat: bool = False) ->
     return _pixel(home, schedule, dtype, remat)
 
 
+def described(folder: str | Path) -> dict[str, Any]:
+    """The name of a prior, and what it was trained on, by its receipt; None: not known."""
+    place = SHIPPED / folder if folder in shipped() else files.expanded(folder)
+    source = None
+    if (place / 'receipt.json').is_file():
+        receipt = folders.read_json(place / 'receipt.json')
+        source, number = receipt.get('source'), receipt.get('images')
+        if isinstance(source, dict):
+            source = f'{number} images of {source.get("data")} ({source.get("made_by")})'
+    return {'name': place.name, 'trained_on': source}
+
+
 def shipped() -> list[str]:
     """The names of the priors that ship with this package; `load` takes them."""
     return sorted(path.parent.name for path in SHIPPED.glob('*/config.json'))

@@ -22,10 +22,12 @@ from dfkd_jax.errors import ConfigError
 from dfkd_jax.loops import collapse, session
 from dfkd_jax.loops.round import make_round
 from dfkd_jax.reporting import artifacts, metrics
+from dfkd_jax.reporting.classes import Tested
 from dfkd_jax.storage import files
 
 TABLE = 'labels.npy'  # the label embeddings that a run began with, if its method has any
 HELD_OUT = 2**31 - 1  # of the seed's key: the child for held-out images; others have small numbers
+SHOWN = (1, 10, 30)  # per cent of the rounds, after which synthetic images are shown
 ADVICE = (
     'Lower config.student.lr or config.generator.lr (config.pixels.lr), or the weight of the term, '
     'in a new --workdir.'
@@ -60,9 +62,17 @@ def distil(
         lambda index: make_round(run.method, config.phases[index], plan, index < before_student)
     )
 
+    sample = plan.call(run.whole.sample)
+    shown = _shown(len(phases))
+    predict = _predictor(config, run, test) if test else None
+
     def advance(state: State, done: int) -> tuple[State, Any]:
         round_fn = round_of(config.phases.index(phases[done]))
-        return round_fn(frozen, state, jax.random.fold_in(key_rounds, done))
+        state, row = round_fn(frozen, state, jax.random.fold_in(key_rounds, done))
+        if done + 1 in shown:
+            samples = jax.device_get(sample(frozen, state, key_images))
+            processes.by_first(lambda: artifacts.strip(workdir, done + 1, samples, run.facts))
+        return state, row
 
     work = session.Work(
         plan=plan,
@@ -71,7 +81,7 @@ def distil(
         inputs=(frozen, key_init),
         advance=advance,
         every=_cadences(config),
-        measure=_measure(config, run, frozen, test, of_teacher),
+        measure=_measure(config, run, frozen, predict, of_teacher),
         score='student_accuracy' if test else 'agreement_with_teacher',
         subject='student' if test else 'agreement',
         totals=lambda done: {'teacher_queries': queries[done - 1]},
@@ -82,11 +92,15 @@ def distil(
         keep=config.keep_checkpoints,
     )
     state, record = session.run(work, workdir, interrupted)
-    samples = plan.call(run.whole.sample)(frozen, state, key_images)
+    samples = sample(frozen, state, key_images)
+    tested = None
+    if predict is not None:
+        predicted, label = predict(state)
+        tested = Tested(label, predicted, of_teacher.predicted)
     student, samples = jax.device_get((state.student.variables, samples))
     synthesised, distilled = _images(config.synthesis, phases)
     return artifacts.finish(
-        workdir, config, run.facts, student, samples, metrics.read(workdir),
+        workdir, config, run.facts, student, samples, metrics.read(workdir), tested=tested,
         **artifacts.scores(
             of_teacher.accuracy, record.last, record.best,
             record.measured['agreement_with_teacher'],
@@ -124,20 +138,42 @@ def _cadences(config: Any) -> session.Every:
     )
 
 
+def _shown(total: int) -> set[int]:
+    """The rounds after which synthetic images are shown; those after the last one are too."""
+    return {max(1, total * share // 100) for share in SHOWN} - {total}
+
+
+Predict = Callable[[State], tuple[np.ndarray, np.ndarray]]
+
+
+def _predictor(config: Any, run: build.Run, test: data.Dataset) -> Predict:
+    """The student's classes of the test images, and the true ones; once for each round."""
+    classify = evaluate.classifier(run.plan, run.models.student, run.facts)
+    last: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def predict(state: State) -> tuple[np.ndarray, np.ndarray]:
+        number = int(state.round)
+        if number not in last:
+            last.clear()
+            last[number] = classify(state.student.variables, test, config.eval_batch_size)
+        return last[number]
+
+    return predict
+
+
 def _measure(
     config: Any,
     run: build.Run,
     frozen: Frozen,
-    test: data.Dataset | None,
+    predict: Predict | None,
     of_teacher: evaluate.OfTeacher,
 ) -> Callable[[State], session.Row]:
     """Measures a state: the student on test images, whose classes serve nothing else."""
-    if test is None:
+    if predict is None:
         return _measure_without_images(config, run, frozen)
-    classify = evaluate.classifier(run.plan, run.models.student, run.facts)
 
     def measure(state: State) -> session.Row:
-        predicted, label = classify(state.student.variables, test, config.eval_batch_size)
+        predicted, label = predict(state)
         return {
             'student_accuracy': evaluate.accuracy(predicted, label),
             'agreement_with_teacher': evaluate.accuracy(predicted, of_teacher.predicted),

@@ -30,7 +30,7 @@ from dfkd_jax.diffusion.unet import UNet
 from dfkd_jax.distributed.sharding import Plan, Shards
 from dfkd_jax.errors import ConfigError, DataError
 from dfkd_jax.loops import session
-from dfkd_jax.reporting import metrics, page
+from dfkd_jax.reporting import metrics, pictures
 from dfkd_jax.storage import files
 from dfkd_jax.storage import workdir as folders
 
@@ -315,7 +315,7 @@ def write(
     network = recipes.network(config.unet, config.data)
     scheduler = recipes.scheduler(config.schedule)
     formats.save_unet(folder, network, kept, scheduler)
-    rows = np.arange(len(samples)) // page.MAX_COLUMNS
+    rows = np.arange(len(samples)) // pictures.MAX_COLUMNS
     title = f'Samples, {SAMPLER_STEPS} steps of DDIM'
-    page.image_grid(samples, rows, [''] * (rows[-1] + 1), folder / SAMPLES, title)
+    pictures.image_grid(samples, rows, [''] * (rows[-1] + 1), folder / SAMPLES, title)
     files.write_json(folder / RECEIPT, receipt)

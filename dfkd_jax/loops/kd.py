@@ -16,6 +16,7 @@ from typing import Any
 from dfkd_jax import build, data, evaluate
 from dfkd_jax.loops import supervised
 from dfkd_jax.reporting import artifacts
+from dfkd_jax.reporting.classes import Tested
 from dfkd_jax.storage import model_folder
 
 METHOD = 'kd'  # a method of the command line, and a role of `teach`
@@ -52,10 +53,11 @@ def distil(
     )
     student = model_folder.load_model(at)[1]
     classify = evaluate.classifier(plan, training.whole, test.facts)
-    predicted, _ = classify(plan.replicate(student), test, config.eval_batch_size)
+    predicted, label = classify(plan.replicate(student), test, config.eval_batch_size)
     images = config.teach.epochs * training.epoch_steps * config.teach.batch_size
     return artifacts.finish(
         workdir, config, test.facts, student, None, supervised.curves(at), unit='epochs',
+        tested=Tested(label, predicted, of_teacher.predicted),
         **artifacts.scores(
             of_teacher.accuracy, trained['accuracy'], trained['best_accuracy'],
             evaluate.accuracy(predicted, of_teacher.predicted),

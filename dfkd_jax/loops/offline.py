@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dfkd_jax import build, data, evaluate, labels
+from dfkd_jax import build, data, diffusion, evaluate, labels
 from dfkd_jax.contract import Batch, Frozen, State
 from dfkd_jax.data import synthetic
 from dfkd_jax.distributed import processes
 from dfkd_jax.loops import session, supervised
 from dfkd_jax.loops.round import make_round
 from dfkd_jax.methods.shared import trajectories
-from dfkd_jax.reporting import artifacts, metrics, page
+from dfkd_jax.reporting import artifacts, metrics, pictures
+from dfkd_jax.reporting.classes import Tested
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
 from dfkd_jax.storage.checkpoints import Restored
@@ -82,17 +83,18 @@ def distil(
     trained = supervised.fit(
         training, at, train, test, 'student', config.seed, interrupted, on_devices, score=score
     )
-    agreement = trained[score]
+    agreement, tested = trained[score], None
     if of_teacher.accuracy is not None:
         student = run.plan.replicate(model_folder.load_model(at)[1])
         classify = evaluate.classifier(run.plan, run.models.student, run.facts)
-        predicted, _ = classify(student, test, config.eval_batch_size)
+        predicted, label = classify(student, test, config.eval_batch_size)
         agreement = evaluate.accuracy(predicted, of_teacher.predicted)
+        tested = Tested(label, predicted, of_teacher.predicted)
     distilled = config.distil.epochs * epoch_steps * config.distil.batch_size
     shown = _shown(bank, total, run)
     return artifacts.finish(
         workdir, config, run.facts, model_folder.load_model(at)[1], shown, supervised.curves(at),
-        unit='epochs',
+        unit='epochs', tested=tested,
         **artifacts.scores(
             of_teacher.accuracy, trained[score], trained[f'best_{score}'], agreement
         ),
@@ -104,6 +106,7 @@ def distil(
         teacher_queries=synthesis_queries(config, run, teacher) + distilled,
         bank=str(bank),
         warnings=warnings,
+        **({'prior': diffusion.described(config.prior.path)} if run.extra else {}),
     )  # fmt: skip
 
 
@@ -335,7 +338,7 @@ def _shown(bank: Path, total: int, run: build.Run) -> Batch:
     """Some images of every class, normalised."""
     classes = run.models.num_classes
     chosen: list[tuple[Any, Any]] = []
-    for label in np.unique(np.linspace(0, classes - 1, page.MAX_CLASSES).round().astype(int)):
+    for label in np.unique(np.linspace(0, classes - 1, pictures.MAX_CLASSES).round().astype(int)):
         images: list[np.ndarray] = []
         for number in range(int(label), total, classes):
             if len(images) < SHOWN:

@@ -13,4 +13,5 @@ from dfkd_jax.port.torch_flax import PortWarning as PortWarning
 from dfkd_jax.port.torch_flax import accuracy_in as accuracy_in
 from dfkd_jax.port.torch_flax import from_torch as from_torch
 from dfkd_jax.port.torch_flax import read as read
+from dfkd_jax.port.torch_flax import recognise as recognise
 from dfkd_jax.port.torch_flax import to_torch as to_torch

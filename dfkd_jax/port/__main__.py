@@ -5,38 +5,29 @@ python -m dfkd_jax.port --model=resnet34 --num_classes=10 --source=t.pth --outpu
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from dfkd_jax.command import arguments
 from dfkd_jax.port import weight_files
 from dfkd_jax.port.torch_flax import classifier_sizes, read, to_torch
 from dfkd_jax.storage import files, model_folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.port') -> None:
     """Ports a checkpoint and prints what it did; a mistake of the user ends it with a message."""
-    parser = argparse.ArgumentParser(prog='python -m dfkd_jax.port', description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument('--model', required=True, help='a name in the model zoo, such as resnet34')
-    parser.add_argument('--num_classes', type=int, default=10)
-    parser.add_argument('--source', type=files.expanded, required=True,
-                        help='a file or folder of weights, of PyTorch, Hugging Face or Flax; '
-                        'FILE#KEY chooses among several sets of weights')  # fmt: skip
-    parser.add_argument('--output', type=files.expanded, required=True,
-                        help='the model folder to make')  # fmt: skip
-    parser.add_argument('--size', action='append', default=[], metavar='NAME=NUMBER',
-                        help="repeatable: channels, or a generator's sizes")  # fmt: skip
+    parser = arguments.make('port', prog)
     args = parser.parse_args(argv)
     try:
         sizes = {name: int(number) for name, number in (size.split('=') for size in args.size)}
     except ValueError:
         parser.error(f'--size takes NAME=NUMBER, not {" ".join(args.size)}')
     try:
-        print(port(args.model, args.num_classes, args.source, args.output, **sizes))
+        source, output = files.expanded(args.source), files.expanded(args.output)
+        print(port(args.model, args.num_classes, source, output, **sizes))
     except (OSError, ValueError) as error:
         parser.exit(1, f'error: {error}\n')
 

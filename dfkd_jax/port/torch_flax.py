@@ -11,7 +11,7 @@ import dataclasses
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -590,20 +590,55 @@ def _other_head(table: Table, mistakes: Mapping[str, list[str]]) -> str:
     )
 
 
+def recognise(
+    source: str | os.PathLike[str], name: str = ''
+) -> dict[str, tuple[int | None, int | None]]:
+    """The architectures that a file of weights fits, with its numbers of classes and channels.
+
+    name: the only one to try.  It may then have arrays that no architecture knows, and what cannot
+      be told of it is None.
+    Empty where nothing fits, and for Flax variables, whose names do not tell.
+    Raises PortError as `read` does for a file that is no weights.
+    """
+    content, where, key = weight_files.read(source)
+    if _flax_variables(content) is not None:
+        return {}
+    groups = _groups(content, where, key)
+    chosen = {label: group for label, group in groups.items()
+              if not key or candidates.chosen(label, key)} or groups  # fmt: skip
+    if name:
+        found = {}
+        for fit in _fits(name, chosen, 10):
+            group, names = fit.candidate.group, fit.candidate.names
+            found[name] = _sizes(fit.table, {each: _shape(group[k]) for each, k in names.items()})
+        return found
+    return {each[0]: each[1:] for group in chosen.values() for each in _fitting(group)}
+
+
+def _fitting(group: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """The architectures whose names and shapes a dictionary has, with classes and channels."""
+    kept = {
+        key: value for key, value in group.items() if key.rpartition('.')[2] not in LEFT_OUT
+    }  # fmt: skip
+    for name in _names_for(kept):
+        for table in tables_of(name):
+            for prefix in candidates.prefixes(kept, table.first) if table.first else ():
+                held = {key.removeprefix(prefix): _shape(value) for key, value in kept.items()
+                        if key.startswith(prefix)}  # fmt: skip
+                classes, channels = _sizes(table, held)
+                if classes and channels and _exactly(name, table, held, classes, channels):
+                    yield name, classes, channels
+
+
 def _hint(group: Mapping[str, Any], otherwise: str, another: bool) -> str:
     """Which architectures the names and shapes of a dictionary are those of.
 
     another: whether to say how another network comes here.
     """
-    fitting = {}
-    for name in _names_for(group):
-        for table in tables_of(name):
-            for prefix in candidates.prefixes(group, table.first) if table.first else ():
-                held = {key.removeprefix(prefix): _shape(value) for key, value in group.items()
-                        if key.startswith(prefix)}  # fmt: skip
-                classes, channels = _sizes(table, held)
-                if classes and channels and _exactly(name, table, held, classes, channels):
-                    fitting[name] = f'{name!r} with num_classes={classes}, channels={channels}'
+    fitting = {
+        name: f'{name!r} with num_classes={classes}, channels={channels}'
+        for name, classes, channels in _fitting(group)
+    }
     if not fitting:
         none = 'No architecture of the model zoo has exactly these names and shapes.'
         return otherwise or (f'{none} {EXPORT}' if another else none)

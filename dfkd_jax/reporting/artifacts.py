@@ -11,7 +11,10 @@ import numpy as np
 from dfkd_jax import data, port
 from dfkd_jax.contract import Batch
 from dfkd_jax.distributed import processes
-from dfkd_jax.reporting import page
+from dfkd_jax.errors import UserError
+from dfkd_jax.port import weight_files
+from dfkd_jax.reporting import classes, model_card, page, pictures
+from dfkd_jax.reporting.classes import Tested
 from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage import workdir as folder
 
@@ -23,6 +26,20 @@ def warn(warnings: Mapping[str, str]) -> None:
     """Prints warnings, each a sentence by its name: once, at the start of a run."""
     for name, text in warnings.items() if processes.first() else ():
         print(f'warning ({name}): {text}', flush=True)
+
+
+def of_classes(found: classes.ByClass | None) -> dict[str, str]:
+    """A warning, by its name, where the student does not know classes that its teacher knows."""
+    lost = classes.collapsed(found) if found else []
+    if not lost:
+        return {}
+    more = f' and {len(lost) - 10} more' if len(lost) > 10 else ''
+    return {
+        'collapsed_classes': (
+            f'the student knows hardly any image of {", ".join(lost[:10])}{more}, which the '
+            'teacher knows: look at the synthetic images of these classes.'
+        )
+    }
 
 
 def summary(config: Any, **measured: Any) -> dict[str, Any]:
@@ -89,6 +106,7 @@ def finish(
     samples: Batch | None,
     history: Mapping[str, np.ndarray],
     unit: str = 'rounds',
+    tested: Tested | None = None,
     **measured: Any,
 ) -> dict[str, Any]:
     """Writes what every finished run leaves, prints the result and returns the summary.
@@ -98,11 +116,16 @@ def finish(
     samples: synthetic images to show, normalised; None if there are none.
     history: what `metrics.read` returns.
     unit: what its column ``round`` counts.
+    tested: classes of the test images, if there are any.
     measured: the numbers of the summary, and its `warnings`, if there are any.
     """
+    by_class = tested and classes.by_class(tested, about.num_classes, about.class_names)
+    lost = of_classes(by_class)
+    warn(lost)
+    measured['warnings'] = {**measured.get('warnings', {}), **lost}
     found = summary(config, **measured)
     processes.by_first(
-        lambda: leave(workdir, config, about, student, samples, history, found, unit)
+        lambda: leave(workdir, config, about, student, samples, history, found, unit, by_class)
     )
     print(
         f'student {config.student.model}: {_said(found)}, {found["seconds"]:.0f} s; see '
@@ -121,8 +144,9 @@ def leave(
     history: Mapping[str, np.ndarray],
     summary: dict[str, Any],
     unit: str,
+    by_class: classes.ByClass | None = None,
 ) -> None:
-    """Writes the student in three formats, the pictures, the page and, last, ``summary.json``."""
+    """Writes the student, the tables, the pictures, the page and, last, ``summary.json``."""
     name, accuracy = config.student.model, summary['student_accuracy_last']
     measured = {'accuracy': accuracy}
     if accuracy is None:
@@ -132,15 +156,41 @@ def leave(
     files.save_arrays(workdir / 'student_torch.safetensors', port.to_torch(name, student))
     model_folder.save_classifier(
         workdir / 'student', name, student, config.data, **measured,
-        method=config.method, teacher=config.teacher.model,
+        method=config.method, seed=config.seed, **_origin(workdir, config, summary),
         **model_folder.preparation(config.data, about),
     )  # fmt: skip
+    model_card.write(workdir / 'student')
+    if by_class:
+        classes.write(workdir, by_class)
     if samples is not None:
         pixels = np.asarray(data.denormalise(samples.image, about.mean, about.std))
         labels = np.asarray(samples.label)
-        page.image_grid(pixels, labels, about.class_names or None, workdir / page.IMAGES)
+        pictures.image_grid(pixels, labels, about.class_names or None, workdir / pictures.IMAGES)
     references = {} if accuracy is None else {'teacher': summary['teacher_accuracy']}
-    title = page.ACCURACY if accuracy is not None else f'Agreement on {SYNTHETIC}'
-    page.curves(history, workdir / page.CURVES, references, unit, title)
-    page.page(workdir, summary)
+    title = pictures.ACCURACY if accuracy is not None else f'Agreement on {SYNTHETIC}'
+    pictures.curves(history, workdir / pictures.CURVES, references, unit, title)
+    page.page(page.Run(workdir, summary, history, unit))
     files.write_json(workdir / SUMMARY, summary)  # last: it marks the run as finished
+
+
+def _origin(workdir: Path, config: Any, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of the student's card: its teacher, and what it learnt from."""
+    given = config.teacher.checkpoint
+    place = files.expanded(given) if given else workdir / 'teacher'
+    found: dict[str, Any] = {'teacher': config.teacher.model, 'teacher_file': place.name}
+    try:
+        weights = place / model_folder.VARIABLES
+        found['teacher_sha256'] = weight_files.digest(weights if weights.is_file() else place)
+    except (UserError, OSError):  # it has moved since the run began
+        pass
+    if summary['teacher_accuracy'] is not None:
+        found['teacher_accuracy'] = summary['teacher_accuracy']
+    labels_of = summary.get('label_embeddings_of', '')
+    return {**found, 'saw': model_card.saw(config, summary.get('prior'), labels_of)}
+
+
+def strip(workdir: Path, done: int, samples: Batch, about: data.Facts) -> None:
+    """Writes a picture of the synthetic images after `done` rounds, for the page."""
+    pixels = np.asarray(data.denormalise(samples.image, about.mean, about.std))
+    path = workdir / page.PROGRESS / f'{done:08d}.png'
+    pictures.strip(pixels, np.asarray(samples.label), path)

@@ -1,246 +1,70 @@
-"""What a person looks at after a run: a grid of synthetic images, curves, and a report page."""
+"""The page of a run, and the page that compares several: one file each, with nothing to fetch."""
 
 from __future__ import annotations
 
 import base64
 import html
-import io
-import itertools
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from dfkd_jax.reporting import chart, classes, pictures
+from dfkd_jax.reporting.chart import Line
+from dfkd_jax.reporting.classes import ByClass
 from dfkd_jax.storage import files
 
-IMAGES = 'images.png'
-CURVES = 'curves.png'
-PAGE = 'report.html'
-ACCURACY = 'Accuracy on the real test set'
-MAX_CLASSES = 20  # rows of the grid
-MAX_COLUMNS = 10
-DPI = 100
-BACKGROUND = (0.85, 0.88, 0.93)  # unlike the black or white borders of many images
-
-
-def _figure(width: float, height: float) -> Any:
-    """An empty figure; width and height in inches.
-
-    It is not made by pyplot, whose global state may belong to the user's notebook.
+PAGE, COMPARISON = 'report.html', 'comparison.html'
+PROGRESS = 'progress'  # a folder: strips of synthetic images, by the round after which
+WARNINGS = 'warnings'  # name -> sentence
+ALL_CLASSES = 20  # of which a matrix has numbers, and of more the lowest are shown first
+PAIRS = 15  # the most frequent confusions of many classes
+READABLE = 560  # pixels of width at which the names beside synthetic images can still be read
+STYLE = (
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained', facecolor='white')
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format='png')
-    files.write_bytes(path, data.getvalue())
-
-
-def image_grid(
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str] | None,
-    path: str | os.PathLike[str],
-    title: str = 'Synthetic images by intended class',
-) -> None:
-    """Writes a PNG with one row of images per class.
-
-    Of more than 20 classes, 20 are shown, spread evenly over those that have images.
-
-    images: [N, H, W, C] in [0, 1] (values outside are clipped), C 1 or 3.
-    labels: [N] integers.
-    class_names: the name of each label; None shows the number.
-
-    Raises ValueError for other shapes, and when there are no images.
-    """
-    images, labels = np.asarray(images, np.float32), np.asarray(labels)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f'expected images [N, H, W, 1 or 3] and labels [N]; found {images.shape} and '
-            f'{labels.shape}.'
-        )
-    present = np.unique(labels)
-    count = len(class_names) if class_names is not None else int(present.max(initial=-1)) + 1
-    classes = np.arange(count) if count <= MAX_CLASSES else present
-    if len(classes) > MAX_CLASSES:
-        classes = classes[np.linspace(0, len(classes) - 1, MAX_CLASSES).round().astype(int)]
-    rows = [images[labels == label][:MAX_COLUMNS] for label in classes]
-    columns = max((len(row) for row in rows), default=0)
-    if not columns:
-        raise ValueError('there are no images to show.')
-
-    cell, gap = _cell_size(*images.shape[1:3]), 4
-    canvas = np.empty((len(rows) * (cell[0] + gap) - gap, columns * (cell[1] + gap) - gap, 3))
-    canvas[:] = BACKGROUND
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            y, x = i * (cell[0] + gap), j * (cell[1] + gap)
-            canvas[y : y + cell[0], x : x + cell[1]] = _scaled(image, cell)
-
-    names = [
-        str(class_names[int(label)]) if class_names is not None else str(label) for label in classes
-    ]
-    names = [name if len(row) else f'{name} (none)' for name, row in zip(names, rows)]
-    names = [name if len(name) <= 24 else name[:23] + '…' for name in names]
-    _draw_grid(canvas, names, cell[0], gap, title, path)
-
-
-def _draw_grid(
-    canvas: np.ndarray,
-    names: list[str],
-    cell: int,
-    gap: int,
-    title: str,
-    path: str | os.PathLike[str],
-) -> None:
-    """Saves the canvas, pixel by pixel, with the names on its left and the title above."""
-    height, width = canvas.shape[:2]
-    left, top, margin = 24 + 8 * max(map(len, names)), 44, 12
-    full_width = max(left + width + margin, 11 * len(title) + 2 * margin)
-    full_height = top + height + margin
-    figure = _figure(full_width / DPI, full_height / DPI)
-    figure.set_layout_engine('none')
-    axes = figure.add_axes(
-        (left / full_width, margin / full_height, width / full_width, height / full_height)
-    )
-    axes.imshow(canvas, interpolation='none', aspect='auto')
-    axes.set_xticks([])
-    axes.set_yticks([i * (cell + gap) + (cell - 1) / 2 for i in range(len(names))], names)
-    axes.tick_params(length=0, labelsize=11)
-    axes.spines[:].set_visible(False)
-    figure.text(
-        margin / full_width, 1 - 16 / full_height, title, fontsize=13, va='center', weight='bold'
-    )
-    _save(figure, path)
-
-
-def _cell_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which an image is shown, [height, width] in pixels.
-
-    Small images are enlarged by an integer factor to 56 pixels or more, large ones shrunk to 112.
-    """
-    side = max(height, width)
-    if side > 112:
-        return max(round(height * 112 / side), 1), max(round(width * 112 / side), 1)
-    factor = math.ceil(56 / side)
-    return height * factor, width * factor
-
-
-def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image [H, W, 1 or 3] as [*size, 3] in [0, 1]; sharp pixels where it is enlarged."""
-    from PIL import Image
-
-    pixels = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
-    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    method = Image.Resampling.NEAREST if size[0] >= image.shape[0] else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], method)) / 255
-
-
-def curves(
-    metrics: Mapping[str, np.ndarray],
-    path: str | os.PathLike[str],
-    references: Mapping[str, float] | None = None,
-    unit: str = 'rounds',
-    title: str = ACCURACY,
-) -> None:
-    """Writes a PNG with the curves of a run: accuracy, losses of synthesis, losses of the student.
-
-    metrics: what `dfkd_jax.reporting.metrics.read` returns.  Shown are ``student_accuracy`` and
-        ``agreement_with_teacher``, in per cent, and the columns ``g/...`` and ``s/...``.
-    references: name -> accuracy in per cent, drawn as a horizontal line; ``{'teacher': 91.5}``.
-    unit: what the column ``round`` counts.
-    title: of the first panel, what was measured.
-    """
-    panels = [
-        ('Synthesis: losses and metrics', [name for name in metrics if name.startswith('g/')]),
-        ('Student: losses and metrics', [name for name in metrics if name.startswith('s/')]),
-    ]
-    panels = [(title, names) for title, names in panels if names]
-    figure = _figure(5.2 * (1 + len(panels)), 4.5)
-    axes, *others = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
-    _draw_accuracy(axes, metrics, references or {}, unit)
-    axes.set_title(title)
-    for axes, (heading, names) in zip(others, panels):
-        for name in names:
-            _line(axes, metrics['round'], metrics[name], label=name[2:])
-        _scale(axes, np.concatenate([metrics[name] for name in names]))
-        axes.set_title(heading)
-        axes.set_ylabel('mean since the last point, unweighted')
-        _dress(axes, metrics['round'], 4, unit)
-    _save(figure, path)
-
-
-def _draw_accuracy(
-    axes: Any, metrics: Mapping[str, np.ndarray], references: Mapping[str, float], unit: str
-) -> None:
-    for (name, value), style in zip(references.items(), itertools.cycle(('--', '-.', ':'))):
-        axes.axhline(value, color='0.35', ls=style, lw=1.2, label=f'{name} {value:.2f}')
-    rounds = metrics['round']
-    agreement = metrics.get('agreement_with_teacher')
-    if agreement is not None:
-        _line(axes, rounds, agreement, color='0.65', label='agreement with the teacher')
-    student = metrics.get('student_accuracy')
-    if student is not None and np.isfinite(student).any():
-        known = student[np.isfinite(student)]
-        label = f'student: last {known[-1]:.2f}, best {known.max():.2f}'
-        _line(axes, rounds, student, color='C0', label=label, lw=2)
-        best = int(np.nanargmax(student))
-        axes.plot(rounds[best], student[best], 'o', color='C0', ms=6)
-    axes.set_ylabel('per cent')
-    _dress(axes, rounds, 2, unit)
-
-
-def _line(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-    known = np.isfinite(y)
-    if not known.any():
-        return
-    few = np.count_nonzero(known) < 15  # a line through a single point would be invisible
-    axes.plot(x[known], y[known], **{'lw': 1.4, 'marker': '.' if few else None} | style)
-
-
-def _scale(axes: Any, values: np.ndarray) -> None:
-    """Makes the axis logarithmic if the curves are too far apart for a linear one."""
-    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-    if sizes.size and sizes.max() > 30 * np.median(sizes):
-        if np.nanmin(values) > 0:
-            axes.set_yscale('log')
-        else:
-            axes.set_yscale('symlog', linthresh=10 ** math.floor(math.log10(np.median(sizes))))
-
-
-def _dress(axes: Any, rounds: np.ndarray, columns: int, unit: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel(unit)
-    axes.set_xlim(0, 1.02 * max(rounds.max(initial=0), 1))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[['top', 'right']].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.13)}
-        axes.legend(fontsize=9, ncols=columns, frameon=False, **below)
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .3rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td { padding: .2rem 1.2rem .2rem 0; vertical-align: top; }
-td:first-child { color: #666; } td:last-child { font-variant-numeric: tabular-nums; }
-img { max-width: 100%; } pre { background: #f5f5f5; padding: 1rem; overflow: auto; }
-.big { font-size: 1.2rem; }
+:root { color-scheme: light dark;
+  --page: #fff; --text: #1d2126; --soft: #57606a; --line: #d8dde3; --box: #f4f6f8;
+  --warn: #fff4d6; --edge: #b7791f; --heat: #8db9ee; --bar: #4f8fd6; --link: #0a58ca;
+  --c0: #1f6fc2; --c1: #c4510c; --c2: #2a7f3b; --c3: #a3207a; --c4: #6d5bd0; --c5: #8a6d00;
+  --c6: #0c7c86; --c7: #b3261e; }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #14171b; --text: #e7eaee; --soft: #a3adb8; --line: #343b44; --box: #1e2329;
+  --warn: #3a2f12; --edge: #e0b252; --heat: #1f5596; --bar: #4f8fd6; --link: #7db4ff;
+  --c0: #6fb0ff; --c1: #ff9b5c; --c2: #6fd083; --c3: #f08cd0; --c4: #b3a5ff; --c5: #e3c04f;
+  --c6: #5fd0da; --c7: #ff8a80; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
+       max-width: 1100px; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: .6rem 0 .3rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+a { color: var(--link); }
+.big { font-size: 1.2rem; margin-top: 0; } small, .soft { color: var(--soft); }
+.warning { background: var(--warn); border-left: .3rem solid var(--edge); padding: .5rem .8rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem 1rem .2rem 0; vertical-align: top; text-align: left; }
+th { font-weight: 400; color: var(--soft); } thead th { border-bottom: 1px solid var(--line); }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.wide { overflow-x: auto; max-width: 100%; overflow-wrap: normal; }
+.wide th { white-space: nowrap; }
+.runs th, .runs td { white-space: nowrap; border-bottom: 1px solid var(--line); }
+.runs tbody th { position: sticky; left: 0; background: var(--page); color: var(--text); }
+.matrix td { text-align: center; padding: .15rem .2rem; min-width: min(2.2rem, 7vw);
+  border: 1px solid var(--line);
+  background: color-mix(in srgb, var(--heat) calc(var(--v) * 100%), transparent); }
+.matrix thead th { padding: .2rem; vertical-align: bottom; text-align: center; }
+.matrix tbody th { padding-right: .5rem; }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.bar { display: inline-block; height: .6rem; background: var(--bar); min-width: 1px; }
+.track { width: min(30vw, 12rem); }
+img { max-width: 100%; height: auto; } .sharp { image-rendering: pixelated; }
+.strips { display: grid; gap: .8rem; } .strips img { width: min(100%, 44rem); }
+.strips figcaption { font-weight: 400; font-size: .9rem; color: var(--soft); }
+pre { background: var(--box); padding: 1rem; overflow: auto; } summary { cursor: pointer; }
 """
+    + chart.STYLE
+)
 ROWS = {
     'method': 'method',
     'dataset': 'data set',
@@ -258,50 +82,239 @@ ROWS = {
     'images_distilled': 'images in student updates',
     'teacher_queries': 'teacher queries (images)',
     'seconds': 'time',
+    'images_per_second': 'speed, images through the teacher per second',
     'seed': 'seed',
     'device': 'device',
 }
-WARNINGS = 'warnings'  # name -> sentence
 PERCENT = {name for name in ROWS if 'accuracy' in name or name.startswith('agreement')}
 
 
-def page(workdir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
-    """Writes ``report.html`` in `workdir` and returns its path.
+class Run(NamedTuple):
+    """What the pages show of a finished run.
 
-    The page is one file: the pictures ``curves.png`` and ``images.png`` of `workdir`, if they
-    exist, are embedded.
-
+    name: what it is called beside others.
     summary: the content of ``summary.json``.
+    history: what `metrics.read` returns.
+    unit: what its column ``round`` counts.
     """
-    workdir = Path(workdir)
+
+    workdir: Path
+    summary: Mapping[str, Any]
+    history: Mapping[str, np.ndarray] = {}
+    unit: str = 'rounds'
+    name: str = ''
+
+
+# 1. A run
+
+
+def page(run: Run, output: str | os.PathLike[str] | None = None) -> Path:
+    """Writes the page of a run and returns its path, ``report.html`` in its workdir by default.
+
+    Beside summary and history it shows, if the workdir has them, ``images.png``, the strips in
+    ``progress/`` and the tables of `classes`.
+    """
+    summary = run.summary
     title = f'{summary.get("method", "?")} on {summary.get("dataset", "?") or "no data set"}'
-    rows = [(ROWS[name], _shown(name, summary[name])) for name in ROWS if name in summary]
+    known = dict(summary) | {'images_per_second': speed(summary)}
+    rows = [(ROWS[name], _shown(name, known[name])) for name in ROWS if name in summary
+            or known.get(name) and name == 'images_per_second']  # fmt: skip
     details = {name: x for name, x in summary.items() if name not in (*ROWS, WARNINGS)}
-    parts = [
-        f'<h1>{html.escape(title)}</h1>',
+    body = [
         f'<p class="big">{html.escape(_headline(summary))}</p>',
-        *(f'<p>Warning: {html.escape(text)}</p>' for text in summary.get(WARNINGS, {}).values()),
-        '<table>',
-        *(f'<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>' for k, v in rows),
-        '</table>',
-    ]
-    for heading, name in (('Curves', CURVES), ('Synthetic images', IMAGES)):
-        if (workdir / name).exists():
-            data = base64.b64encode((workdir / name).read_bytes()).decode()
-            parts.append(f'<h2>{heading}</h2>')
-            parts.append(f'<img alt="{heading}" src="data:image/png;base64,{data}">')
-    for name, value in details.items():
-        text = json.dumps(files.plain(value), indent=2, ensure_ascii=False)
-        parts.append(f'<details><summary>{html.escape(name)}</summary>')
-        parts.append(f'<pre>{html.escape(text)}</pre></details>')
-    text = (
+        *(f'<p class="warning">Warning: {html.escape(text)}</p>'
+          for text in summary.get(WARNINGS, {}).values()),
+        '<table><tbody>',
+        *(f'<tr><th scope="row">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>'
+          for k, v in rows),
+        '</tbody></table>',
+        *_section('Curves', _charts(run)),
+        *_section('Classes', _classes(classes.read(run.workdir))),
+        *_section('Synthetic images through training', _strips(run)),
+        *_section('Synthetic images', _images(run)),
+        *_section('Everything', map(_detail, details.items())),
+    ]  # fmt: skip
+    path = Path(output or run.workdir / PAGE)
+    files.write_bytes(path, _document(title, body).encode())
+    return path
+
+
+def speed(summary: Mapping[str, Any]) -> float | None:
+    """Images through the teacher per second, over the whole run; None: not known."""
+    images, seconds = summary.get('teacher_queries'), summary.get('seconds')
+    return round(images / seconds, 1) if images and seconds else None
+
+
+def _document(title: str, body: Sequence[str]) -> str:
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n'
-        + '\n'.join(parts)
-        + '\n</body></html>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n'
+        f'<h1>{html.escape(title)}</h1>\n' + '\n'.join(body) + '\n</main></body></html>\n'
     )
-    files.write_bytes(workdir / PAGE, text.encode())
-    return workdir / PAGE
+
+
+def _section(heading: str, parts: Iterator[str]) -> list[str]:
+    """A heading and what is under it; nothing where that is nothing."""
+    found = [part for part in parts if part]
+    return [f'<h2>{html.escape(heading)}</h2>', *found] if found else []
+
+
+def _charts(run: Run) -> Iterator[str]:
+    """One axis for each group of curves: accuracies, losses of each side, speed."""
+    history = run.history
+    if not history or not len(history['round']):
+        return
+    rounds = history['round']
+    measured = {'student accuracy': 'student_accuracy',
+                'agreement with the teacher': 'agreement_with_teacher'}  # fmt: skip
+    lines = [Line(label, rounds, history[name]) for label, name in measured.items()
+             if name in history]  # fmt: skip
+    teacher = run.summary.get('teacher_accuracy')
+    references = {} if teacher is None else {'teacher accuracy': teacher}
+    groups = [('Accuracy' if references else 'Agreement', lines, 'per cent', references)]
+    for prefix, title in (('g/', 'Losses of synthesis'), ('s/', 'Losses of the student')):
+        names = [name for name in history if name.startswith(prefix)]
+        groups.append(
+            (title, [Line(name[2:], rounds, history[name]) for name in names], 'unweighted', {})
+        )
+    shown = [chart.figure(title, lines, run.unit, y_label, references)
+             for title, lines, y_label, references in groups]  # fmt: skip
+    shown.append(chart.figure('Speed', list(_speeds(run)), run.unit, 'per second', from_zero=True))
+    yield f'<div class="charts">{"".join(shown)}</div>' if any(shown) else ''
+
+
+def _speeds(run: Run) -> Iterator[Line]:
+    """Images through the teacher per second, between the rows of the history; or rounds."""
+    history = run.history
+    if 'seconds' not in history:
+        return
+    counted = 'teacher_queries' if 'teacher_queries' in history else 'round'
+    seconds, images, rounds = (history[name] for name in ('seconds', counted, 'round'))
+    took = np.diff(seconds, prepend=0.0)
+    done = np.diff(images, prepend=0.0)
+    label = 'images through the teacher' if counted != 'round' else run.unit
+    # The first row has the time of the compilation in it.
+    usable = (took > 0) & (np.arange(len(took)) > 0)
+    yield Line(label, rounds, np.divide(done, took, np.full(len(took), np.nan), where=usable))
+
+
+def _classes(found: ByClass | None) -> Iterator[str]:
+    """The accuracy of each class, and which classes are taken for which."""
+    if found is None:
+        return
+    order = np.argsort(np.where(np.isfinite(found.student), found.student, np.inf), kind='stable')
+    rows = [_class_row(found, int(i)) for i in order]
+    head = (
+        '<thead><tr><th scope="col">class</th><th scope="colgroup" colspan="2">student</th>'
+        '<th scope="col" class="n">teacher</th><th scope="col" class="n">images</th>'
+        '</tr></thead>'
+    )
+    yield (
+        '<p class="soft">Per cent of the test images of each class, the lowest first.</p>'
+        + _wide(f'<table>{head}<tbody>{"".join(rows[:ALL_CLASSES])}</tbody></table>',
+                'accuracy of each class')
+    )  # fmt: skip
+    if len(rows) > ALL_CLASSES:
+        rest = f'<table>{head}<tbody>{"".join(rows[ALL_CLASSES:])}</tbody></table>'
+        yield (
+            f'<details><summary>the other {len(rows) - ALL_CLASSES} classes</summary>'
+            f'{_wide(rest, "accuracy of the other classes")}</details>'
+        )
+    yield from _confusion(found)
+
+
+def _class_row(found: ByClass, i: int) -> str:
+    student, teacher = (each[i] for each in (found.student, found.teacher))
+    shares = [f'{x:.1f} %' if np.isfinite(x) else '–' for x in (student, teacher)]
+    length = student if np.isfinite(student) else 0
+    return (
+        f'<tr><th scope="row">{html.escape(found.names[i])}</th><td class="n">{shares[0]}</td>'
+        f'<td class="track"><span class="bar" style="width:{length:.0f}%"></span></td>'
+        f'<td class="n">{shares[1]}</td><td class="n">{found.images[i]:,}</td></tr>'
+    )
+
+
+def _confusion(found: ByClass) -> Iterator[str]:
+    """The matrix of a few classes as a table; of many as a picture, with the worst pairs."""
+    number = np.maximum(found.images, 1)[:, None]
+    shares = found.confusion / number
+    yield '<h3>Confusions</h3><p class="soft">A row for each true class, a column for each class '\
+          'that the student predicts.</p>'  # fmt: skip
+    if len(found.names) <= ALL_CLASSES:
+        head = ''.join(f'<th scope="col"><span>{html.escape(name)}</span></th>'
+                       for name in found.names)  # fmt: skip
+        rows = ''.join(
+            f'<tr><th scope="row">{html.escape(name)}</th>' + ''.join(
+                f'<td style="--v:{share:.2f}">{count or ""}</td>'
+                for count, share in zip(counts, of_row)
+            ) + '</tr>'
+            for name, counts, of_row in zip(found.names, found.confusion, shares)
+        )  # fmt: skip
+        table = (
+            f'<table class="matrix"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody>'
+            '</table>'
+        )
+        yield _wide(table, 'confusions')
+        return
+    picture = _embedded(pictures.heat(shares))
+    yield f'<img class="sharp" width="600" alt="The matrix of confusions" src="{picture}">'
+    wrong = np.where(np.eye(len(found.names), dtype=bool), 0, found.confusion)
+    pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None)[:PAIRS]]
+    rows = ''.join(
+        f'<tr><td>{html.escape(found.names[a])}</td><td>{html.escape(found.names[b])}</td>'
+        f'<td class="n">{wrong[a, b]}</td></tr>'
+        for a, b in pairs if wrong[a, b]
+    )  # fmt: skip
+    head = (
+        '<tr><th scope="col">class</th><th scope="col">taken for</th>'
+        '<th scope="col" class="n">images</th></tr>'
+    )
+    yield _wide(f'<table><thead>{head}</thead><tbody>{rows}</tbody></table>', 'the worst pairs')
+
+
+def _wide(inside: str, label: str) -> str:
+    """What may be wider than a phone: it scrolls, also by the keyboard."""
+    return f'<div class="wide" role="region" tabindex="0" aria-label="{label}">{inside}</div>'
+
+
+def _strips(run: Run) -> Iterator[str]:
+    """Synthetic images at some rounds of the training, the first ones first."""
+    found = sorted((int(path.stem), path) for path in (run.workdir / PROGRESS).glob('*.png')
+                   if path.stem.isdecimal())  # fmt: skip
+    rows = []
+    for number, path in found:
+        when = f'after {number:,} {run.unit if number > 1 else run.unit.removesuffix("s")}'
+        rows.append(
+            f'<figure><img class="sharp" alt="Synthetic images {when}" '
+            f'src="{_embedded(path.read_bytes())}"><figcaption>{when}</figcaption></figure>'
+        )
+    yield f'<div class="strips">{"".join(rows)}</div>' if rows else ''
+
+
+def _images(run: Run) -> Iterator[str]:
+    path = run.workdir / pictures.IMAGES
+    if path.exists():
+        png = path.read_bytes()
+        width = int.from_bytes(png[16:20])  # of its header
+        picture = (
+            f'<img style="min-width:{min(width, READABLE)}px" '
+            f'alt="Synthetic images, a row for each class" src="{_embedded(png)}">'
+        )
+        yield _wide(picture, 'synthetic images')
+
+
+def _embedded(png: bytes) -> str:
+    return f'data:image/png;base64,{base64.b64encode(png).decode()}'
+
+
+def _detail(entry: tuple[str, Any]) -> str:
+    name, value = entry
+    text = json.dumps(files.plain(value), indent=2, ensure_ascii=False)
+    return (
+        f'<details><summary>{html.escape(name)}</summary>'
+        f'<pre tabindex="0">{html.escape(text)}</pre></details>'
+    )
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
@@ -326,4 +339,144 @@ def _shown(name: str, value: Any) -> str:
         return f'{value:.2f} %'
     if name == 'seconds':
         return str(tqdm.format_interval(value))
-    return f'{value:,}' if isinstance(value, int) and name != 'seed' else str(value)
+    return f'{value:,}' if isinstance(value, int | float) and name != 'seed' else str(value)
+
+
+# 2. Several runs
+
+
+COLUMNS = (  # the first ones are what a phone shows
+    'student_accuracy_last', 'agreement_with_teacher', 'teacher_accuracy', 'student_accuracy_best',
+    'method', 'dataset', 'teacher', 'student', 'seconds', 'rounds', 'images_synthesised',
+    'teacher_queries', 'images_per_second', 'seed', 'device',
+)  # fmt: skip
+
+
+def numbers(run: Run) -> dict[str, Any]:
+    """What a comparison shows of a run, by name: accuracies in per cent, seconds, counts."""
+    known = dict(run.summary) | {'images_per_second': speed(run.summary)}
+    found = {name: known.get(name) for name in COLUMNS}
+    found['warnings'] = dict(run.summary.get(WARNINGS) or {})
+    per_class = classes.read(run.workdir)
+    if per_class is not None:
+        found['per_class'] = dict(zip(per_class.names, files.plain(per_class.student)))
+    return {'run': run.name, 'workdir': str(run.workdir), **found}
+
+
+def comparison(runs: Sequence[Run], output: str | os.PathLike[str]) -> Path:
+    """Writes a page with runs side by side: numbers, curves, classes, configs and images."""
+    title = f'{len(runs)} runs'
+    warned = [
+        f'<p class="warning">{html.escape(run.name)}: {html.escape(text)}</p>'
+        for run in runs for text in (run.summary.get(WARNINGS) or {}).values()
+    ]  # fmt: skip
+    body = [
+        *warned,
+        _table_of_runs(runs),
+        *_section('Curves', _common_charts(runs)),
+        *_section('Classes', _common_classes(runs)),
+        *_section('Synthetic images', _side_by_side(runs)),
+        *_section('Configs', _differences(runs)),
+    ]
+    path = Path(output)
+    files.write_bytes(path, _document(title, body).encode())
+    return path
+
+
+def _table_of_runs(runs: Sequence[Run]) -> str:
+    found = [numbers(run) for run in runs]
+    used = [name for name in COLUMNS if any(each[name] is not None for each in found)]
+    head = ''.join(f'<th scope="col">{html.escape(ROWS[name])}</th>' for name in used)
+    rows = ''.join(
+        f'<tr><th scope="row">{html.escape(each["run"])}</th>'
+        + ''.join(f'<td>{html.escape(_shown(name, each[name]))}</td>' for name in used) + '</tr>'
+        for each in found
+    )  # fmt: skip
+    table = (
+        f'<table class="runs"><thead><tr><th scope="col">run</th>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table>'
+    )
+    return _wide(table, 'the numbers of each run')
+
+
+def _common_charts(runs: Sequence[Run]) -> Iterator[str]:
+    """What was measured, of all runs on one axis, by rounds and by seconds."""
+    shown = []
+    for name, title in (('student_accuracy', 'Student accuracy'),
+                        ('agreement_with_teacher', 'Agreement with the teacher')):  # fmt: skip
+        for by, label in (('round', 'rounds'), ('seconds', 'seconds')):
+            lines = [Line(run.name, run.history[by], run.history[name]) for run in runs
+                     if name in run.history and by in run.history]  # fmt: skip
+            shown.append(chart.figure(f'{title} by {label}', lines, label, 'per cent'))
+    speeds = [line._replace(label=f'{run.name}, {line.label}') for run in runs
+              for line in _speeds(run)]  # fmt: skip
+    shown.append(chart.figure('Speed', speeds, 'rounds', 'per second', from_zero=True))
+    yield f'<div class="charts">{"".join(shown)}</div>' if any(shown) else ''
+
+
+def _common_classes(runs: Sequence[Run]) -> Iterator[str]:
+    """The students' accuracies by class, for the runs of the same classes as the first."""
+    found = [(run.name, classes.read(run.workdir)) for run in runs]
+    known = [(name, each) for name, each in found if each is not None]
+    same = [(name, each) for name, each in known if each.names == known[0][1].names]
+    if not same:
+        return
+    head = ''.join(f'<th scope="col" class="n">{html.escape(name)}</th>' for name, _ in same)
+    rows = ''.join(
+        f'<tr><th scope="row">{html.escape(label)}</th>'
+        + ''.join(f'<td class="n">{_shown("accuracy", _finite(each.student[i]))}</td>'
+                  for _, each in same) + '</tr>'
+        for i, label in enumerate(same[0][1].names)
+    )  # fmt: skip
+    table = (
+        f'<table class="runs"><thead><tr><th scope="col">class</th>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table>'
+    )
+    yield _wide(table, 'accuracy of each class in each run')
+
+
+def _finite(value: float) -> str | None:
+    return f'{value:.1f} %' if np.isfinite(value) else None
+
+
+def _differences(runs: Sequence[Run]) -> Iterator[str]:
+    """The fields of the configs that are not the same in all runs."""
+    flat = [dict(_fields(run.summary.get('config') or {})) for run in runs]
+    names = list(dict.fromkeys(name for each in flat for name in each))
+    differ = [name for name in names if len({repr(each.get(name, '–')) for each in flat}) > 1]
+    if not differ:
+        return
+    head = ''.join(f'<th scope="col">{html.escape(run.name)}</th>' for run in runs)
+    rows = ''.join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + ''.join(f'<td>{html.escape(str(each.get(name, "–")))}</td>' for each in flat) + '</tr>'
+        for name in differ
+    )  # fmt: skip
+    table = (
+        f'<table class="runs"><thead><tr><th scope="col">field</th>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table>'
+    )
+    yield (
+        f'<details><summary>what differs: {len(differ)} fields</summary>'
+        f'{_wide(table, "what differs")}</details>'
+    )
+
+
+def _fields(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Nested names and values as ``('student.lr', 0.1)``."""
+    items = enumerate(tree) if isinstance(tree, list | tuple) else tree.items()
+    for name, value in items:
+        if isinstance(value, dict) or isinstance(value, list) and value[:1] and isinstance(
+            value[0], dict
+        ):  # fmt: skip
+            yield from _fields(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value
+
+
+def _side_by_side(runs: Sequence[Run]) -> Iterator[str]:
+    shown = [
+        f'<figure><figcaption>{html.escape(run.name)}</figcaption>{picture}</figure>'
+        for run in runs for picture in _images(run)
+    ]  # fmt: skip
+    yield f'<div class="charts">{"".join(shown)}</div>' if shown else ''

@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from dfkd_jax import __version__
 from dfkd_jax.distributed import processes
@@ -43,6 +45,23 @@ def default(config: Any) -> Path:
     """
     names = (config.data.name or 'none', config.method, config.teacher.model, config.student.model)
     return Path('runs') / f'{"-".join(names)}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}'
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config in a run's ``config.json``, as it was before it was JSON.
+
+    Raises CheckpointError for a file that cannot be read.
+    """
+    return _revived(files.read_json(path))
+
+
+def _revived(value: Any, name: str = '') -> Any:
+    """Groups, and tuples in place of lists; what is not set stays typed, so a flag can set it."""
+    if isinstance(value, dict):
+        return ConfigDict({key: _revived(each, key) for key, each in value.items()})
+    if isinstance(value, list):
+        return tuple(_revived(each) for each in value)
+    return placeholder(tuple if name in ('mean', 'std') else str) if value is None else value
 
 
 @contextlib.contextmanager

@@ -16,23 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfkd_jax import data
-from dfkd_jax.transfer import arguments
-from dfkd_jax.transfer.classification import PROTOCOLS, RECIPE, run
-
-FIELDS = ('epochs', 'batch_size', 'lr', 'weight_decay', 'crop_padding')
+from dfkd_jax.command import arguments
+from dfkd_jax.transfer import ending
+from dfkd_jax.transfer.classification import run
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.transfer') -> None:
     """Measures, and prints the accuracy; a mistake of the user ends it with one line."""
-    parser = arguments.make_parser('python -m dfkd_jax.transfer', __doc__)
-    add = parser.add_argument
-    add('--dataset', required=True, metavar='NAME', help='the images to measure on')
-    add('--protocol', required=True, metavar='|'.join(PROTOCOLS))
-    add('--resize', default='resize', metavar='|'.join(data.RESIZE), help="to the network's size")
-    add('--pooled', action='store_true', help='probe: pooled maps of all stages too')
-    arguments.add_recipe(parser, RECIPE, FIELDS, 'finetune')
-    result, network = arguments.measure(run, parser, argv)
+    result, network = ending.measure(run, arguments.make('transfer', prog), argv)
     print(
         f'{result["protocol"]} of {network}: {result["accuracy"]:.2f} % of the '
         f'{result["test_size"]} test images of {result["dataset"]}, {result["seconds"]:.0f} s'
