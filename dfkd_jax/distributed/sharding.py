@@ -5,10 +5,10 @@ run does not depend on the number of devices: modes and numbers of devices diffe
 of floating-point sums.  Draws are latents, labels and noise, small beside the images.
 
 Several processes (`processes`) make the same calls in the same order.  A state is arrays that every
-device of every process holds; of a batch of real images, each process passes its rows.  Only sums
-cross between devices, and few of them: the gradients of an update and its loss in one sum
+device of every process holds; of a batch of real images, each process passes its rows.  Little
+crosses between devices: the gradients of an update and its loss in one sum
 (`Shards.value_and_grad`), its metrics in one (`Shards.mean`), the moments of each batch norm, and
-what a method gathers (`Shards.gather`).
+what a method gathers, each row once (`Shards.gather`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,16 @@ MODES = ('jit', 'pmap', 'shard_map')  # and 'vmap', which checks the sharded cod
 
 
 class Shards(NamedTuple):
-    """How a step sees the batch: the name of its mapped axis (None: it sees all) and its size."""
+    """How a step sees the batch.
+
+    axis: the name of its mapped axis; None: a step sees the whole batch.
+    size: the number of shards.
+    tracked: whether the axis is one of shard_map, which tracks which values are equal everywhere.
+    """
 
     axis: str | None = None
     size: int = 1
+    tracked: bool = False
 
     def check(self, name: str, batch_size: int) -> None:
         """Raises ValueError unless a batch divides over the shards."""
@@ -60,14 +66,13 @@ class Shards(NamedTuple):
     def gather(self, x: Array) -> Array:
         """The whole batch from the shares, the same everywhere: [B, ...] -> [B * size, ...].
 
-        Placed into zeros and summed: shard_map knows the result of a sum to be replicated, which it
-        does not know of an all_gather.
+        Each row crosses once.
         """
         if self.axis is None:
             return x
-        whole = jnp.zeros((self.size, *x.shape), x.dtype)
-        whole = jax.lax.dynamic_update_index_in_dim(whole, x, jax.lax.axis_index(self.axis), 0)
-        return jax.lax.psum(whole, self.axis).reshape(-1, *x.shape[1:])
+        # To pmap and vmap every value is one that varies.
+        to = 'invarying' if self.tracked else 'varying'
+        return jax.lax.all_gather(x, self.axis, tiled=True, to=to)
 
     def before(self, x: Array) -> Array:
         """The row before each of this instance's rows [B, ...] in the whole batch, cyclically."""
@@ -161,7 +166,7 @@ def make(
         )
     # The devices of a process side by side, so that its rows are.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    shards = Shards() if mode == 'jit' else Shards(AXIS, len(devices))
+    shards = Shards() if mode == 'jit' else Shards(AXIS, len(devices), mode == 'shard_map')
     placement = Placement.on(devices[:1] if one_device else devices)
     compile_step, compile_rows = COMPILERS[mode](placement, shards.size)
     on_cpu = devices[0].platform == 'cpu'

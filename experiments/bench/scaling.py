@@ -4,7 +4,7 @@
         [--devices=1,2,4,8] [--output=experiments/bench/scaling.csv]
 
 Every step of a method is compiled for virtual devices of the CPU, from shapes alone.  XLA counts
-its FLOPs; the all-reduces are read from its program and summed.  A round is each step times its
+its FLOPs; the all-reduces and all-gathers are read from its program and summed.  A round is each step times its
 number in the config's last phase.  No step runs, so nothing here is a speed.  New rows replace
 those of the same size, method and devices, and the file fills the table of
 `experiments/scaling.md`.
@@ -85,7 +85,7 @@ def measure(size: str, name: str, devices: int) -> Any:
         if fn is unchanged or not number:
             continue
         program = plan.compile(fn).lower(frozen, state, key).compile()
-        sums, crossing = reduced(program.as_text())
+        sums, crossing = crossings(program.as_text())
         gradient = 0
         if step in trained:
             gradient = 4 * sum(x.size for x in jax.tree.leaves(trained[step].params))
@@ -107,15 +107,19 @@ class _Facts:
         self.mean = self.std = (0.5,) * data.channels
 
 
-def reduced(text: str) -> tuple[int, int]:
-    """The number of all-reduces in a program, and the bytes that they sum."""
-    count = total = 0
+def crossings(text: str) -> tuple[int, float]:
+    """The number of all-reduces and all-gathers in a program, and their bytes.
+
+    A gather sends each byte of its result once where a sum sends it twice, so it counts by half.
+    """
+    count, total = 0, 0.0
     for line in text.splitlines():
-        match = re.search(r'= (.*?) all-reduce(?:-start)?\(', line)
+        match = re.search(r'= (.*?) all-(reduce|gather)(?:-start)?\(', line)
         if match:
             count += 1
             for kind, sides in re.findall(r'\b(\w+)\[([\d,]*)\]', match[1]):
-                total += BYTES[kind] * int(np.prod([int(n) for n in sides.split(',') if n]))
+                size = BYTES[kind] * int(np.prod([int(n) for n in sides.split(',') if n]))
+                total += size if match[2] == 'reduce' else size / 2
     return count, total
 
 
