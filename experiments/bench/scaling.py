@@ -4,9 +4,9 @@
         [--devices=1,2,4,8] [--output=experiments/bench/scaling.csv]
 
 Every step of a method is compiled for virtual devices of the CPU, from shapes alone.  XLA counts
-its FLOPs; the all-reduces and all-gathers are read from its program and summed.  A round is each step times its
-number in the config's last phase.  No step runs, so nothing here is a speed.  New rows replace
-those of the same size, method and devices, and the file fills the table of
+its FLOPs; the all-reduces and all-gathers are read from its program and summed.  A round is each
+step times its number in the config's last phase.  No step runs, so nothing here is a speed.  New
+rows replace those of the same size, method and devices, and the file fills the table of
 `experiments/scaling.md`.
 """
 
