@@ -25,6 +25,7 @@ import numpy as np
 
 from dfkd_jax import build
 from dfkd_jax.contract import Frozen, unchanged
+from dfkd_jax.data import loading
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import METHODS
 from dfkd_jax.models import layers
@@ -58,7 +59,7 @@ def measure(size: str, name: str, devices: int) -> Any:
     """A row for every step of a round."""
     config = importlib.import_module(f'dfkd_jax.configs.{size}').get_config(name)
     plan = sharding.make('shard_map', jax.devices()[:devices], fused=False)
-    facts = _Facts(config.data)
+    facts = loading.check(config.data)
     table = None
     if 'labels' in config:
         table = np.zeros((config.data.num_classes, 384), np.float32)
@@ -98,13 +99,6 @@ def measure(size: str, name: str, devices: int) -> Any:
 
 def whole_of(module: Any) -> Any:
     return module.clone(axis_name=None)
-
-
-class _Facts:
-    """What networks need to know of a data set, without its files."""
-
-    def __init__(self, data: Any):
-        self.mean = self.std = (0.5,) * data.channels
 
 
 def crossings(text: str) -> tuple[int, float]:
