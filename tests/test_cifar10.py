@@ -64,6 +64,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, rule: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_from_a_pth_teacher_to_a_summary(teacher: Path, tmp_path: Path) -> None:
     standins.cifar(tmp_path / 'data')
     workdir = tmp_path / 'run'

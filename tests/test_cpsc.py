@@ -141,7 +141,8 @@ def torch_step(weights: Any, z: np.ndarray, label: np.ndarray, temperature: floa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize('net', tiny.quick(['generator', 'student'], 'student'))
+@pytest.mark.parametrize('net', ['generator', 'student'])
+@pytest.mark.slow
 def test_plain_torch_is_the_reference(step: Step, net: str):
     """Values and gradients of every term; the latter as far as float32 goes."""
     prefix = '' if net == 'generator' else 'student_'

@@ -123,7 +123,8 @@ def test_a_process_that_hangs_ends_the_others(arguments: list[str], tmp_path: Pa
     assert 'the same command' in group.said(0) and 'Traceback' not in group.said(0)
 
 
-@pytest.mark.parametrize('victim', tiny.quick([0, 1], 1))
+@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_nothing_is_lost(
     arguments: list[str], ended, tmp_path: Path, victim: int
 ) -> None:

@@ -107,17 +107,15 @@ def killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, b
 
 @pytest.mark.parametrize(
     'owner, name, call, before',
-    tiny.quick(
-        [
-            (synthetic, 'write', 5, True),
-            (synthetic, 'write', 11, False),  # between the images and a row of what was measured
-            (synthetic, 'write', 19, False),  # after the last images
-            (checkpoints.Checkpoints, 'save', 0, False),  # of the student in the loop
-            (checkpoints.Checkpoints, 'save', 2, False),  # of the student
-        ],
-        (synthetic, 'write', 11, False),
-    ),
+    [
+        (synthetic, 'write', 5, True),
+        (synthetic, 'write', 11, False),  # between the images and a row of what was measured
+        (synthetic, 'write', 19, False),  # after the last images
+        (checkpoints.Checkpoints, 'save', 0, False),  # of the student in the loop
+        (checkpoints.Checkpoints, 'save', 2, False),  # of the student
+    ],
 )
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(
     finished: Path,
     home: Path,

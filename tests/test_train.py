@@ -364,6 +364,7 @@ def test_another_config_is_refused(finished: Path) -> None:
     assert files == {p: p.stat().st_mtime_ns for p in finished.rglob('*') if p.is_file()}
 
 
+@pytest.mark.slow
 def test_teaching_stopped_and_continued(finished: Path, tmp_path: Path) -> None:
     """The student on real data, taught by the teacher, stopped after its first epoch."""
     config = small()
