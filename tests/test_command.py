@@ -563,6 +563,34 @@ def test_bash_completes_subcommands_and_flags() -> None:
     assert completed('dfkd predict --js') == ['--json']
 
 
+@pytest.mark.skipif(shutil.which('fish') is None, reason='fish is not installed')
+def test_fish_completes_subcommands_flags_and_values(tmp_path: Path) -> None:
+    (tmp_path / 'dfkd.fish').write_text(completion.fish())
+
+    def offered(line: str) -> list[str]:
+        command = ['fish', '-c', f"source dfkd.fish; complete -C '{line}'"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        return [each.partition('\t')[0] for each in done.stdout.splitlines()]
+
+    assert offered('dfkd dis') == ['distill']
+    assert offered('dfkd distill --tea') == ['--teacher', '--teacher_model']
+    assert offered('dfkd distill --method=na') == ['--method=nayer']
+    assert offered('dfkd export --format=on') == ['--format=onnx']
+    assert offered('dfkd data ') == ['prepare'] and 'zsh' in offered('dfkd completion ')
+
+
+def test_zsh_is_told_values_and_escapes_help() -> None:
+    lines = {line.split(')')[0].strip(): line for line in completion.zsh().splitlines()
+             if '_arguments' in line}  # fmt: skip
+    assert set(lines) == set(SUBCOMMANDS)
+    assert f':value:({" ".join(arguments.methods())})' in lines['distill']
+    assert "'--teacher=[weights, a model" in lines['distill'] and "'--json[" in lines['doctor']
+    assert "'1:word:(prepare)'" in lines['data']
+    said = re.findall(r"'--[\w-]+=?\[((?:\\.|[^]\\])*)\]", lines['distill'])
+    assert len(said) == len(completion.flags('distill'))
+    assert not any(re.search(r'(?<!\\)[:[]', each) for each in said)
+
+
 @pytest.mark.parametrize('name, syntax', [('bash', '-n'), ('zsh', '-n'), ('fish', '--no-execute')])
 def test_completion_is_a_script_of_that_shell(name: str, syntax: str, tmp_path: Path) -> None:
     script = {'bash': completion.bash, 'zsh': completion.zsh, 'fish': completion.fish}[name]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Action
 from collections.abc import Sequence
 
@@ -25,17 +26,23 @@ def flags(name: str) -> list[Action]:
     return [action for flag, action in found.items() if not flag.startswith(FIELDS)]
 
 
-def words(name: str) -> str:
-    """What can stand behind a subcommand: its flags, and names that are no flags."""
-    beside = {'data': ['prepare'], 'completion': [*arguments.SHELLS]}.get(name, [])
-    spelt = [
-        f'{action.option_strings[-1]}{"" if action.nargs == 0 else "="}' for action in flags(name)
-    ]
-    return ' '.join([*beside, *spelt])
+BESIDE = {'data': ('prepare',), 'completion': arguments.SHELLS}  # words that are no flags
+
+
+def values(action: Action) -> list[str]:
+    """What can stand behind a flag; [] where that is a file, a number or a name."""
+    if action.option_strings == ['--method']:
+        return [*arguments.methods()]
+    return [str(each) for each in action.choices or ()]
 
 
 def bash() -> str:
-    cases = '\n'.join(f'        {name}) words="{words(name)}" ;;' for name in SUBCOMMANDS)
+    cases = []
+    for name in SUBCOMMANDS:
+        spelt = [f'{action.option_strings[-1]}{"" if action.nargs == 0 else "="}'
+                 for action in flags(name)]  # fmt: skip
+        words = ' '.join([*BESIDE.get(name, ()), *spelt])
+        cases.append(f'        {name}) words="{words}" ;;')
     return f'''_dfkd() {{
     local words current="${{COMP_WORDS[COMP_CWORD]}}"
     if [ "$COMP_CWORD" = 1 ]; then
@@ -43,7 +50,7 @@ def bash() -> str:
         return
     fi
     case "${{COMP_WORDS[1]}}" in
-{cases}
+{chr(10).join(cases)}
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))
     if [[ "${{COMPREPLY[0]}}" == *= ]]; then compopt -o nospace; fi
@@ -54,7 +61,13 @@ complete -o default -F _dfkd dfkd'''
 def zsh() -> str:
     summaries = '\n'.join(f"        '{name}:{_single(each.summary)}'" for name, each in
                           SUBCOMMANDS.items())  # fmt: skip
-    cases = '\n'.join(f'        {name}) compadd -S "" -- {words(name)} ;;' for name in SUBCOMMANDS)
+    cases = []
+    for name in SUBCOMMANDS:
+        specs = [_spec(action) for action in flags(name)]
+        if name in BESIDE:
+            specs.append(f"'1:word:({' '.join(BESIDE[name])})'")
+        specs.append("'*:file:_files'")
+        cases.append(f'        {name}) _arguments {" ".join(specs)} ;;')
     return f"""#compdef dfkd
 _dfkd() {{
     local -a subcommands=(
@@ -64,12 +77,24 @@ _dfkd() {{
         _describe subcommand subcommands
         return
     fi
-    case "$words[2]" in
-{cases}
+    shift words
+    (( CURRENT-- ))
+    case "$words[1]" in
+{chr(10).join(cases)}
     esac
-    _files
 }}
-compdef _dfkd dfkd"""
+if [ "$funcstack[1]" = _dfkd ]; then _dfkd "$@"; else compdef _dfkd dfkd; fi"""
+
+
+def _spec(action: Action) -> str:
+    """A flag as zsh's `_arguments` takes it."""
+    told = re.sub(r'([][:])', r'\\\1', _single(action.help or ''))
+    flag = action.option_strings[-1]
+    if action.nargs == 0:
+        return f"'{flag}[{told}]'"
+    known = values(action)
+    behind = f'({" ".join(known)})' if known else '_files'
+    return f"'{flag}=[{told}]:value:{behind}'"
 
 
 def fish() -> str:
@@ -78,15 +103,14 @@ def fish() -> str:
         for name, each in SUBCOMMANDS.items()
     ]
     for name in SUBCOMMANDS:
+        condition = f"complete -c dfkd -n '__fish_seen_subcommand_from {name}'"
+        if name in BESIDE:
+            lines.append(f"{condition} -f -a '{' '.join(BESIDE[name])}'")
         for action in flags(name):
             flag = action.option_strings[-1].removeprefix('--')
-            value = '' if action.nargs == 0 else ' -r'
-            if action.choices:
-                value += f" -a '{' '.join(map(str, action.choices))}'"
-            lines.append(
-                f"complete -c dfkd -n '__fish_seen_subcommand_from {name}' -l {flag}{value} "
-                f"-d '{_single(action.help or '')}'"
-            )
+            known = values(action)
+            value = '' if action.nargs == 0 else f" -x -a '{' '.join(known)}'" if known else ' -r'
+            lines.append(f"{condition} -l {flag}{value} -d '{_single(action.help or '')}'")
     return '\n'.join(lines)
 
 

@@ -23,7 +23,7 @@ PROGRESS = 'progress'  # a folder: strips of synthetic images, by the round afte
 WARNINGS = 'warnings'  # name -> sentence
 ALL_CLASSES = 20  # of which a matrix has numbers, and of more the lowest are shown first
 PAIRS = 15  # the most frequent confusions of many classes
-READABLE = 560  # pixels of width at which the names beside synthetic images can still be read
+READABLE = 520  # pixels of width at which the names beside synthetic images can still be read
 STYLE = (
     """
 :root { color-scheme: light dark;
@@ -46,11 +46,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem 1rem .2rem 0; vertical-align: top; text-align: left; }
 th { font-weight: 400; color: var(--soft); } thead th { border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; white-space: nowrap; }
+table.facts td { min-width: 8rem; padding-right: 0; }
 .wide { overflow-x: auto; max-width: 100%; overflow-wrap: normal; }
 .wide th { white-space: nowrap; }
 .runs th, .runs td { white-space: nowrap; border-bottom: 1px solid var(--line); }
 .runs tbody th { position: sticky; left: 0; background: var(--page); color: var(--text); }
-.matrix td { text-align: center; padding: .15rem .2rem; min-width: min(2.2rem, 7vw);
+.matrix td { text-align: center; padding: .15rem .2rem; min-width: min(2.2rem, 5vw);
   border: 1px solid var(--line);
   background: color-mix(in srgb, var(--heat) calc(var(--v) * 100%), transparent); }
 .matrix thead th { padding: .2rem; vertical-align: bottom; text-align: center; }
@@ -58,7 +59,7 @@ td.n, th.n { text-align: right; white-space: nowrap; }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .bar { display: inline-block; height: .6rem; background: var(--bar); min-width: 1px; }
 .track { width: min(30vw, 12rem); }
-img { max-width: 100%; height: auto; } .sharp { image-rendering: pixelated; }
+img { max-width: 100%; height: auto; border-radius: .2rem; } .sharp { image-rendering: pixelated; }
 .strips { display: grid; gap: .8rem; } .strips img { width: min(100%, 44rem); }
 .strips figcaption { font-weight: 400; font-size: .9rem; color: var(--soft); }
 pre { background: var(--box); padding: 1rem; overflow: auto; } summary { cursor: pointer; }
@@ -124,7 +125,7 @@ def page(run: Run, output: str | os.PathLike[str] | None = None) -> Path:
         f'<p class="big">{html.escape(_headline(summary))}</p>',
         *(f'<p class="warning">Warning: {html.escape(text)}</p>'
           for text in summary.get(WARNINGS, {}).values()),
-        '<table><tbody>',
+        '<table class="facts"><tbody>',
         *(f'<tr><th scope="row">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>'
           for k, v in rows),
         '</tbody></table>',
@@ -275,7 +276,10 @@ def _confusion(found: ByClass) -> Iterator[str]:
 
 def _wide(inside: str, label: str) -> str:
     """What may be wider than a phone: it scrolls, also by the keyboard."""
-    return f'<div class="wide" role="region" tabindex="0" aria-label="{label}">{inside}</div>'
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="{html.escape(label)}">{inside}'
+        '</div>'
+    )
 
 
 def _strips(run: Run) -> Iterator[str]:
@@ -301,7 +305,7 @@ def _images(run: Run) -> Iterator[str]:
             f'<img style="min-width:{min(width, READABLE)}px" '
             f'alt="Synthetic images, a row for each class" src="{_embedded(png)}">'
         )
-        yield _wide(picture, 'synthetic images')
+        yield _wide(picture, f'synthetic images of {run.name or "the run"}')
 
 
 def _embedded(png: bytes) -> str:
