@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import standins
+from PIL import Image
 
 from dfkd_jax import data, loops, models
 from dfkd_jax.audit import measurement, membership, scores, table
@@ -65,7 +66,7 @@ def test_figures_are_those_of_their_definitions(rng: np.random.Generator, ties: 
 def test_the_threshold_is_measured_on_images_that_did_not_choose_it(
     rng: np.random.Generator,
 ) -> None:
-    # So few images of noise that the best threshold on all of them is far above a half.
+    # With so few images the best threshold on all of them is better than chance.
     members, others = rng.normal(size=(2, 100, 100))
     chosen_there = [
         max(np.mean(m >= t) + np.mean(o < t) for t in m) / 2 for m, o in zip(members, others)
@@ -74,7 +75,7 @@ def test_the_threshold_is_measured_on_images_that_did_not_choose_it(
         membership.figures(m, o, seed, replicates=1)['balanced_accuracy'].value
         for seed, (m, o) in enumerate(zip(members, others))
     ]
-    assert np.mean(chosen_there) > 0.55
+    assert np.mean(chosen_there) > 0.53
     # A hundred means of a standard deviation of 0.05 each.
     assert np.mean(found) == pytest.approx(0.5, abs=4 * 0.05 / 10)
 
@@ -82,6 +83,8 @@ def test_the_threshold_is_measured_on_images_that_did_not_choose_it(
 def test_members_that_can_all_be_told_are(rng: np.random.Generator) -> None:
     scores = rng.uniform(size=2000)
     found = membership.figures(scores + 1, scores, seed=0, replicates=5)
+    # The threshold is the lowest member of one half; a few of the other half are below it.
+    assert found.pop('balanced_accuracy').value == pytest.approx(1, abs=0.01)
     assert all(estimate == (1, 1, 1) for estimate in found.values())
     found = membership.figures(scores, scores + 1, seed=0, replicates=5)
     assert found['auc'].value == 0 and found['tpr_at_fpr_0.01'].value == 0
@@ -158,9 +161,18 @@ def test_the_nearest_is_found(
 
 def drawn(name: str, seed: int) -> dict[str, Any]:
     """The variables of a network for digits at 16 px, drawn."""
-    module = models.make(name)
-    variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 1)))
-    return jax.tree.map(np.asarray, variables)
+    module, image = models.make(name), jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        if len(leaf.shape) > 1:
+            x = rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        else:
+            x = np.full(leaf.shape, float(path[-1].key in ('scale', 'var')))
+        return x.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(scope='module')
@@ -189,8 +201,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to change."""
-    return Path(shutil.copytree(run, tmp_path / 'run'))
+    """A copy of the run, to change, without an audit."""
+    ignored = shutil.ignore_patterns('audit.*')
+    return Path(shutil.copytree(run, tmp_path / 'run', ignore=ignored))
 
 
 def attack(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -223,8 +236,7 @@ def test_a_bank_of_training_images_is_told_and_networks_that_know_nothing_are_no
     assert f'{pixels["auc"]["value"]:.3f} (' in row and row.endswith('| – |')
 
 
-def test_teachers_that_learnt_their_images_by_heart_are_told(copied: Path) -> None:
-    """The loss of the attack is that of the true class: labels of members alone are learnt."""
+def test_networks_that_are_surer_of_members_are_told() -> None:
     config = digits.get_config('diffdfkd,smoke')
     real = measurement._real(config.data, 10_000, 0)
     assert real.members.size == 1437 and real.others.size == 360
@@ -240,7 +252,6 @@ def test_teachers_that_learnt_their_images_by_heart_are_told(copied: Path) -> No
     found = measurement._attack('loss', 'nats', logit, logit, 0)
     assert found['auc']['low'] > 0.8
     assert measurement._accuracy(pair).members > measurement._accuracy(pair).others
-    del copied
 
 
 def test_an_audit_is_not_replaced_unasked(copied: Path) -> None:
@@ -269,7 +280,7 @@ def refused(place: Path, match: str, **given: Any) -> None:
 
 def test_what_is_no_finished_run_is_refused(copied: Path, tmp_path: Path) -> None:
     refused(tmp_path, 'is no run and no model folder')
-    refused(copied / 'teacher', 'does not say how images are prepared')
+    refused(copied / 'teacher', 'is a network without the run that distilled it')
     shutil.move(copied / 'student', tmp_path / 'alone')
     refused(copied, 'has not left its student yet')
     refused(tmp_path / 'alone', 'is a network without the run that distilled it')
@@ -282,7 +293,7 @@ def test_another_teacher_is_refused(copied: Path, tmp_path: Path) -> None:
     refused(
         copied, r'is not the one that the run in .* had .*: give --teacher=', teacher=str(other)
     )
-    refused(copied, 'there is no file .*: check the path', teacher=str(tmp_path / 'gone.pth'))
+    refused(copied, 'no weights at .*: check the path', teacher=str(tmp_path / 'gone.pth'))
 
 
 def test_images_that_do_not_fit_are_refused(copied: Path, tmp_path: Path) -> None:
@@ -292,10 +303,16 @@ def test_images_that_do_not_fit_are_refused(copied: Path, tmp_path: Path) -> Non
     prepare.prepare('insects', tmp_path / 'sets', source)
     where = {'dataset': 'insects', 'data_dir': str(tmp_path / 'sets')}
     refused(copied, 'num_classes', **where)
-    ten = standins.class_folders(tmp_path / 'ten', 'a b c d e f g h i j', each=4)
-    prepare.prepare('ten', tmp_path / 'sets', ten)
     where['dataset'] = 'ten'
-    refused(copied, r'ten has \d+ training images there, and members are told', **where)
+    for split, number, said in (('test', 2, 'no training images'), ('train', 3, '30 training')):
+        for label, name in enumerate('abcdefghij'):
+            (place := tmp_path / 'ten' / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = standins.picture(label, i, 16, 1)[..., 0]
+                Image.fromarray(pixels).save(place / f'{i}.png')
+        shutil.rmtree(tmp_path / 'sets' / 'ten', ignore_errors=True)
+        prepare.prepare('ten', tmp_path / 'sets', tmp_path / 'ten')
+        refused(copied, f'ten has {said}.*, and members are told .* 100 or more', **where)
     settings = files.read_json(copied / folder.CONFIG)
     settings['data']['name'] = ''
     files.write_json(copied / folder.CONFIG, settings)

@@ -80,6 +80,11 @@ def run(
     target = _target(subject.run, overwrite)
     config, student = subject.config, subject.student
     real = _real(config.data, images, seed)
+    print(
+        f'measuring on {real.members.size} training and {real.others.size} test images of '
+        f'{config.data.name}; this takes minutes on a CPU',
+        flush=True,
+    )
     start = time.monotonic()
     found = {
         'run': {'method': config.method, 'seed': config.seed},
@@ -114,7 +119,8 @@ def _subject(path: Path, data_dir: str | None, dataset: str | None, teacher: str
     """The run in a folder.  Raises ConfigError where it has no student or another teacher."""
     student = students.load(path)
     run, config = student.run, student.config
-    if run is None or config is None or 'method' not in config or student.folder == run:
+    of_run = run is not None and student.folder.absolute() == run.absolute() / 'student'
+    if run is None or config is None or not of_run:
         raise ConfigError(
             f'{path} is a network without the run that distilled it: expected the --workdir of a '
             'finished run, whose student is compared with its teacher.'
