@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 from dfkd_jax import data, loops, models
 from dfkd_jax.audit import measurement, membership, scores, table
 from dfkd_jax.audit.__main__ import main
+from dfkd_jax.command import arguments
 from dfkd_jax.configs import digits
 from dfkd_jax.data import prepare, synthetic
 from dfkd_jax.deploy import student as students
@@ -252,6 +254,14 @@ def test_networks_that_are_surer_of_members_are_told() -> None:
     found = measurement._attack('loss', 'nats', logit, logit, 0)
     assert found['auc']['low'] > 0.8
     assert measurement._accuracy(pair).members > measurement._accuracy(pair).others
+
+
+def test_the_command_and_the_program_have_the_same_defaults() -> None:
+    given = vars(arguments.make('audit').parse_args(['RUN']))
+    defaults = inspect.signature(measurement.run).parameters
+    assert {name: given[name] for name in given if name != 'run'} == {
+        name: each.default for name, each in defaults.items() if name != 'place'
+    }
 
 
 def test_an_audit_is_not_replaced_unasked(copied: Path) -> None:

@@ -12,20 +12,17 @@ Writes audit.json and audit.md into RUN, and prints the table.  Real images are 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from dfkd_jax.audit import measurement, table
+from dfkd_jax.command import arguments
 from dfkd_jax.errors import UserError
 from dfkd_jax.storage import files
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.audit') -> None:
     """Audits a run and prints the table; a mistake of the user ends it with one line."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments(parser)
+    parser = arguments.make('audit', prog)
     args = parser.parse_args(argv)
     given = {name: value for name, value in vars(args).items() if name != 'run'}
     try:
@@ -34,19 +31,6 @@ def main(argv: Sequence[str] | None = None, prog: str = 'python -m dfkd_jax.audi
         parser.exit(1, f'error: {error}\n')
     print(table.render(found), end='')
     print(f'\nwrote {files.expanded(args.run) / measurement.FILE} and {measurement.TABLE}')
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the program."""
-    add = parser.add_argument
-    add('run', metavar='RUN', help='the --workdir of a finished run')
-    add('--data_dir', metavar='DIR', help='where data sets are kept; else what the run says')
-    add('--dataset', metavar='NAME', help="the teacher's images, where the run names none")
-    add('--teacher', metavar='FILE', help="where the teacher's file is, if it has moved")
-    text = f'members, test images and synthetic images, at most (default {measurement.IMAGES})'
-    add('--images', type=int, default=measurement.IMAGES, metavar='N', help=text)
-    add('--seed', type=int, default=0, help='of draws of images, halves and the bootstrap')
-    add('--overwrite', action='store_true', help='replace an audit that is there')
 
 
 if __name__ == '__main__':

@@ -119,8 +119,7 @@ def _subject(path: Path, data_dir: str | None, dataset: str | None, teacher: str
     """The run in a folder.  Raises ConfigError where it has no student or another teacher."""
     student = students.load(path)
     run, config = student.run, student.config
-    of_run = run is not None and student.folder.absolute() == run.absolute() / 'student'
-    if run is None or config is None or not of_run:
+    if run is None or config is None or student.folder != path / 'student':
         raise ConfigError(
             f'{path} is a network without the run that distilled it: expected the --workdir of a '
             'finished run, whose student is compared with its teacher.'

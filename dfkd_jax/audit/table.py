@@ -16,15 +16,13 @@ COLUMNS = {
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page of what ``audit.json`` holds."""
+    """The text of what ``audit.json`` holds."""
     images, accuracy = found['images'], found['accuracy']
     made = found['without_synthetic_images'] or f'{found["synthetic_images"]} synthetic images'
     rows = [[attack['score'], *(_cell(name, attack[name]) for name in COLUMNS)]
             for attack in found['attacks']]  # fmt: skip
     rows.append(['chance', *(f'{scale * CHANCE[name]:g}' for name, (_, scale) in COLUMNS.items())])
     lines = [
-        '# Membership inference',
-        '',
         f'Student {found["student"]["model"]} ({found["run"]["method"]}), teacher '
         f'{found["teacher"]["model"]}; {images["members"]} training images (members) and '
         f'{images["others"]} test images of {images["dataset"]}; {made}.',
