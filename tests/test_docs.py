@@ -394,6 +394,7 @@ def write_given(folder: Path, rule: Any) -> None:
 RUNS = {  # pages: how to make the RUN that they speak of
     'docs/deploy.md': 'python -m dfkd_jax.main --config=digits:noise,smoke --workdir=RUN',
     'docs/transfer.md': 'python -m dfkd_jax.main --config=digits:noise,smoke --workdir=RUN',
+    'docs/privacy.md': 'python -m dfkd_jax.main --config=digits:noise,smoke --workdir=RUN',
 }
 
 

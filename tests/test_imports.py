@@ -39,6 +39,7 @@ ROOMS = {
     'loops': ('*', '*'),
     'transfer': ('*', '*'),
     'deploy': ('*', '*'),
+    'audit': ('*', '*'),
 }
 # Programs: they may import anything, and only programs may import them; so is `command/`.
 COMMANDS = {'main.py', 'cli.py', 'teach.py', 'transfer_dense.py', 'diffusion/train.py'}
@@ -67,6 +68,7 @@ SHARDING = {'pmap', 'shard_map', 'Mesh', 'make_mesh', 'NamedSharding', 'Partitio
 
 # Who may read training images.
 READERS = ('loops/supervised.py', 'loops/kd.py', 'loops/diffusion_prior.py', 'transfer/')
+READERS += ('audit/measurement.py',)  # to measure what a run reveals of them
 
 
 def parse(pattern: str) -> dict[str, ast.Module]:

@@ -185,6 +185,18 @@ def export(parser: Parser) -> None:
     add('--overwrite', action='store_true', help='replace a file that is there')
 
 
+def audit(parser: Parser) -> None:
+    add = parser.add_argument
+    add('run', metavar='RUN', help='the --workdir of a finished run')
+    add('--data_dir', metavar='DIR', help='where data sets are kept; else where the run looked')
+    add('--dataset', metavar='NAME', help="the teacher's images, where the run names none")
+    add('--teacher', metavar='FILE', help="the teacher's file, if it has moved")
+    add('--images', type=int, default=10_000, metavar='N',
+        help='members, test images and synthetic images, at most (default 10000)')  # fmt: skip
+    add('--seed', type=int, default=0, help='of draws of images, halves and the bootstrap')
+    add('--overwrite', action='store_true', help='replace an audit that is there')
+
+
 def report(parser: Parser) -> None:
     add = parser.add_argument
     add('runs', nargs='+', metavar='RUN', help='the --workdir of a finished run')
@@ -283,6 +295,12 @@ SUBCOMMANDS = {
         export,
         'dfkd_jax.export:main',
         ('dfkd export --student=RUN --int8', 'dfkd export --student=RUN --format=stablehlo'),
+    ),
+    'audit': Subcommand(
+        "Measure what a run reveals of the teacher's training images: membership inference.",
+        audit,
+        'dfkd_jax.audit.__main__:main',
+        ('dfkd audit RUN', 'dfkd audit RUN --data_dir=DIR --teacher=resnet20.th --overwrite'),
     ),
     'report': Subcommand(
         'Make the page of a run again, or one page that compares several.',

@@ -1,6 +1,7 @@
 """Synthetic images of a finished run: of its bank, or drawn from what its last state holds.
 
-No real image is read: these calibrate an INT8 student, and measure whether it agrees.
+No real image is read: these calibrate an INT8 student, measure whether it agrees, and are what an
+audit compares real images with.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import jax
 import numpy as np
 
 from dfkd_jax import build, data
-from dfkd_jax.contract import Frozen
+from dfkd_jax.contract import Frozen, State
 from dfkd_jax.data import synthetic
 from dfkd_jax.deploy.student import Student
 from dfkd_jax.errors import DeployError
 from dfkd_jax.loops import alternating
+from dfkd_jax.methods.shared.image_bank import Bank
 from dfkd_jax.storage import files
 from dfkd_jax.storage.checkpoints import Checkpoints
 
@@ -36,7 +38,7 @@ def draw(student: Student, number: int, seed: int) -> np.ndarray:
             'synthetic images of one: give --student=RUN, the --workdir of the run.'
         )
     if config.loop == 'alternating':
-        return _drawn(run, config, number, seed)
+        return _drawn(config, *_restored(run, config), number, seed)
     if config.loop == 'offline':
         bank = files.expanded(config.synthesis.bank or run / 'bank')
         return _of_bank(bank, student.card.image_size, number, seed)
@@ -52,8 +54,39 @@ def teacher(run: Path, config: Any) -> dict[str, Any]:
     return build.load_network(path, config.teacher.model, config.data)
 
 
-def _drawn(run: Path, config: Any, number: int, seed: int) -> np.ndarray:
+def banked(student: Student, number: int, seed: int) -> np.ndarray:
+    """Different images of the bank of the student's run, as `draw` returns them; all if fewer.
+
+    Where the run keeps no bank they are those of `draw`.  Raises DeployError as `draw` does.
+    """
+    run, config = student.run, student.config
+    if run is None or config is None or config.get('loop') != 'alternating':
+        return draw(student, number, seed)
+    built, frozen, state = _restored(run, config)
+    nodes = jax.tree.leaves(state.extra, is_leaf=lambda node: isinstance(node, Bank))
+    banks = [node for node in nodes if isinstance(node, Bank)]
+    if not banks:
+        return _drawn(config, built, frozen, state, number, seed)
+    images = np.asarray(banks[0].image)[: int(banks[0].written)]
+    return images[np.random.default_rng(seed).permutation(len(images))[:number]]
+
+
+def _drawn(
+    config: Any, built: build.Run, frozen: Frozen, state: State, number: int, seed: int
+) -> np.ndarray:
     """Images from the last state of an alternating run."""
+    state, sample = built.plan.replicate(state), built.plan.call(built.whole.sample)
+    key = jax.random.fold_in(jax.random.key(config.seed), seed)
+    images: list[np.ndarray] = []
+    while sum(map(len, images)) < number:
+        batch = sample(frozen, state, jax.random.fold_in(key, len(images)))
+        shown = data.denormalise(batch.image, built.facts.mean, built.facts.std)
+        images.append(np.asarray(np.round(np.asarray(shown) * 255), np.uint8))
+    return np.concatenate(images)[:number]
+
+
+def _restored(run: Path, config: Any) -> tuple[build.Run, Frozen, State]:
+    """An alternating run: built for one device, with what it reads and its last state."""
     if not (run / 'checkpoints').is_dir():
         raise DeployError(
             f'{run} has no checkpoints/, and with them no generator: INT8 is calibrated on the '
@@ -65,19 +98,12 @@ def _drawn(run: Path, config: Any, number: int, seed: int) -> np.ndarray:
     table = run / alternating.TABLE
     extra = np.load(table, allow_pickle=False) if table.is_file() else built.extra
     frozen = built.plan.replicate(Frozen(teacher=teacher(run, config), extra=extra))
-    key = jax.random.fold_in(jax.random.key(config.seed), seed)
-    like = jax.eval_shape(built.whole.init, frozen, key)
+    like = jax.eval_shape(built.whole.init, frozen, jax.random.key(0))
     with Checkpoints(run / 'checkpoints') as store:
         restored = store.restore(like)
     if restored is None:
         raise DeployError(f'{run / "checkpoints"} is empty: export without --int8.')
-    state, sample = built.plan.replicate(restored.state), built.plan.call(built.whole.sample)
-    images: list[np.ndarray] = []
-    while sum(map(len, images)) < number:
-        batch = sample(frozen, state, jax.random.fold_in(key, len(images)))
-        shown = data.denormalise(batch.image, built.facts.mean, built.facts.std)
-        images.append(np.asarray(np.round(np.asarray(shown) * 255), np.uint8))
-    return np.concatenate(images)[:number]
+    return built, frozen, restored.state
 
 
 def _of_bank(bank: Path, size: int, number: int, seed: int) -> np.ndarray:
