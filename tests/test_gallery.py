@@ -16,7 +16,6 @@ import pytest
 import reference
 from PIL import Image
 
-from dfkd_jax import port
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.labels import names
 
@@ -52,8 +51,8 @@ def test_a_stopped_inversion_continues_to_the_same_pictures(
     gallery: Any, rule: Any, tmp_path: Path
 ) -> None:
     image = np.zeros((1, 32, 32, 3), np.float32)
-    variables = reference.weights(rule, gallery.MODEL, image, num_classes=1000)
-    np.savez(tmp_path / 't.npz', **port.to_torch(gallery.MODEL, variables))
+    weights = reference.weights(rule, gallery.MODEL, image, num_classes=1000)
+    np.savez(tmp_path / 't.npz', **weights)
 
     def invert(folder: str, steps: int) -> Path:
         command = ['gallery', 'invert', f'--output={tmp_path / folder}', '--classes=goldfish,daisy',

@@ -19,7 +19,7 @@ import pytest
 import reference
 import standins
 
-from dfkd_jax import cli, port
+from dfkd_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / 'experiments' / 'gpu.sh'
@@ -124,8 +124,8 @@ def test_the_script_runs_on_a_cpu(rule: Any, tmp_path: Path) -> None:
     pytest.importorskip('torch', reason='PyTorch is the other side of the steps')
     standins.cifar(tmp_path / 'data')
     name = 'resnet20_option_a'
-    variables = reference.weights(rule, name, np.zeros((1, 32, 32, 3), np.float32))
-    np.savez(tmp_path / 't.npz', **port.to_torch(name, variables))
+    weights = reference.weights(rule, name, np.zeros((1, 32, 32, 3), np.float32))
+    np.savez(tmp_path / 't.npz', **weights)
     variables = {
         'TINY': '1', 'PAIR': 'resnet20-resnet8', 'DATA': str(tmp_path / 'data'),
         'TEACHER': str(tmp_path / 't.npz'), 'OUT': str(tmp_path / 'out'),

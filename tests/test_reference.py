@@ -101,8 +101,8 @@ def test_networks_are_ours(name: str, rule: Any) -> None:
 
     module = models.make(name, num_classes=10)
     image = np.random.default_rng(0).standard_normal((3, 16, 16, 3), np.float32)
-    variables = reference.weights(rule, name, image)
-    arrays = port.to_torch(name, variables)
+    arrays = reference.weights(rule, name, image)
+    variables = port.from_torch(name, arrays)
     inner = plain_torch.classifier(name, 10, 3)
     inner.load_state_dict({key: torch.tensor(value) for key, value in arrays.items()})
     wanted = jax.jit(module.apply)(variables, image)
@@ -173,9 +173,9 @@ def test_a_program_is_started_with_our_networks_and_images(
     (clone / 'network.py').write_text(NETWORKS)
     for name in ('torchvision', 'warmup_scheduler'):  # which stand-ins need not
         (clone / f'{name}.py').write_text('')
-    variables = reference.weights(rule, 'resnet8', np.zeros((1, 16, 16, 3), np.float32))
+    arrays = reference.weights(rule, 'resnet8', np.zeros((1, 16, 16, 3), np.float32))
     for name in ('teacher', 'student'):
-        run.files.save_arrays(place / f'{name}.safetensors', port.to_torch('resnet8', variables))
+        run.files.save_arrays(place / f'{name}.safetensors', arrays)
     random = np.random.default_rng(0)
     np.savez(place / 'test.npz', labels=np.arange(20) % 10,
              images=random.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))  # fmt: skip

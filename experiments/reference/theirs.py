@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -36,11 +37,12 @@ import safetensors.numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'bench'))
 import plain_torch
 
-LOGGING = ('wandb', 'xlsxwriter', 'pandas', 'seaborn')
+LOGGING = {'nayer': ('wandb', 'xlsxwriter', 'pandas', 'seaborn'), 'cpsc': ()}
 NEEDED = {'nayer': ('torchvision', 'kornia', 'termcolor'),
           'cpsc': ('torchvision', 'warmup_scheduler', 'matplotlib')}  # fmt: skip
 
@@ -67,7 +69,7 @@ class Record:
         self.path, self.started = path, time.monotonic()
         self.rows: list[dict[str, float]] = []
         self.steps = {'SGD': 0, 'Adam': 0}
-        torch.optim.optimizer.register_optimizer_step_post_hook(self.count)
+        register_optimizer_step_post_hook(self.count)
 
     def count(self, optimiser: Any, *_: Any) -> None:
         self.steps[type(optimiser).__name__] += 1
@@ -93,7 +95,7 @@ def main() -> None:
                  f'{" ".join(missing).replace("_", "-")}')  # fmt: skip
     os.chdir(place)  # their program writes beside itself
     sys.path.insert(0, task['folder'])
-    for name in LOGGING:
+    for name in LOGGING[task['method']]:
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = silent(name)
     if not torch.cuda.is_available():
@@ -105,8 +107,15 @@ def main() -> None:
 
 def silent(name: str) -> types.ModuleType:
     """A package whose every function does nothing."""
+
+    def anything(attribute: str) -> Any:
+        if attribute.startswith('__'):  # asked of any module, by `inspect` say
+            raise AttributeError(attribute)
+        return lambda *_, **__: None
+
     module = types.ModuleType(name)
-    module.__getattr__ = lambda attribute: lambda *_, **__: None  # type: ignore[method-assign]
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__getattr__ = anything  # type: ignore[method-assign]
     return module
 
 
