@@ -213,10 +213,16 @@ class Steps:
         """A round, ``(frozen, state, key) -> (state, metrics)``."""
         return round.make_round(self.method, self.config.phases[0], self.plan)
 
-    def round(self, times: int) -> Callable[[], None]:
-        """`times` rounds, as a run makes them."""
+    @functools.cached_property
+    def other_round(self) -> Callable:
+        """The same step by step where a run fuses its rounds, and fused where it does not."""
+        plan = self.plan._replace(fused=not self.plan.fused)
+        return round.make_round(self.method, self.config.phases[0], plan)
+
+    def round(self, times: int, other: bool = False) -> Callable[[], None]:
+        """`times` rounds as a run makes them, or the other way."""
         native.use(self.config.convolutions)
-        call = self.whole_round
+        call = self.other_round if other else self.whole_round
 
         def block() -> None:
             for i in range(times):

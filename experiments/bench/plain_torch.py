@@ -12,6 +12,7 @@ them.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -70,7 +71,10 @@ class WideResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; `shortcut` is the projection's name in the file."""
+    """Two 3x3 convolutions; `shortcut` is the projection's name in the file.
+
+    '': none, the paper's option A: every second pixel, and zeros for the new channels.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
@@ -79,17 +83,23 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         projection: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        self.stride, self.more = stride, (outputs - inputs) // 2
+        if shortcut and (stride != 1 or inputs != outputs):
             projection = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
         self.shortcut_name = shortcut
-        setattr(self, shortcut, projection)
+        if shortcut:
+            setattr(self, shortcut, projection)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return F.relu(y + getattr(self, self.shortcut_name)(x))
+        if self.shortcut_name:
+            return F.relu(y + getattr(self, self.shortcut_name)(x))
+        if self.more:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        return F.relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -138,12 +148,15 @@ def classifier(name: str, num_classes: int, channels: int) -> nn.Module:
     if name in ('resnet18', 'resnet34'):
         depths = {'resnet18': (2, 2, 2, 2), 'resnet34': (3, 4, 6, 3)}[name]
         return ResNet(depths, (64, 64, 128, 256, 512), *sizes, 'shortcut', 'linear')
-    if name.startswith('resnet8'):
-        widths = (8, 8, 16, 32) if name.endswith('_half') else (16, 16, 32, 64)
-        return ResNet((1, 1, 1), widths, *sizes, block=2 if '_s2d' in name else 1)
+    if found := re.fullmatch(r'resnet(\d+)(_s2d)?(_half)?(_option_a)?', name):
+        depth, s2d, half, option_a = found.groups()
+        if int(depth) % 6 == 2:
+            widths = (8, 8, 16, 32) if half else (16, 16, 32, 64)
+            names = ('', 'linear') if option_a else ('downsample', 'fc')
+            return ResNet((int(depth) // 6,) * 3, widths, *sizes, *names, 2 if s2d else 1)
     raise ValueError(
-        f'no plain PyTorch {name!r}; expected wrnD_W, resnet18, resnet34, resnet8, resnet8_half, '
-        'resnet8_s2d or resnet8_s2d_half.'
+        f'no plain PyTorch {name!r}; expected wrnD_W, resnet18, resnet34, resnetN (N 6n + 2, also '
+        'with _option_a, _half or _s2d, _s2d_half).'
     )
 
 

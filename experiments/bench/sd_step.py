@@ -1,12 +1,13 @@
 """One guided step of DiffDFKD at the size of Stable Diffusion 1.5, without its weights.
 
-    python experiments/bench/sd_step.py [--batch=1,4,8] [--size=64] [--run] [--output=DIR]
+    python experiments/bench/sd_step.py [--batch=1,4,8] [--size=64] [--run] [--tiny] [--output=DIR]
 
 A step is what `generator_step` does: the U-Net with and without text, the decoder, a CIFAR
 ResNet-34, the gradient with respect to the latents through all of them, and the U-Net at the new
 latents.  The compiler reports its FLOPs and peak memory in bfloat16, with and without blocks
 recomputed for the gradient.  --run, on a GPU, also runs the step with random weights: seconds for a
 step, and for an image of 50 steps.  On a CPU the reported memory says less, since less is fused.
+--tiny narrows the networks, to try this script.
 """
 
 from __future__ import annotations
@@ -62,19 +63,23 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=64, help='of the latents; 64 is 512 pixels')
     parser.add_argument('--remat', default='1,0')
     parser.add_argument('--run', action='store_true')
-    parser.add_argument('--output', type=Path)
+    parser.add_argument('--tiny', action='store_true', help='narrow networks: measures nothing')
+    parser.add_argument('--output', type=Path, help='of sd_step.csv, row by row')
     args = parser.parse_args()
+    if args.tiny:
+        UNET['block_out_channels'], VAE['block_out_channels'] = [32] * 4, [32] * 4
+        TEXT.update(num_hidden_layers=1, intermediate_size=64)
     rows = []
     for batch in map(int, args.batch.split(',')):
         for remat in (flag == '1' for flag in args.remat.split(',')):
             rows.append(measure(batch, args.size, remat, args.run))
             print(rows[-1], flush=True)
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        with open(args.output / 'sd_step.csv', 'w', newline='') as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+            if args.output:
+                args.output.mkdir(parents=True, exist_ok=True)
+                with open(args.output / 'sd_step.csv', 'w', newline='') as file:
+                    writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+                    writer.writeheader()
+                    writer.writerows(rows)
 
 
 def measure(batch: int, size: int, remat: bool, run: bool) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
     python experiments/bench/steps.py [--method=cpsc] [--pair=wrn40_2/wrn16_1] [--batch=128]
         [--seconds=20] [--round=6+5] [--dtype=float32] [--devices=1] [--xla] [--compile]
+        [--kinds=generator,student,round] [--both]
 
 Both sides start from the same weights.  Before anything is timed, both take a step of each kind
 with the same random draws, and every term of both losses must agree.  Then they take turns, a block
 of steps each, so that both see the same machine.  Images/s are medians over blocks; the ratio is
 the median over turns.  A round is what `dfkd_jax.loops.alternating` runs: a batch of synthesis of
-some generator steps, then some student steps.  Nothing compiles in a timed block.  See README.md.
+some generator steps, then some student steps: one program on a GPU, a program for each step on a
+CPU, and both with --both.  Nothing compiles in a timed block.  See README.md.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ CONFIGS = {'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'digits': digits}
 TOLERANCE = 1e-3
 # Generator and student steps of a round, in the proportion of the published settings.
 ROUNDS = {'cpsc': '6+5', 'nayer': '3+20'}
+KINDS = ('generator', 'student', 'round')
 
 
 def arguments() -> argparse.Namespace:
@@ -79,8 +82,12 @@ def arguments() -> argparse.Namespace:
     add('--parallel', choices=('jit', 'shard_map'), default='shard_map', help='config.parallel')
     add('--xla', action='store_true', help="XLA's convolutions as well, as a side of its own")
     add('--compile', action='store_true', help='torch.compile as well, as a third side')
-    add('--output', help='folder for the table (.md) and all that was measured (.json)')
+    add('--kinds', default=','.join(KINDS), help='what is timed, in this order')
+    add('--both', action='store_true', help='rounds both fused and step by step')
+    add('--output', help='folder for the table (.md) and all that was measured (.json), as it goes')
     args = parser.parse_args()
+    if unknown := set(args.kinds.split(',')) - set(KINDS):
+        parser.error(f'--kinds: found {", ".join(sorted(unknown))}; expected {", ".join(KINDS)}.')
     teacher, _, student = args.pair.partition('/')
     args.teacher, args.student = args.teacher or teacher, args.student or student
     args.round = args.round or ROUNDS[args.method]
@@ -220,6 +227,10 @@ def time_steps(
         if library.plan.fused and not rounds_too:
             name = f'dfkd_jax, scan of steps{side}'
             blocks[name], compiling[name] = library.fused(kind, times)
+        if args.both and rounds_too:
+            name = f'dfkd_jax, {"step by step" if library.plan.fused else "fused"}{side}'
+            first, second = (ours.time_block(library.round(1, other=True)) for _ in range(2))
+            blocks[name], compiling[name] = library.round(times, other=True), first - second
     for name, steps in sides.items():
         blocks[name] = make_torch(steps, what, times)
         first, second = (ours.time_block(make_torch(steps, what, 1)) for _ in range(2))
@@ -476,9 +487,11 @@ def main() -> None:
     eager = sides['PyTorch, eager']
     result['deviation'] = check(library, eager)
     result['steps'] = {}
-    for kind in ('generator', 'student', 'round'):
+    result['parts'], result['ceilings'], result['whole'] = {}, {}, {}
+    for kind in args.kinds.split(','):
         result['steps'][kind] = time_steps(args, libraries, sides, kind)
         print(kind, json.dumps(result['steps'][kind]), flush=True)
+        write(args, result)
     result['whole'] = {
         kind: {
             'jax': min(
@@ -493,12 +506,15 @@ def main() -> None:
         for kind, timed in result['steps'].items()
         if kind in library.programs
     }
-    result['parts'], result['ceilings'] = {}, {}
     if args.part_seconds:
         result['parts'], result['ceilings'] = time_parts(args, library, eager)
+    print(write(args, result))
+
+
+def write(args: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Writes what was measured so far, if there is a folder for it; returns the table."""
     result['load_after'] = os.getloadavg()
     text = report(result)
-    print(text)
     if args.output:
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -508,6 +524,7 @@ def main() -> None:
         (folder / f'{name}.md').write_text(text)
         (folder / f'{name}.json').write_text(json.dumps(result, indent=2) + '\n')
         print(f'written to {folder / name}.md and .json')
+    return text
 
 
 if __name__ == '__main__':
