@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from ml_collections import ConfigDict
 
 from dfkd_jax import diffusion
 from dfkd_jax.configs import cifar10, common, digits, fashion_mnist
-from dfkd_jax.reporting import model_card
+from dfkd_jax.reporting import artifacts, model_card
+from dfkd_jax.storage import files, model_folder
 
 ENTRIES = {
     'model': 'resnet8_half', 'num_classes': 3, 'channels': 3, 'image_size': 16, 'dataset': 'mine',
     'method': 'nayer', 'seed': 7, 'accuracy': 91.25, 'teacher': 'resnet8',
     'teacher_file': 'best: "of" all.pth', 'teacher_sha256': 'ab' * 32, 'teacher_accuracy': 93.5,
+    'teacher_accuracy_stated': 93.75,
     'saw': ['No real image.'], 'resize': 'crop', 'mean': [0.5, 0.25, 0.125], 'std': [1.0, 2.0, 3.0],
     'class_names': ['cat', 'dog', 'a "bird"'],
 }  # fmt: skip
@@ -46,11 +51,28 @@ def test_the_card_says_all_of_it() -> None:
     _, rest = parts(ENTRIES)
     for told in (
         'file: `best: "of" all.pth`', f'sha256: `{"ab" * 32}`', 'accuracy: 93.50 % of the same',
+        'accuracy that its file states: 93.75 %',
         '[NAYER](https://arxiv.org/abs/2310.00258)', '- No real image.', '91.25 %, at the last',
         'the seed 7', '16 x 16 pixels, RGB', 'the short side to size * 256 / 224',
         'minus (0.5, 0.25, 0.125), divided by (1, 2, 3)', 'cat, dog, a "bird"', '## Licence',
     ):  # fmt: skip
         assert told in rest, told
+
+
+def test_a_teachers_accuracy_is_also_that_of_its_file(tmp_path: Path) -> None:
+    """Of a public file's own entry, and of a model folder's card; an exported one says nothing."""
+    weights = {'conv.weight': np.zeros((2, 3, 3, 3), np.float32)}
+    with (tmp_path / 'teacher.pkl').open('wb') as file:
+        pickle.dump({'state_dict': weights, 'best_prec1': 92.5}, file)
+    files.write_json(tmp_path / 'folder' / model_folder.CARD, {'accuracy': 88.25})
+    files.write_bytes(tmp_path / 'folder' / model_folder.VARIABLES, b'weights')
+    files.write_bytes(tmp_path / 'exported.onnx', b'a network')
+    config = cifar10.get_config('noise')
+    for name, stated in (('teacher.pkl', 92.5), ('folder', 88.25), ('exported.onnx', None)):
+        config.teacher.checkpoint = str(tmp_path / name)
+        found = artifacts._origin(tmp_path, config, {'teacher_accuracy': None})
+        assert found.get('teacher_accuracy_stated') == stated, name
+        assert len(found['teacher_sha256']) == 64 and 'teacher_accuracy' not in found
 
 
 def test_agreement_is_no_accuracy() -> None:

@@ -179,9 +179,12 @@ def _origin(workdir: Path, config: Any, summary: Mapping[str, Any]) -> dict[str,
     place = files.expanded(given) if given else workdir / 'teacher'
     found: dict[str, Any] = {'teacher': config.teacher.model, 'teacher_file': place.name}
     try:
-        weights = place / model_folder.VARIABLES
+        card, weights = place / model_folder.CARD, place / model_folder.VARIABLES
         found['teacher_sha256'] = weight_files.digest(weights if weights.is_file() else place)
-    except (UserError, OSError):  # it has moved since the run began
+        known = card.is_file()
+        stated = files.read_json(card).get('accuracy') if known else port.accuracy_in(place)
+        found['teacher_accuracy_stated'] = stated
+    except (UserError, OSError):  # it has moved since the run began, or states nothing
         pass
     if summary['teacher_accuracy'] is not None:
         found['teacher_accuracy'] = summary['teacher_accuracy']

@@ -173,6 +173,8 @@ def _teacher(entries: Mapping[str, Any]) -> Iterator[str]:
         yield f'sha256: `{entries["teacher_sha256"]}`'
     if entries.get('teacher_accuracy') is not None:
         yield f'accuracy: {entries["teacher_accuracy"]:.2f} % of the same test images'
+    if entries.get('teacher_accuracy_stated') is not None:
+        yield f'accuracy that its file states: {entries["teacher_accuracy_stated"]:.2f} %'
 
 
 def _numbers(entries: Mapping[str, Any]) -> Iterator[str]:
