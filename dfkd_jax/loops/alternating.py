@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,8 @@ from dfkd_jax.storage import files
 
 TABLE = 'labels.npy'  # the label embeddings that a run began with, if its method has any
 HELD_OUT = 2**31 - 1  # of the seed's key: the child for held-out images; others have small numbers
-SHOWN = (1, 10, 30)  # per cent of the rounds, after which synthetic images are shown
+# Per cent of the rounds, after which synthetic images are shown; those at the end are too.
+SHOWN = (1, 10, 30)
 ADVICE = (
     'Lower config.student.lr or config.generator.lr (config.pixels.lr), or the weight of the term, '
     'in a new --workdir.'
@@ -54,33 +55,19 @@ def distil(
         config, plan, models.teacher, frozen.teacher, test, build.stated_accuracy(config)
     )
     artifacts.warn(warnings := run.warnings | of_teacher.warnings)
-    key_init, key_rounds, key_images = jax.random.split(jax.random.key(config.seed), 3)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one per round
     queries = _queries(config, run, frozen)
-    before_student = len(contract.warmup(config.phases))
-    round_of = cache(
-        lambda index: make_round(run.method, config.phases[index], plan, index < before_student)
-    )
-
-    sample = plan.call(run.whole.sample)
-    shown = _shown(len(phases))
     predict = _predictor(config, run, test) if test else None
-
-    def advance(state: State, done: int) -> tuple[State, Any]:
-        round_fn = round_of(config.phases.index(phases[done]))
-        state, row = round_fn(frozen, state, jax.random.fold_in(key_rounds, done))
-        if done + 1 in shown:
-            samples = jax.device_get(sample(frozen, state, key_images))
-            processes.by_first(lambda: artifacts.strip(workdir, done + 1, samples, run.facts))
-        return state, row
-
+    sample = plan.call(run.whole.sample)
     work = session.Work(
         plan=plan,
         total=len(phases),
         init=run.whole.init,
-        inputs=(frozen, key_init),
-        advance=advance,
-        every=_cadences(config),
+        inputs=(frozen, _keys(config).init),
+        advance=_rounds(config, workdir, run, frozen, phases, sample),
+        every=session.Every(
+            config.log_every_rounds, config.eval_every_rounds, config.save_every_rounds
+        ),
         measure=_measure(config, run, frozen, predict, of_teacher),
         score='student_accuracy' if test else 'agreement_with_teacher',
         subject='student' if test else 'agreement',
@@ -92,28 +79,60 @@ def distil(
         keep=config.keep_checkpoints,
     )
     state, record = session.run(work, workdir, interrupted)
-    samples = sample(frozen, state, key_images)
-    tested = None
-    if predict is not None:
-        predicted, label = predict(state)
-        tested = Tested(label, predicted, of_teacher.predicted)
+    samples = sample(frozen, state, _keys(config).images)
     student, samples = jax.device_get((state.student.variables, samples))
+    tested = Tested(*predict(state), of_teacher.predicted) if predict else None
     synthesised, distilled = _images(config.synthesis, phases)
     return artifacts.finish(
         workdir, config, run.facts, student, samples, metrics.read(workdir), tested=tested,
-        **artifacts.scores(
-            of_teacher.accuracy, record.last, record.best,
-            record.measured['agreement_with_teacher'],
-        ),
-        best_round=record.best_at,
-        seconds=round(record.seconds, 2),
-        rounds=len(phases),
-        images_synthesised=synthesised,
-        images_distilled=distilled,
-        teacher_queries=queries[-1],
-        warnings=warnings,
+        **_scores(of_teacher, record), rounds=len(phases), images_synthesised=synthesised,
+        images_distilled=distilled, teacher_queries=queries[-1], warnings=warnings,
         **_label_texts(config, run.facts),
     )  # fmt: skip
+
+
+class _Keys(NamedTuple):
+    init: jax.Array
+    rounds: jax.Array
+    images: jax.Array  # of the synthetic images that are shown
+
+
+def _keys(config: Any) -> _Keys:
+    return _Keys(*jax.random.split(jax.random.key(config.seed), 3))
+
+
+def _rounds(
+    config: Any,
+    workdir: Path,
+    run: build.Run,
+    frozen: Frozen,
+    phases: list[Phase],
+    sample: Callable,
+) -> Callable[[State, int], tuple[State, Any]]:
+    """The rounds by number; after some of them, `SHOWN`, synthetic images are shown."""
+    keys, warmup = _keys(config), len(contract.warmup(config.phases))
+    shown = {max(1, len(phases) * share // 100) for share in SHOWN} - {len(phases)}
+
+    @cache
+    def round_of(at: int) -> Callable:
+        return make_round(run.method, config.phases[at], run.plan, at < warmup)
+
+    def advance(state: State, done: int) -> tuple[State, Any]:
+        round_fn = round_of(config.phases.index(phases[done]))
+        state, row = round_fn(frozen, state, jax.random.fold_in(keys.rounds, done))
+        if done + 1 in shown:
+            samples = jax.device_get(sample(frozen, state, keys.images))
+            processes.by_first(lambda: artifacts.strip(workdir, done + 1, samples, run.facts))
+        return state, row
+
+    return advance
+
+
+def _scores(of_teacher: evaluate.OfTeacher, record: session.Record) -> dict[str, Any]:
+    """The results that a run measured, and how long it took."""
+    agreement = record.measured['agreement_with_teacher']
+    scores = artifacts.scores(of_teacher.accuracy, record.last, record.best, agreement)
+    return scores | {'best_round': record.best_at, 'seconds': round(record.seconds, 2)}
 
 
 def _label_texts(config: Any, facts: data.Facts) -> dict[str, str]:
@@ -132,22 +151,11 @@ def _signs(config: Any, run: build.Run, frozen: Frozen) -> Any:
     return collapse.watcher(run.plan, run.whole, frozen, config.seed)
 
 
-def _cadences(config: Any) -> session.Every:
-    return session.Every(
-        config.log_every_rounds, config.eval_every_rounds, config.save_every_rounds
-    )
-
-
-def _shown(total: int) -> set[int]:
-    """The rounds after which synthetic images are shown; those after the last one are too."""
-    return {max(1, total * share // 100) for share in SHOWN} - {total}
-
-
 Predict = Callable[[State], tuple[np.ndarray, np.ndarray]]
 
 
 def _predictor(config: Any, run: build.Run, test: data.Dataset) -> Predict:
-    """The student's classes of the test images, and the true ones; once for each round."""
+    """The true classes of the test images, and the student's; once for each round."""
     classify = evaluate.classifier(run.plan, run.models.student, run.facts)
     last: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -155,7 +163,8 @@ def _predictor(config: Any, run: build.Run, test: data.Dataset) -> Predict:
         number = int(state.round)
         if number not in last:
             last.clear()
-            last[number] = classify(state.student.variables, test, config.eval_batch_size)
+            predicted, label = classify(state.student.variables, test, config.eval_batch_size)
+            last[number] = label, predicted
         return last[number]
 
     return predict
@@ -173,7 +182,7 @@ def _measure(
         return _measure_without_images(config, run, frozen)
 
     def measure(state: State) -> session.Row:
-        predicted, label = predict(state)
+        label, predicted = predict(state)
         return {
             'student_accuracy': evaluate.accuracy(predicted, label),
             'agreement_with_teacher': evaluate.accuracy(predicted, of_teacher.predicted),

@@ -67,14 +67,7 @@ def distil(
     name, at = config.student.model, workdir / 'distillation'
     epoch_steps = (size - held) // config.distil.batch_size
     training = supervised.prepare(config, 'distil', name, epoch_steps, distil=True)
-    synthesis_seconds = 0.0
-    if config.synthesis.bank:
-        synthetic.check(bank, description(config))
-        folder.keep_inputs(workdir, bank=synthetic.digest(bank, total))
-    else:
-        if run.extra:
-            folder.keep_inputs(workdir, prior=folder.digest(run.extra.frozen))
-        synthesis_seconds = synthesise(config, workdir, run, teacher, interrupted)
+    synthesis_seconds = _fill(config, workdir, run, teacher, interrupted, bank)
     images = synthetic.dataset(bank, total, run.facts, config.synthesis.stored_size)
     train, score = images, 'accuracy'
     if test is None:
@@ -85,11 +78,8 @@ def distil(
     )
     agreement, tested = trained[score], None
     if of_teacher.accuracy is not None:
-        student = run.plan.replicate(model_folder.load_model(at)[1])
-        classify = evaluate.classifier(run.plan, run.models.student, run.facts)
-        predicted, label = classify(student, test, config.eval_batch_size)
-        agreement = evaluate.accuracy(predicted, of_teacher.predicted)
-        tested = Tested(label, predicted, of_teacher.predicted)
+        tested = _tested(config, run, at, test, of_teacher)
+        agreement = evaluate.accuracy(tested.student, of_teacher.predicted)
     distilled = config.distil.epochs * epoch_steps * config.distil.batch_size
     shown = _shown(bank, total, run)
     return artifacts.finish(
@@ -108,6 +98,38 @@ def distil(
         warnings=warnings,
         **({'prior': diffusion.described(config.prior.path)} if run.extra else {}),
     )  # fmt: skip
+
+
+def _fill(
+    config: Any,
+    workdir: Path,
+    run: build.Run,
+    teacher: dict[str, Any],
+    interrupted: Callable[[], bool],
+    bank: Path,
+) -> float:
+    """Synthesises what `bank` lacks, or checks one that another run has filled.
+
+    Returns seconds.  Raises BankError, Stopped and NonFiniteError.
+    """
+    if config.synthesis.bank:
+        synthetic.check(bank, description(config))
+        total = trajectories.count(config.synthesis, config.data.num_classes)
+        folder.keep_inputs(workdir, bank=synthetic.digest(bank, total))
+        return 0.0
+    if run.extra:
+        folder.keep_inputs(workdir, prior=folder.digest(run.extra.frozen))
+    return synthesise(config, workdir, run, teacher, interrupted)
+
+
+def _tested(
+    config: Any, run: build.Run, at: Path, test: Any, of_teacher: evaluate.OfTeacher
+) -> Tested:
+    """What the student of the folder `at` says of the test images, and the teacher."""
+    student = run.plan.replicate(model_folder.load_model(at)[1])
+    classify = evaluate.classifier(run.plan, run.models.student, run.facts)
+    predicted, label = classify(student, test, config.eval_batch_size)
+    return Tested(label, predicted, of_teacher.predicted)
 
 
 def held_out_images(size: int) -> int:

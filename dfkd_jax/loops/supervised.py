@@ -192,8 +192,7 @@ def fit(
     seed: of weights, batches and augmentation.
     teacher: its variables, on the host or the devices, if `training` distils.
     start: the variables to begin with; None: random ones.
-    score: what the share of labels of `test` that are predicted is called in the model folder;
-      'agreement' where they are a teacher's predictions.
+    score: the name of the share of labels predicted; 'agreement' where they are a teacher's.
     """
     if processes.broadcast_from_first((workdir / model_folder.CARD).exists()):
         return model_folder.load_model(workdir)[0]
@@ -229,15 +228,21 @@ def fit(
         advice=f'({role}.) {session.kept(workdir)} Lower its lr, in a new --workdir.',
     )
     state, record = session.run(work, workdir, interrupted)
-    processes.by_first(lambda: model_folder.save_classifier(
-        workdir, training.name, jax.device_get(state.net.variables), training.data,
-        role=role, **{score: record.last, f'best_{score}': record.best},
-        best_epoch=record.best_at, epochs=recipe.epochs, seed=seed,
-        seconds=round(record.seconds, 2),
-        device=folder.device(), versions=folder.versions(), recipe=files.plain(recipe),
-        **model_folder.preparation(training.data, train.facts),
+    scores = {score: record.last, f'best_{score}': record.best}
+    processes.by_first(lambda: _save(
+        training, workdir, state, train.facts, role=role, **scores,
+        best_epoch=record.best_at, seed=seed, seconds=round(record.seconds, 2),
     ))  # fmt: skip
     return model_folder.load_model(workdir)[0]
+
+
+def _save(training: Training, workdir: Path, state: State, facts: data.Facts, **told: Any) -> None:
+    """The model folder of a training that is over; `told` is what its card says of it."""
+    model_folder.save_classifier(
+        workdir, training.name, jax.device_get(state.net.variables), training.data,
+        **told, epochs=training.recipe.epochs, device=folder.device(), versions=folder.versions(),
+        recipe=files.plain(training.recipe), **model_folder.preparation(training.data, facts),
+    )  # fmt: skip
 
 
 def _first_state(training: Training, key: Array, start: Any) -> State:
@@ -297,6 +302,31 @@ def optimiser(recipe: Any, epoch_steps: int) -> optax.GradientTransformation:
     )
 
 
+def _augmented(recipe: Any, about: data.Facts, shards: Shards, images: Array, key: Array) -> Array:
+    """Images [B, H, W, C] of 0 to 255, normalised, as a step of `recipe` sees them."""
+    key_crop, key_flip = jax.random.split(key)
+    total, pixel = shards.size * images.shape[0], images
+    if recipe.shade or recipe.cutmix:
+        key_crop, key_mix = jax.random.split(key_crop)
+        whole = augment.draw_mixture(
+            key_mix, (total, *images.shape[1:]), recipe.shade, recipe.cutmix
+        )
+        other = shards.before(images).astype(jnp.float32) / 255
+        mixture = jax.tree.map(shards.share, whole)
+        pixel = 255 * augment.mix(pixel.astype(jnp.float32) / 255, other, mixture)
+    x = data.normalise(pixel, about.mean, about.std)
+    if recipe.random_resized_crop:
+        areas = augment.draw_areas(key_crop, total)
+        x = augment.resized_crop(x, shards.share(areas), about.image_shape[0])
+    elif recipe.crop_padding:
+        black = -jnp.asarray(about.mean) / jnp.asarray(about.std)
+        offsets = augment.draw_crop(key_crop, total, recipe.crop_padding)
+        x = augment.crop(x, shards.share(offsets), recipe.crop_padding, black)
+    if recipe.flip:
+        x = augment.flip(x, shards.share(augment.draw_flip(key_flip, total)))
+    return x
+
+
 def make_step(
     module: Any,
     teacher_module: Any,
@@ -312,30 +342,10 @@ def make_step(
     with the rows of this shard (`Plan.compile_rows`).  The loss is cross entropy or, with a
     teacher, ``w KD + (1 - w) CE``, w = `recipe.kd_weight`; KD is that of `msarc` if it is given.
     """
-    black = -jnp.asarray(about.mean) / jnp.asarray(about.std)
 
     def step(frozen: Any, state: State, inputs: Any) -> tuple[State, dict[str, Array]]:
         (images, label), key = inputs
-        key_crop, key_flip = jax.random.split(jax.random.fold_in(key, state.step))
-        total, pixel = shards.size * images.shape[0], images
-        if recipe.shade or recipe.cutmix:
-            key_crop, key_mix = jax.random.split(key_crop)
-            whole = augment.draw_mixture(
-                key_mix, (total, *images.shape[1:]), recipe.shade, recipe.cutmix
-            )
-            other = shards.before(images).astype(jnp.float32) / 255
-            mixture = jax.tree.map(shards.share, whole)
-            pixel = 255 * augment.mix(pixel.astype(jnp.float32) / 255, other, mixture)
-        x = data.normalise(pixel, about.mean, about.std)
-        if recipe.random_resized_crop:
-            areas = augment.draw_areas(key_crop, total)
-            x = augment.resized_crop(x, shards.share(areas), about.image_shape[0])
-        elif recipe.crop_padding:
-            offsets = augment.draw_crop(key_crop, total, recipe.crop_padding)
-            x = augment.crop(x, shards.share(offsets), recipe.crop_padding, black)
-        if recipe.flip:
-            x = augment.flip(x, shards.share(augment.draw_flip(key_flip, total)))
-
+        x = _augmented(recipe, about, shards, images, jax.random.fold_in(key, state.step))
         target = None if teacher_module is None else teacher_module.apply(frozen, x)
         aim = msarc and msarc.aim(frozen, state.net.variables, x, target)
 
