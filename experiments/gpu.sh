@@ -128,7 +128,8 @@ done
 if [[ ! $DRY ]]; then
     mkdir -p "$OUT" "$RUNS"
     [[ $WHEELS ]] && install
-    export PYTHONUNBUFFERED=1 JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$RUNS/compiled}
+    export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+    export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$RUNS/compiled}
     [[ $TINY ]] && export JAX_PLATFORMS=cpu
 fi
 for name in "${parts[@]}"; do

@@ -137,10 +137,10 @@ def main():
     adam = torch.optim.Adam(generator.parameters(), 0.1)
     for epoch in range(int(args.epochs)):
         image, _ = next(iter(loader))
-        feature, logits = student(image[:4], out_feature=True)
-        assert torch.allclose(feature.norm(dim=1), torch.ones(4))
         for i in range(3):
-            logits.sum().backward(retain_graph=True)
+            feature, logits = student(image[:4], out_feature=True)
+            assert torch.allclose(feature.norm(dim=1), torch.ones(4))
+            logits.sum().backward()
             sgd.step()
             if i < 2:
                 adam.step()
