@@ -1,10 +1,11 @@
 """Whole rounds beside eager PyTorch and `torch.compile`, in one table.
 
-    python experiments/bench/rounds.py [--seconds=6] [--cases=0,1,2,3,4] [--xla] [--output=DIR]
+    python experiments/bench/rounds.py [--seconds=6] [--cases=0,1,2,3,4] [--two] [--xla]
+        [--no-compile] [--output=DIR]
 
 Each case is a run of `steps.py`, whose own tables stay beside this one.  An hour's images count
 compilation too: a side that compiles longer must be faster to make up for it.  Needs PyTorch and
-an idle machine, for about an hour.
+an idle machine, for three quarters of an hour.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ CASES = (
     (('--method=cpsc', *DIGITS, '--round=6+5'), None),
 )
 HOUR = 3600.0
-SIDES = ('PyTorch, eager', 'PyTorch, torch.compile', 'dfkd_jax', "dfkd_jax, XLA's convolutions")
+SIDES = (
+    'PyTorch, eager', 'PyTorch, torch.compile', 'dfkd_jax', 'dfkd_jax, 2 devices',
+    "dfkd_jax, XLA's convolutions",
+)  # fmt: skip
 
 
 def sides(result: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -45,8 +49,9 @@ def sides(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     out = {}
     for name, timed in steps['round'].items():
         compiled = timed['compile_seconds'] or sum(
-            steps[kind].get(name, {'compile_seconds': 0.0})['compile_seconds']
+            steps[kind][name]['compile_seconds']
             for kind in ('generator', 'student')
+            if name in steps.get(kind, {})
         )
         speed = timed['images_per_second']['median']
         out[name] = {
@@ -60,6 +65,7 @@ def sides(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def table(results: list[tuple[dict[str, Any], float | None]]) -> str:
     """The five rounds as Markdown: images/s and, in brackets, times eager PyTorch."""
+    found = [side for side in SIDES if any(side in sides(result) for result, _ in results)]
     rows = []
     for result, target in results:
         args, timed = result['arguments'], sides(result)
@@ -68,7 +74,7 @@ def table(results: list[tuple[dict[str, Any], float | None]]) -> str:
             f'{args["method"]}, {args["pair"].replace("/", " -> ")}, {args["config"]}, '
             f'batch {args["batch"]}, {args["round"]} steps'
         ]
-        for side in SIDES:
+        for side in found:
             if side in timed:
                 x = timed[side]
                 row.append(
@@ -80,15 +86,17 @@ def table(results: list[tuple[dict[str, Any], float | None]]) -> str:
         ratio = timed['dfkd_jax']['ratio']
         row.append('' if target is None else f'{target} {"met" if ratio >= target else "MISSED"}')
         rows.append(row)
-    return ours.table(['', *SIDES, 'target'], rows)
+    return ours.table(['', *found, 'target'], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seconds', type=float, default=6.0, help='timed, for each step and side')
+    parser.add_argument('--seconds', type=float, default=6.0, help='timed, for each round and side')
     parser.add_argument('--cases', default='0,1,2,3,4', help='which, in the order of the table')
     parser.add_argument('--output', type=Path, default=HERE / 'rounds')
     parser.add_argument('--no-compile', action='store_true', help='without torch.compile')
+    parser.add_argument('--kinds', default='round', help='round, and generator,student before it')
+    parser.add_argument('--two', action='store_true', help='two virtual devices as a side')
     parser.add_argument('--xla', action='store_true', help="with XLA's convolutions as a side")
     args = parser.parse_args()
     results = []
@@ -97,9 +105,11 @@ def main() -> None:
         folder = args.output / str(number)
         command = [
             sys.executable, str(HERE / 'steps.py'), *case, f'--seconds={args.seconds}',
-            '--block-seconds=0.5', '--part-seconds=0', f'--output={folder}',
+            '--block-seconds=0.5', '--part-seconds=0', f'--kinds={args.kinds}',
+            f'--output={folder}',
         ]  # fmt: skip
         command += ['--compile'] * (not args.no_compile) + ['--xla'] * args.xla
+        command += ['--devices=2'] * args.two
         subprocess.run(command, check=True)
         (receipt,) = folder.glob('*.json')
         results.append((json.loads(receipt.read_text()), target))
