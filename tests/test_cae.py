@@ -155,6 +155,7 @@ def test_one_source_has_no_positives():
     np.testing.assert_allclose(metrics['s/loss'], metrics['s/kd'], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_is_drawn_at_every_step_or_once_a_batch():
     for fresh in (True, False):
         _, method, frozen, state = tiny.built(
@@ -192,7 +193,7 @@ def test_the_generator_and_its_adam_stay_unless_told():
     ('changes', 'terms'),
     [
         ({}, {'kd', 'contrast'}),
-        ({'loss__contrast': 0.0}, {'kd'}),
+        pytest.param({'loss__contrast': 0.0}, {'kd'}, marks=pytest.mark.slow),
         pytest.param({'loss__contrast_of': 'images'}, {'kd', 'contrast'}, marks=pytest.mark.slow),
         ({'synthesis__mixup': 0.4}, {'kd', 'contrast'}),
     ],

@@ -311,7 +311,7 @@ def test_bounded_images_stay_within_the_range_of_pixels():
     np.testing.assert_allclose(slope, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize('bounded', [False, True])
+@pytest.mark.parametrize('bounded', tiny.quick([False, True], True))
 def test_bounded_samples(bounded: bool):
     """The networks of `tiny` normalise by mean 0.5 and deviation 0.25: pixels are in [-2, 2]."""
     method = tiny.method(tiny.config(generator__bounded=bounded), sharding.Shards())
@@ -414,6 +414,7 @@ def test_a_new_adam_at_every_step_is_sign_descent():
     assert np.mean(np.isclose(np.abs(persistent[2]), rate, rtol=1e-2)) < 0.5
 
 
+@pytest.mark.slow
 def test_the_published_student_keeps_statistics_of_synthesis():
     published, other = (narrow(flag) for flag in (True, False))
     _, state, _ = moves(published, 1)
@@ -434,6 +435,7 @@ def test_the_published_cross_entropy_is_one_nat_wide():
         assert low <= metrics['g/ce'] <= high
 
 
+@pytest.mark.slow
 def test_narrow_students_meet_the_contrast_through_an_untrained_adapter():
     run = narrow(False)
     shapes = jax.tree.map(jnp.shape, run.state.extra.adapter)

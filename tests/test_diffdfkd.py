@@ -117,6 +117,7 @@ def test_guidance_raises_confidence_and_lowers_the_distance_of_statistics():
     assert 'g/ce' not in unguided, 'the teacher has no part in it'
 
 
+@pytest.mark.slow
 def test_steps_through_the_decoder_alone_are_others():
     (through, _), (past, row) = trajectory(), trajectory(through_unet=False)
     assert not np.allclose(through.extra.x, past.extra.x)
@@ -171,6 +172,7 @@ def test_noise_images_need_no_diffusion_model():
     assert abs(np.corrcoef(np.ravel(flat[:, 1:]), np.ravel(flat[:, :-1]))[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 def test_the_student_has_a_say_once_it_has_learnt_enough():
     """With weight zero before, so that the same program serves; the teacher's answers are given."""
     config = tiny.config('diffdfkd', synthesis__cutmix=False, synthesis__per_class=6 * tiny.BATCH)

@@ -167,6 +167,7 @@ def test_every_block_can_be_recomputed():
     assert [recomputed(kind, True) for kind in ('pixel', 'latent')] == [9, 12]
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_gradient():
     """Of one level with attention; the whole is held to the reference, recomputed."""
     config = DDPM | dict(block_out_channels=[8], norm_num_groups=4, layers_per_block=1,

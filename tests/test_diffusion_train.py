@@ -18,6 +18,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 from PIL import Image
+from tiny import quick
 
 from dfkd_jax import diffusion
 from dfkd_jax.configs import prior_clipart, prior_strokes
@@ -123,7 +124,7 @@ class Blur(nn.Module):
         )
 
 
-@pytest.mark.parametrize('mode', ['vmap', 'pmap', 'shard_map'])
+@pytest.mark.parametrize('mode', quick(['vmap', 'pmap', 'shard_map'], 'shard_map'))
 def test_a_step_is_the_same_however_it_is_shared(mode: str) -> None:
     config, module = tiny(), Blur()
     _, schedule = recipes.check(config)
@@ -199,6 +200,7 @@ def test_a_finished_run_is_returned_as_it_is(finished: Path, pictures: Path) -> 
     assert (finished / 'prior' / diffusion_prior.RECEIPT).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_at_the_same_weights(
     finished: Path, pictures: Path, tmp_path: Path
 ) -> None:

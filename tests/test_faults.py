@@ -2,7 +2,7 @@
 to the same bits.
 
     python -m pytest -m faults                    all of it
-    python -m pytest -m "faults and not slow"     the short form, in every run of the tests
+    python -m pytest tests/test_faults.py -m slow -k "one_moment or grow"     the short form
     python -m pytest -m faults tests/test_faults.py --fault_table=experiments/faults.md
 
 Runs are tiny (4 pixels), and processes of their own; `launcher.py` lets the tests hold one at the
@@ -308,6 +308,7 @@ def test_disk(start, jobs, disk, fault_table, fault, name, phase, entry, where, 
                 short(said, disk), SAME)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow(start, jobs, tmp_path, fault_table) -> None:
     """What a disk full in the midst of a file is like, without the rights of root."""
     job, workdir = jobs('cpsc'), tmp_path / 'run'

@@ -40,7 +40,7 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize('name', tiny.quick(ALL, 'dafl', 'dfq'))
+@pytest.mark.parametrize('name', tiny.quick(ALL, 'dfq'))
 def test_losses_are_weighted_sums_of_a_methods_terms(name: str):
     _, method, frozen, state = tiny.built(name)
     loss = tiny.config(name).loss
@@ -71,6 +71,7 @@ def test_the_student_has_no_say_in_dafls_images(name: str):
     assert np.array_equal(*ends) == (name == 'dafl')
 
 
+@pytest.mark.slow
 def test_the_benchmarks_mistake_leaves_a_generator_without_an_adversary(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -105,7 +106,7 @@ def test_the_student_follows_the_generator_on_the_latents_of_the_round():
     assert not np.array_equal(*images)
 
 
-@pytest.mark.parametrize('ending', ['pixels', 'norm', 'affine'])
+@pytest.mark.parametrize('ending', tiny.quick(['pixels', 'norm', 'affine'], 'affine'))
 def test_images_end_as_pixels_or_as_normalised(ending: str):
     _, method, frozen, state = tiny.built('dfad', generator__ending=ending)
     last = state.generator.params.get('norm')
@@ -204,6 +205,7 @@ def test_attention_is_compared_on_maps_of_equal_size():
     assert np.all(np.isfinite(tiny.vector(grads))), 'of maps that are zero everywhere too'
 
 
+@pytest.mark.slow
 def test_attention_draws_the_students_maps_to_the_teachers():
     """At equal divergence's weight, and against a student without it."""
     ends = []

@@ -176,6 +176,7 @@ def test_a_word_to_one_process_stops_all_and_any_number_of_devices_continues(
         assert_equal(copy, ended(2, 2), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_ends_all_processes_with_the_reason(
     arguments: list[str], tmp_path: Path
 ) -> None:

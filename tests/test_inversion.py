@@ -51,7 +51,7 @@ def at(state: State, number: int) -> State:
 # 1. All methods with a bank.
 
 
-@pytest.mark.parametrize('name', tiny.quick(ALL, 'nayer'))
+@pytest.mark.parametrize('name', tiny.quick(ALL, 'deepinversion'))
 def test_the_student_has_a_say_after_the_warm_up_only(name: str):
     run = built(name)
     state = begun(run)
@@ -118,7 +118,7 @@ def test_the_bank_gets_the_images_of_the_lowest_loss(name: str):
     assert begun(run, state, seed=9).extra.batch.lowest == inversion.HIGHEST
 
 
-@pytest.mark.parametrize('name', tiny.quick(TRAINED, 'deepinversion', 'fast'))
+@pytest.mark.parametrize('name', tiny.quick(TRAINED, 'deepinversion'))
 def test_synthesis_finds_what_it_is_asked_for(name: str):
     """The loss falls, and hits are above chance."""
     rates = {} if name == 'deepinversion' else {'generator__lr': 1e-2}
@@ -241,6 +241,7 @@ def test_the_published_code_keeps_the_last_images():
 # 3. CMI.
 
 
+@pytest.mark.slow
 def test_every_batch_has_a_new_generator_and_the_head_lasts():
     run = built('cmi')
     state, _ = stepped(run, begun(run))
@@ -343,6 +344,7 @@ def test_the_contrast_of_a_step_is_that_of_its_views():
     assert not np.allclose(feature[:, 0], feature[:, 1]), 'the views differ'
 
 
+@pytest.mark.slow
 def test_without_the_contrast_there_is_no_memory():
     run = built('cmi', loss__contrast=0.0)
     state, found = stepped(run, begun(run))
@@ -405,6 +407,7 @@ def test_a_batch_starts_from_the_meta_generator_with_a_new_adam():
     assert not np.array_equal(latent, begun(run, state, seed=6).extra.fast.params['latent'])
 
 
+@pytest.mark.slow
 def test_without_meta_learning_the_generator_goes_on():
     run = built('fast', generator__meta='none')
     assert run.state.extra.gradient == ()

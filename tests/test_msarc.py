@@ -182,7 +182,9 @@ def test_shares_of_a_batch_have_the_whole_batchs_loss():
     tiny.close(ends[1], ends[0], 1e-4)
 
 
-@pytest.mark.parametrize('name', ['resnet8', 'wrn16_1', 'vgg8', 'mobilenetv2_cifar'])
+@pytest.mark.parametrize(
+    'name', tiny.quick(['resnet8', 'wrn16_1', 'vgg8', 'mobilenetv2_cifar'], 'resnet8', 'vgg8')
+)
 def test_networks_of_the_zoo(name: str):
     """The last map is the one that is averaged, and the linear layer is found."""
     module = models.make(name)

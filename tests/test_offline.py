@@ -232,6 +232,7 @@ def test_larger_images_are_cut_to_size_and_read_from_disk(
     assert digest(tmp_path / 'killed') == digest(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_prompts_are_encoded_by_class(golden: Path):
     pytest.importorskip('tokenizers', reason='pip install tokenizers')
     prior = diffusion.load(golden / 'tiny_sd' / 'model')
@@ -289,6 +290,7 @@ def test_asked_to_stop_it_stops_and_continues(
     assert bank_of(tmp_path) == bank_of(finished)
 
 
+@pytest.mark.slow
 def test_another_students_run_takes_the_bank_as_it_is(finished: Path, home: Path, tmp_path: Path):
     config = small(home, bank=str(finished / 'bank'))
     config.seed, config.teacher.checkpoint = 1, str(finished / 'teacher')

@@ -122,6 +122,7 @@ def test_signs_by_hand() -> None:
 
 
 @pytest.mark.parametrize('method', tiny.quick(['dafl', 'nayer'], 'nayer'))
+@pytest.mark.slow
 def test_a_generator_whose_weights_vanish_is_ill(method: str) -> None:
     """Of a real method: the generator makes one grey image, the bank is full of it."""
     _, whole, frozen, state = tiny.built(method)

@@ -86,6 +86,7 @@ def test_modes_agree_after_20_rounds(mode: str):
 
 
 @pytest.mark.parametrize('mode', tiny.quick(['jit', 'shard_map'], 'jit'))
+@pytest.mark.slow
 def test_a_round_as_one_program_is_the_round_step_by_step(mode: str):
     assert_same(cpsc_run(mode, fused=True), cpsc_run(mode))
 

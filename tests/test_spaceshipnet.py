@@ -35,7 +35,8 @@ def test_half_of_the_channels_stay_drawn_anew_for_each_image():
         np.testing.assert_array_equal(image, np.broadcast_to(~own, (2, 3, 9)))
 
 
-@pytest.mark.parametrize('level', tiny.quick([0, 1, 2], 2))
+@pytest.mark.parametrize('level', [0, 1, 2])
+@pytest.mark.slow
 def test_without_exchange_kept_maps_make_the_images_that_they_are_of(level: int):
     """The generator has not moved since, and evaluates with the moments of the batch."""
     run = tiny.built('spaceshipnet', synthesis__exchange=0.0, synthesis__levels=(level,))

@@ -136,7 +136,9 @@ def test_features_are_the_penultimate_and_then_the_means_of_the_stages(key: jax.
     assert pooled.shape == (2, 32 + 8 + 16 + 32)
 
 
-@pytest.mark.parametrize('name', ['lenet5', 'wrn16_1', 'vgg8', 'mobilenetv2'])
+@pytest.mark.parametrize(
+    'name', tiny.quick(['lenet5', 'wrn16_1', 'vgg8', 'mobilenetv2'], 'lenet5', 'wrn16_1', 'vgg8')
+)
 def test_every_family_has_stages(name: str) -> None:
     module = models.make(name)
 
@@ -149,7 +151,7 @@ def test_every_family_has_stages(name: str) -> None:
     assert len(heights) >= 3 and heights == sorted(set(heights), reverse=True)
 
 
-@pytest.mark.parametrize('pooled', [False, True])
+@pytest.mark.parametrize('pooled', tiny.quick([False, True], True))
 def test_a_probe_leaves_its_files_and_the_network_alone(
     folder: Path, tmp_path: Path, pooled: bool
 ) -> None:
@@ -185,6 +187,7 @@ def test_images_have_the_constants_that_the_network_knows(folder: Path) -> None:
     config.unlink()
 
 
+@pytest.mark.slow
 def test_colours_become_luma_for_a_grey_network(
     folder: Path, data_dir: Path, rng: np.random.Generator
 ) -> None:
@@ -289,7 +292,7 @@ def test_intersection_over_union_by_hand() -> None:
     np.testing.assert_allclose(segmentation.iou(counts), [50, 200 / 3, np.nan])
 
 
-@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('frozen', tiny.quick([False, True], True))
 def test_a_head_learns_to_segment(folder: Path, scenes: Path, tmp_path: Path, frozen: bool) -> None:
     recipe = Recipe(epochs=12, batch_size=16, lr=0.1)
     result = segmentation.run(
@@ -417,6 +420,7 @@ def test_at_the_shell(
     assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_print_one_line(
     folder: Path, scenes: Path, capsys: pytest.CaptureFixture
 ) -> None:
