@@ -415,10 +415,7 @@ def stated_accuracy(config: Any) -> float | None:
     given = config.teacher.checkpoint
     if given is None or Path(given).suffix.lower() in EXPORTED_ENDINGS:
         return None
-    path = files.expanded(given)
-    if (path / model_folder.CARD).is_file():
-        return files.read_json(path / model_folder.CARD).get('accuracy')
-    return port.accuracy_in(path)
+    return port.accuracy_in(files.expanded(given))
 
 
 def _check_normalisation(path: Path, ported: port.Ported, images: data.Settings) -> None:

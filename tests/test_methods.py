@@ -201,9 +201,8 @@ def synthesised(p: Program) -> State:
     return state
 
 
-every = pytest.mark.parametrize('name', CASES)
 # DiffDFKD's student learns when all images are there, as any network does.
-distils = pytest.mark.parametrize('name', [name for name in CASES if name != 'diffdfkd'])
+DISTILLING = [name for name in CASES if name != 'diffdfkd']
 # A method in each mode is a set of programs; on shares, these differ most.
 ON_SHARES = ('nayer', 'diffdfkd', 'toy')
 QUICK = [
@@ -232,9 +231,7 @@ def test_batch_statistics_are_compared_in_either_form(name: str):
 
 
 # The kinds of `extra`: nothing, a bank, embeddings and a bank, a network of its own.
-@pytest.mark.parametrize(
-    'name', tiny.quick([n for n in CASES if n != 'diffdfkd'], 'cpsc', 'cmi', 'nayer', 'toy')
-)
+@pytest.mark.parametrize('name', tiny.quick(DISTILLING, 'cpsc', 'cmi', 'nayer', 'toy'))
 def test_a_state_survives_a_checkpoint(name: str, tmp_path: Path):
     """Whatever a method's `extra` holds."""
     state = program(name, 'jit').state
@@ -312,9 +309,7 @@ def test_shares_of_a_batch_do_what_the_whole_batch_does(name: str):
     tiny.close(ends[1], ends[0], 1e-4)
 
 
-@pytest.mark.parametrize(
-    'name', tiny.quick([n for n in CASES if n != 'diffdfkd'], 'cpsc', 'nayer', 'dfq', 'noise')
-)
+@pytest.mark.parametrize('name', tiny.quick(DISTILLING, 'cpsc', 'nayer', 'dfq', 'noise'))
 def test_the_student_learns_from_the_teacher(name: str):
     """Its divergence on the synthetic images falls in 20 steps."""
     p = program(name, 'jit')

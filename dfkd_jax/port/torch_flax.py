@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -26,6 +27,7 @@ from dfkd_jax.port.candidates import Candidate
 from dfkd_jax.port.exported import onnx_file
 from dfkd_jax.port.rules import Leaf, Row, Table
 from dfkd_jax.port.tables import tables_of, twin_of
+from dfkd_jax.storage import files, model_folder
 from dfkd_jax.storage.inert_pickle import Inert
 
 Shape = tuple[int, ...]
@@ -131,10 +133,13 @@ def read(
 
 
 def accuracy_in(path: str | os.PathLike[str]) -> float | None:
-    """The accuracy in per cent that a file of weights states; None if it states none.
+    """The accuracy in per cent that a file of weights or a model folder states; None if none.
 
     Raises PortError as `read` does.
     """
+    card = Path(path) / model_folder.CARD
+    if card.is_file():
+        return files.read_json(card).get('accuracy')
     return candidates.accuracy(weight_files.read(path)[0])
 
 

@@ -179,11 +179,9 @@ def _origin(workdir: Path, config: Any, summary: Mapping[str, Any]) -> dict[str,
     place = files.expanded(given) if given else workdir / 'teacher'
     found: dict[str, Any] = {'teacher': config.teacher.model, 'teacher_file': place.name}
     try:
-        card, weights = place / model_folder.CARD, place / model_folder.VARIABLES
+        weights = place / model_folder.VARIABLES
         found['teacher_sha256'] = weight_files.digest(weights if weights.is_file() else place)
-        known = card.is_file()
-        stated = files.read_json(card).get('accuracy') if known else port.accuracy_in(place)
-        found['teacher_accuracy_stated'] = stated
+        found['teacher_accuracy_stated'] = port.accuracy_in(place)
     except (UserError, OSError):  # it has moved since the run began, or states nothing
         pass
     if summary['teacher_accuracy'] is not None:

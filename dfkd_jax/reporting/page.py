@@ -390,17 +390,30 @@ def comparison(runs: Sequence[Run], output: str | os.PathLike[str]) -> Path:
 def _table_of_runs(runs: Sequence[Run]) -> str:
     found = [numbers(run) for run in runs]
     used = [name for name in COLUMNS if any(each[name] is not None for each in found)]
-    head = ''.join(f'<th scope="col">{html.escape(ROWS[name])}</th>' for name in used)
-    rows = ''.join(
-        f'<tr><th scope="row">{html.escape(each["run"])}</th>'
-        + ''.join(f'<td>{html.escape(_shown(name, each[name]))}</td>' for name in used) + '</tr>'
-        for each in found
+    rows = [(each['run'], [_shown(name, each[name]) for name in used]) for each in found]
+    return _table('run', [ROWS[name] for name in used], rows, 'the numbers of each run')
+
+
+def _table(
+    corner: str,
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    label: str,
+    kind: str = '',
+) -> str:
+    """A table of texts under heads, each row with its name.  kind: the class of a cell."""
+    attribute = f' class="{kind}"' if kind else ''
+    head = ''.join(f'<th scope="col"{attribute}>{html.escape(each)}</th>' for each in heads)
+    body = ''.join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + ''.join(f'<td{attribute}>{html.escape(cell)}</td>' for cell in cells) + '</tr>'
+        for name, cells in rows
     )  # fmt: skip
     table = (
-        f'<table class="runs"><thead><tr><th scope="col">run</th>{head}</tr></thead>'
-        f'<tbody>{rows}</tbody></table>'
+        f'<table class="runs"><thead><tr><th scope="col">{corner}</th>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table>'
     )
-    return _wide(table, 'the numbers of each run')
+    return _wide(table, label)
 
 
 def _common_charts(runs: Sequence[Run]) -> Iterator[str]:
@@ -425,18 +438,13 @@ def _common_classes(runs: Sequence[Run]) -> Iterator[str]:
     same = [(name, each) for name, each in known if each.names == known[0][1].names]
     if not same:
         return
-    head = ''.join(f'<th scope="col" class="n">{html.escape(name)}</th>' for name, _ in same)
-    rows = ''.join(
-        f'<tr><th scope="row">{html.escape(label)}</th>'
-        + ''.join(f'<td class="n">{_shown("accuracy", _finite(each.student[i]))}</td>'
-                  for _, each in same) + '</tr>'
+    rows = [
+        (label, [_shown('accuracy', _finite(each.student[i])) for _, each in same])
         for i, label in enumerate(same[0][1].names)
-    )  # fmt: skip
-    table = (
-        f'<table class="runs"><thead><tr><th scope="col">class</th>{head}</tr></thead>'
-        f'<tbody>{rows}</tbody></table>'
+    ]
+    yield _table(
+        'class', [name for name, _ in same], rows, 'accuracy of each class in each run', 'n'
     )
-    yield _wide(table, 'accuracy of each class in each run')
 
 
 def _finite(value: float) -> str | None:
@@ -450,20 +458,9 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
     differ = [name for name in names if len({repr(each.get(name, '–')) for each in flat}) > 1]
     if not differ:
         return
-    head = ''.join(f'<th scope="col">{html.escape(run.name)}</th>' for run in runs)
-    rows = ''.join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        + ''.join(f'<td>{html.escape(str(each.get(name, "–")))}</td>' for each in flat) + '</tr>'
-        for name in differ
-    )  # fmt: skip
-    table = (
-        f'<table class="runs"><thead><tr><th scope="col">field</th>{head}</tr></thead>'
-        f'<tbody>{rows}</tbody></table>'
-    )
-    yield (
-        f'<details><summary>what differs: {len(differ)} fields</summary>'
-        f'{_wide(table, "what differs")}</details>'
-    )
+    rows = [(name, [str(each.get(name, '–')) for each in flat]) for name in differ]
+    table = _table('field', [run.name for run in runs], rows, 'what differs')
+    yield f'<details><summary>what differs: {len(differ)} fields</summary>{table}</details>'
 
 
 def _fields(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

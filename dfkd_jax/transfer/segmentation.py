@@ -18,6 +18,7 @@ from dfkd_jax.data.image_folder import open_image
 from dfkd_jax.distributed import sharding
 from dfkd_jax.errors import ConfigError, DataError
 from dfkd_jax.loops import supervised
+from dfkd_jax.reporting import classes
 from dfkd_jax.storage import files
 from dfkd_jax.transfer import measurement
 from dfkd_jax.transfer import network as networks
@@ -129,8 +130,8 @@ def read(folder: Path, size: int, channels: int) -> Scenes:
 
     mode = 'L' if channels == 1 else 'RGB'
     images = np.stack([pixels(path, mode, nearest=False) for path in files])
-    classes = np.stack([pixels(path, 'L', nearest=True) for path in masks])
-    return Scenes(images.reshape(*images.shape[:3], channels), classes)
+    known = np.stack([pixels(path, 'L', nearest=True) for path in masks])
+    return Scenes(images.reshape(*images.shape[:3], channels), known)
 
 
 def shuffled(scenes: Scenes, batch_size: int, seed: int) -> Iterator[Scenes]:
@@ -286,8 +287,7 @@ def measure(
 def confusion(predicted: np.ndarray, masks: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts of pixels, [true class, predicted class], where the true class is known."""
     known = masks != UNKNOWN
-    pairs = masks[known].astype(np.int64) * num_classes + predicted[known]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return classes.confusion(predicted[known], masks[known], num_classes)
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
