@@ -34,12 +34,12 @@ def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) ->
         words.remove(name)
     flags = set(words)
     method = importlib.import_module(f'dfkd_jax.configs.methods.{name}')
-    known = ('smoke', *method.FLAGS)
+    known = ('smoke', *method.FLAGS, *more)
     if unknown := sorted(flags.difference(known)):
         raise ConfigError(
             f'config argument {arg!r}: found {", ".join(unknown)}; expected METHOD[,FLAG...], '
             f'METHOD one of {", ".join(METHODS)} (if none is named, {default}), and FLAG, for '
-            f'{name}, one of {", ".join((*known, *more))}.'
+            f'{name}, one of {", ".join(known)}.'
         )
     config.method, config.loop = name, method.LOOP
     method.published(config)

@@ -5,12 +5,12 @@
         [--methods=kd,noise,cpsc,nayer,...] [--seeds=0,1,2] [--seconds=600] [--points=20]
         [--runs=DIR] [--data_dir=DIR] [--teacher=[[CONFIG:]MODEL=]FILE ...]
         [--set=[METHOD,...:]FIELD=VALUE ...]
-        [--smoke] [--finished]
+        [--flags=small] [--smoke] [--finished]
 
 A pair is a file of configs/, with TEACHER/STUDENT for networks other than its own; cifar10:five and
 cifar100:five are the field's five pairs.  A method is an argument of the config, or one of
-`table.VARIANTS`.  A pair has one teacher: --teacher, or one trained once on the real data.  --set
-changes a field for all methods' runs, or for those that it names.
+`table.VARIANTS`, followed by --flags.  A pair has one teacher: --teacher, or one trained once on
+the real data.  --set changes a field for all methods' runs, or for those that it names.
 
 A method's first process is a short run that measures its speed (``calibration.json``: seconds of
 the start, of an evaluation with its save, and of a unit of each phase).  One factor then scales all
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument('--data_dir')
     parser.add_argument('--teacher', action='append', default=[], metavar='[[CONFIG:]MODEL=]FILE')
     parser.add_argument('--set', action='append', default=[], metavar='[METHOD,...:]FIELD=VALUE')
+    parser.add_argument('--flags', default='', help='of every config, e.g. small')
     parser.add_argument('--smoke', action='store_true', help="every config's smoke version")
     parser.add_argument('--finished', action='store_true')
     args = parser.parse_args()
@@ -104,7 +105,7 @@ def main() -> None:
 
     rows: list[dict] = []
     curves: dict[str, dict[str, list[Path]]] = {}
-    for pair in pairs(args.pairs):
+    for pair in pairs(args.pairs, args.flags):
         teacher = find_teacher(pair, args)
         if teacher is None:
             continue
@@ -122,12 +123,12 @@ def main() -> None:
             draw(curves[pair.folder], pair.name, args.output / f'{pair.folder}.png')
 
 
-def pairs(text: str) -> list[Pair]:
-    """`digits,cifar10:vgg11/resnet18,cifar100:five` as pairs."""
+def pairs(text: str, flags: str = '') -> list[Pair]:
+    """`digits,cifar10:vgg11/resnet18,cifar100:five` as pairs; flags may change the networks."""
     found = []
     for each in text.split(','):
         name, _, networks = each.partition(':')
-        config = load(name)
+        config = load(name, flags)
         default = f'{config.teacher.model}/{config.student.model}'
         for both in FIVE if networks == 'five' else (networks or default,):
             found.append(Pair(name, *both.split('/')))
@@ -208,7 +209,8 @@ class Run(NamedTuple):
     @property
     def argument(self) -> str:
         method = VARIANTS.get(self.method, (self.method, {}))[0]
-        return method + (',smoke' if self.args.smoke else '')
+        flags = [word for word in (self.args.flags, 'smoke' * self.args.smoke) if word]
+        return ','.join([method, *flags])
 
     def config(self) -> Any:
         """The run's config, before scaling."""

@@ -119,7 +119,6 @@ def resnet(depth: int) -> Any:
 
 NETWORKS = {
     'resnet8_option_a': option_a,
-    'resnet18_pool': lambda: small_stem(resnet(18), pool=True),
     'preact_resnet18': lambda: preact(False),
     'preact_resnet18_bn': lambda: preact(True),
     'vgg11_bn_cifar': lambda: vgg(11, '_bn', nn.Linear(512, 10)),
@@ -130,6 +129,7 @@ SLOW = {
         torchvision_models.load().mobilenet_v2(num_classes=10)
     ),
     'resnet18': lambda: small_stem(resnet(18), pool=False),
+    'resnet18_pool': lambda: small_stem(resnet(18), pool=True),
     'vgg11_imagenet': lambda: vgg(11, '', None),
     'resnet50': lambda: small_stem(resnet(50), pool=False),
     'resnet101_imagenet': lambda: resnet(101),

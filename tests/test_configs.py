@@ -224,6 +224,22 @@ def test_a_flag_that_the_method_does_not_have_is_refused(method):
             get_config('digits', f'{method},{flag}')
 
 
+@pytest.mark.parametrize('method', common.METHODS)
+def test_cifar10_has_a_small_setting_of_every_method(method):
+    config, plain = (
+        get_config('cifar10', f'{method},{words}') for words in ('small', 'resnet20-resnet8')
+    )
+    assert (config.teacher.model, config.student.model) == cifar10.PUBLIC['resnet20-resnet8']
+    assert config.data.to_dict() == plain.data.to_dict()  # with the normalisation of the teacher
+    assert config.teach.epochs < plain.teach.epochs
+    if method != 'kd':  # which has no numbers beside these
+        assert config.to_dict() != plain.to_dict() | {'teach': config.teach.to_dict()}
+    other = get_config('cifar10', f'{method},resnet56-resnet20,small')
+    assert other.teacher.model == 'resnet56_option_a' and other.teach == config.teach
+    with pytest.raises(ConfigError, match='found small; expected'):
+        get_config('digits', f'{method},small')
+
+
 @pytest.mark.parametrize('argument', ['cpsk', 'cpsc,cpsk', 'cpsc,nayer', 'kd,untrained'])
 def test_argument_is_checked(argument):
     expected = (

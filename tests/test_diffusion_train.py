@@ -332,6 +332,7 @@ def test_mistakes_in_images(tmp_path: Path, pictures: Path) -> None:
         diffusion_prior.load_images(config.data)
 
 
+@pytest.mark.slow
 def test_at_the_shell(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, '-m', 'dfkd_jax.diffusion.train', '--config=configs/prior_clipart.py',

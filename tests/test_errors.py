@@ -14,6 +14,7 @@ import jax
 import mistakes
 import numpy as np
 import pytest
+import tiny
 from mistakes import config
 
 from dfkd_jax import build, loops, port
@@ -179,12 +180,15 @@ def test_shares_are_named_after_their_field():
 
 @pytest.mark.parametrize(
     'arguments, message',
-    [
-        (['--config=digits:cpsc', '--config.method=cpsk'], 'unknown method'),
-        (['--config=digits:cpsc', '--config.student.lrr=1'], 'lrr'),
-        (['--config=digits:nonsense'], 'nonsense'),
-        (['--config=digits', 'stray'], 'stray'),
-    ],
+    tiny.quick(
+        [
+            (('--config=digits:cpsc', '--config.method=cpsk'), 'unknown method'),
+            (('--config=digits:cpsc', '--config.student.lrr=1'), 'lrr'),
+            (('--config=digits:nonsense',), 'nonsense'),
+            (('--config=digits', 'stray'), 'stray'),
+        ],
+        (('--config=digits:cpsc', '--config.student.lrr=1'), 'lrr'),
+    ),
 )
 def test_at_the_shell(tmp_path, arguments, message):
     """One line that starts with `error:`, and no traceback."""

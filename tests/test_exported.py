@@ -783,7 +783,8 @@ def tiny(method: str, teacher: Path) -> Any:
     return config
 
 
-@pytest.mark.parametrize('method', ['deepinversion', pytest.param('nayer', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['deepinversion', 'nayer'])
 def test_a_run_from_a_pt2(method: str, teachers: Any, tmp_path: Path, fast_runs: None) -> None:
     """On four devices, with the statistics of its batch norms."""
     summary = loops.run(tiny(method, teachers['.pt2']), tmp_path / 'run')

@@ -34,14 +34,17 @@ def small(method: str) -> ConfigDict:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Workdirs: a run on noise with its own teacher, and two of KD with that teacher."""
+    """Workdirs: a run on noise with its own teacher, and one of KD with that teacher."""
     root = tmp_path_factory.mktemp('runs')
     loops.run(small('noise'), root / 'noise')
-    config = small('kd')
-    config.teacher.checkpoint = str(root / 'noise' / 'teacher')
-    loops.run(config, root / 'kd')
-    supervised.run(config, root / 'teach', role='kd')
+    loops.run(kd_from(root / 'noise'), root / 'kd')
     return {path.name: path for path in root.iterdir()}
+
+
+def kd_from(noise: Path) -> ConfigDict:
+    config = small('kd')
+    config.teacher.checkpoint = str(noise / 'teacher')
+    return config
 
 
 def summary(path: Path) -> dict:
@@ -49,13 +52,14 @@ def summary(path: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_main_trains_what_teach_trains(runs: dict[str, Path]) -> None:
-    expected = files.load_arrays(runs['teach'] / 'variables.safetensors')
+def test_main_trains_what_teach_trains(runs: dict[str, Path], tmp_path: Path) -> None:
+    supervised.run(kd_from(runs['noise']), tmp_path / 'teach', role='kd')
+    expected = files.load_arrays(tmp_path / 'teach' / 'variables.safetensors')
     found = files.load_arrays(runs['kd'] / 'student' / 'variables.safetensors')
     assert {k: v.tobytes() for k, v in found.items()} == {
         k: v.tobytes() for k, v in expected.items()
     }
-    facts = model_folder.load_model(runs['teach'])[0]
+    facts = model_folder.load_model(tmp_path / 'teach')[0]
     assert summary(runs['kd'])['student_accuracy_last'] == facts['accuracy']
 
 
@@ -82,9 +86,7 @@ def test_teacher_queries_are_counted(runs: dict[str, Path]) -> None:
 
 
 def test_a_finished_run_is_left_alone(runs: dict[str, Path], capsys) -> None:
-    config = small('kd')
-    config.teacher.checkpoint = str(runs['noise'] / 'teacher')
-    assert loops.run(config, runs['kd']) == summary(runs['kd'])
+    assert loops.run(kd_from(runs['noise']), runs['kd']) == summary(runs['kd'])
     assert 'finished' in capsys.readouterr().out
 
 

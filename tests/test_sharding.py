@@ -79,14 +79,15 @@ def assert_same(a: Run, b: Run) -> None:
     assert a.last.round == b.last.round == 20
 
 
-@pytest.mark.parametrize('mode', tiny.quick(['pmap', 'shard_map', 'jit'], 'shard_map'))
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['pmap', 'shard_map', 'jit'])
 def test_modes_agree_after_20_rounds(mode: str):
     """With jit too, since every device draws for the whole batch."""
     assert_same(cpsc_run(mode), cpsc_run('vmap'))
 
 
-@pytest.mark.parametrize('mode', tiny.quick(['jit', 'shard_map'], 'jit'))
 @pytest.mark.slow
+@pytest.mark.parametrize('mode', ['jit', 'shard_map'])
 def test_a_round_as_one_program_is_the_round_step_by_step(mode: str):
     assert_same(cpsc_run(mode, fused=True), cpsc_run(mode))
 

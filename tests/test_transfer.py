@@ -238,6 +238,7 @@ def test_weights_of_another_network_are_refused() -> None:
         networks.renew_head(sharding.make(), module.clone(width=4), network, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_fine_tuning_lowers_the_loss_and_repeats(folder: Path) -> None:
     def run(**options: Any) -> dict[str, Any]:
         return classification.run(folder, 'digits', 'finetune', recipe=RECIPE, **options)

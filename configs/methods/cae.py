@@ -47,10 +47,12 @@ def small(config: ConfigDict) -> None:
 
 def adapt(config: ConfigDict, flags: set[str]) -> None:
     """NAYER's schedules."""
-    del flags
-    nayer.schedule(config)
+    nayer.schedule(config, flags)
     match config.data.name:
         case 'digits' | 'fashion_mnist':
             small(config)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.update(width=32, lr=1e-2)
         case 'imagenet' | 'domainnet':
             config.generator.model = 'dcgan_deep_generator'

@@ -53,7 +53,6 @@ def small(config: ConfigDict) -> None:
 
 def adapt(config: ConfigDict, flags: set[str]) -> None:
     """Ours: nothing is published for these data sets.  ImageNet's bank takes 6 GB."""
-    del flags
     match config.data.name:
         case 'digits':
             small(config)
@@ -68,6 +67,14 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             config.phases = (
                 common.phase(rounds=5, g_steps=50, s_steps=0),
                 common.phase(rounds=80, g_steps=50, s_steps=80),
+            )
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.update(width=32)
+            config.synthesis.update(bank=300 * 128, shade=0.7, cutmix=0.5)
+            config.phases = (
+                common.phase(rounds=5, g_steps=50, s_steps=0),
+                common.phase(rounds=160, g_steps=50, s_steps=100),
             )
         case 'imagenet' | 'domainnet':
             config.generator.update(model='dcgan_deep_generator', lr=2e-4)

@@ -113,6 +113,14 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             config.synthesis.update(bank=160 * 128, crop_padding=2, flip=True)
             config.synthesis.update(shade=0.7, cutmix=0.5)
             config.phases = (common.phase(rounds=380, g_steps=3, s_steps=20),)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.student.warmup_steps = 500
+            config.generator.update(width=32, lr=4e-3, class_brightness=False)
+            config.loss.update(bn=10.0, ce=4.0)
+            config.synthesis.update(bank=300 * 128, crop_padding=4, flip=True)
+            config.synthesis.update(shade=0.7, cutmix=0.5)
+            config.phases = (common.phase(rounds=1200, g_steps=4, s_steps=16),)
         case 'cifar10':
             config.loss.ikd_form = 'log'  # published; the weights are carried over from CIFAR-100
         case 'imagenet' | 'domainnet':

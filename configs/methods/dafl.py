@@ -62,6 +62,10 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             small(config)
             config.generator.lr = 3e-2
             config.phases = (common.phase(rounds=1000, g_steps=5, s_steps=5),)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.update(width=32, lr=3e-2)
+            config.phases = (common.phase(rounds=3000, g_steps=5, s_steps=5),)
         case 'cifar100' if 'benchmark' not in flags:
             # --oh 0.5 --ie 20 --act 0.1 in the README of its authors; 20 / ln 10
             config.loss.update(one_hot=0.5, activation=0.1, balance=8.686)

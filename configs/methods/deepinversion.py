@@ -71,6 +71,13 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
                 common.phase(rounds=5, g_steps=50, s_steps=0),
                 common.phase(rounds=80, g_steps=50, s_steps=80),
             )
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.synthesis.update(bank=300 * 128, shade=0.7, cutmix=0.5)
+            config.phases = (
+                common.phase(rounds=5, g_steps=50, s_steps=0),
+                common.phase(rounds=160, g_steps=50, s_steps=100),
+            )
         case 'imagenet' | 'domainnet':
             config.synthesis.update(batch_size=100, student_batch_size=100, bank=400 * 100)
             config.synthesis.crop_padding = 28

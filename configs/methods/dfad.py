@@ -55,5 +55,9 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             small(config)
             config.generator.lr = 1e-2
             config.phases[0].rounds = 1000
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.update(width=32, lr=1e-2)
+            config.phases = (common.phase(rounds=3000, g_steps=1, s_steps=10),)
         case 'imagenet' | 'domainnet':
             config.generator.model = 'dcgan_deep_generator'

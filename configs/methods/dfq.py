@@ -38,6 +38,10 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             small(config)
             config.generator.lr = 3e-2
             config.phases = (common.phase(rounds=1000, g_steps=5, s_steps=5),)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.update(width=32, lr=3e-2)
+            config.phases = (common.phase(rounds=3000, g_steps=5, s_steps=5),)
         case 'cifar100':
             config.student.lr = 0.05  # CMI's script for ResNet-34 -> ResNet-18
         case 'imagenet' | 'domainnet':

@@ -91,7 +91,7 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
     """
     if 'as_published' in flags:
         as_published(config)
-    elif config.data.name in ('digits', 'fashion_mnist'):
+    elif config.data.name in ('digits', 'fashion_mnist') or 'small' in flags:
         small(config)
     match config.data.name:
         case 'digits':
@@ -102,6 +102,9 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             config.prior.path = 'clipart32'  # ships with the package
             if 'as_published' not in flags:
                 config.distil.update(shade=0.7, cutmix=0.5, epochs=60)
+        case 'cifar10' if 'small' in flags:
+            config.prior.path = 'clipart32'
+            config.distil.update(shade=0.7, cutmix=0.5, epochs=120)
         case 'cifar100':
             config.synthesis.per_class = 500  # as many images as for CIFAR-10
         case 'tiny_imagenet':

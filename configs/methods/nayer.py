@@ -66,17 +66,19 @@ def small(config: ConfigDict) -> None:
 
 def adapt(config: ConfigDict, flags: set[str]) -> None:
     """The schedules, and its own generator: one for the whole run where runs are short."""
-    del flags
-    schedule(config)
+    schedule(config, flags)
     match config.data.name:
         case 'digits' | 'fashion_mnist':
             small(config)
             config.generator.update(noisy_width=64, life=0)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.update(noisy_width=64, life=0, width=32, lr=1e-2)
         case 'imagenet' | 'domainnet':
             config.generator.model = 'nayer_deep_generator'
 
 
-def schedule(config: ConfigDict) -> None:
+def schedule(config: ConfigDict, flags: set[str]) -> None:
     """Rates, batches, bank and phases.
 
     Those of CIFAR-100 and Tiny-ImageNet are of nayer_100.sh.  ImageNet's are ours: Tiny-ImageNet's
@@ -94,6 +96,12 @@ def schedule(config: ConfigDict) -> None:
             config.phases = (
                 common.phase(rounds=3, g_steps=30, s_steps=0),
                 common.phase(rounds=157, g_steps=10, s_steps=40),
+            )
+        case 'cifar10' if 'small' in flags:
+            config.synthesis.update(bank=300 * 120, shade=0.7, cutmix=0.5)
+            config.phases = (
+                common.phase(rounds=10, g_steps=30, s_steps=0),
+                common.phase(rounds=400, g_steps=10, s_steps=40),
             )
         case 'cifar100':
             for phase in config.phases:

@@ -33,10 +33,12 @@ def small(config: ConfigDict) -> None:
 
 def adapt(config: ConfigDict, flags: set[str]) -> None:
     """The small setting for the small data sets."""
-    del flags
     match config.data.name:
         case 'digits':
             small(config)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.phases[0].rounds = 1000
         case 'fashion_mnist':
             small(config)
             config.phases[0].rounds = 400

@@ -49,7 +49,6 @@ def small(config: ConfigDict) -> None:
 
 def adapt(config: ConfigDict, flags: set[str]) -> None:
     """Tiny-ImageNet's 400 epochs are of its authors' script; the rest is ours."""
-    del flags
     match config.data.name:
         case 'digits':
             small(config)
@@ -59,6 +58,11 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
             small(config)
             config.synthesis.update(bank=80 * 120, crop_padding=2, shade=0.7, cutmix=0.5)
             config.phases = (common.phase(rounds=80, g_steps=40, s_steps=80),)
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.width = 32
+            config.synthesis.update(bank=160 * 120, shade=0.7, cutmix=0.5)
+            config.phases = (common.phase(rounds=160, g_steps=40, s_steps=100),)
         case 'tiny_imagenet':
             config.synthesis.bank = 400 * 256
             config.phases = (common.phase(rounds=400, g_steps=200, s_steps=2000),)

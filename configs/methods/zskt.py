@@ -58,5 +58,9 @@ def adapt(config: ConfigDict, flags: set[str]) -> None:
         case 'fashion_mnist' if 'benchmark' not in flags:
             small(config)
             config.phases[0].rounds = 1000
+        case 'cifar10' if 'small' in flags:
+            small(config)
+            config.generator.width = 32
+            config.phases = (common.phase(rounds=3000, g_steps=1, s_steps=10),)
         case 'imagenet' | 'domainnet':
             config.generator.model = 'dcgan_deep_generator'
