@@ -293,13 +293,13 @@ def test_flags_come_before_what_is_found(teacher: Path) -> None:
     args = arguments.make('distill').parse_args(
         [f'--teacher={teacher}', '--student=a', '--num_classes=3', '--mean=0', '--resize=pad']
     )
-    images = sources.Facts(num_classes=5, channels=1, image_size=64, std=(9.0,))
+    images = sources.Known(num_classes=5, channels=1, image_size=64, std=(9.0,))
     known = distill.settle(args, sources.of_teacher(str(teacher), None), images)
     assert known == {
         'model': 'resnet8', 'num_classes': 3, 'channels': 3, 'image_size': 8, 'mean': (0.0,),
         'std': (0.3,) * 3, 'resize': 'pad',
     }  # fmt: skip
-    only = distill.settle(args, sources.Facts(), images)
+    only = distill.settle(args, sources.Known(), images)
     assert only['channels'] == 1 and only['image_size'] == 64 and only['std'] == (9.0,)
 
 

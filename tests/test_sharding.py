@@ -316,7 +316,7 @@ def test_a_teacher_that_is_worse_than_its_file_says_is_told(capsys: pytest.Captu
     def measured(mean: float, stated: float | None) -> evaluate.OfTeacher:
         about = facts._replace(mean=(mean,) * 3)
         test = data.Dataset(about, 40, lambda i: (images[i], label[i]), images, label)
-        return evaluate.teacher(config, plan, module, variables, test, stated)
+        return evaluate.teacher(config, plan, module, variables, test, lambda: stated)
 
     assert measured(0.5, 96.0).accuracy == 95.0 and not measured(0.5, 96.0).warnings
     assert not measured(0.0, None).warnings

@@ -14,7 +14,7 @@ from typing import Any
 from dfkd_jax import cli, loops
 from dfkd_jax.command import arguments, sources
 from dfkd_jax.command.arguments import FIELDS
-from dfkd_jax.command.sources import Facts
+from dfkd_jax.command.sources import Known
 from dfkd_jax.distributed import processes
 from dfkd_jax.errors import ConfigError
 from dfkd_jax.storage import files
@@ -67,7 +67,7 @@ def without_config(args: argparse.Namespace) -> Iterator[str]:
             raise ConfigError(f'--{name} is missing: {what}; or --config=NAME.')
     teacher = sources.of_teacher(args.teacher, args.teacher_model)
     name, data_dir = sources.find_data(args.data) if args.data else ('', None)
-    images = sources.of_data(name, data_dir) if name else Facts()
+    images = sources.of_data(name, data_dir) if name else Known()
     if name in cli.config_names():  # networks see the images of this size, whatever is stored
         images = images._replace(image_size=cli.load_config(name).data.image_size)
     known = settle(args, teacher, images)
@@ -79,7 +79,7 @@ def without_config(args: argparse.Namespace) -> Iterator[str]:
     yield from of_run(args, known['model'])
 
 
-def settle(args: argparse.Namespace, teacher: Facts, images: Facts) -> dict[str, Any]:
+def settle(args: argparse.Namespace, teacher: Known, images: Known) -> dict[str, Any]:
     """What networks and images are: as flags say, else the teacher's file, else the data.
 
     Raises ConfigError, by its flag, for what none of them says.

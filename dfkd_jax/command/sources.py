@@ -12,7 +12,7 @@ from dfkd_jax.storage import files, model_folder
 INFO = 'dataset_info.json'  # in the folder of a version of a prepared data set
 
 
-class Facts(NamedTuple):
+class Known(NamedTuple):
     """What is known of a classifier or of a data set; None: it does not say.
 
     mean, std: per channel, of images in [0, 1].
@@ -27,7 +27,7 @@ class Facts(NamedTuple):
     resize: str | None = None
 
 
-def of_teacher(source: str, model: str | None) -> Facts:
+def of_teacher(source: str, model: str | None) -> Known:
     """What a model folder, an exported network or a file of weights says.
 
     source: ``PATH`` or ``PATH#KEY``.  model: its architecture, if it is known.
@@ -41,7 +41,7 @@ def of_teacher(source: str, model: str | None) -> Facts:
     if path.suffix.lower() in EXPORTED_ENDINGS and model in (None, EXPORTED):
         network, _ = port.load_exported(path)
         height, _, channels = network.image_shape
-        return Facts(EXPORTED, network.num_classes, channels, height)
+        return Known(EXPORTED, network.num_classes, channels, height)
     found = port.recognise(path, model or '')
     if model is None:
         if len(found) != 1:
@@ -54,20 +54,20 @@ def of_teacher(source: str, model: str | None) -> Facts:
         (model,) = found
     classes, channels = found.get(model, (None, None))
     if classes is None or channels is None:
-        return Facts(model, classes, channels)
+        return Known(model, classes, channels)
     ported = port.read(model, path, num_classes=classes, channels=channels)
-    return Facts(model, classes, channels, None, ported.mean or None, ported.std or None)
+    return Known(model, classes, channels, None, ported.mean or None, ported.std or None)
 
 
-def _of_card(card: dict[str, Any]) -> Facts:
+def _of_card(card: dict[str, Any]) -> Known:
     """The entries of a ``model.json``."""
-    known = {name: card.get(name) for name in Facts._fields}
+    known = {name: card.get(name) for name in Known._fields}
     for name in ('mean', 'std'):
         known[name] = tuple(card[name]) if card.get(name) else None
-    return Facts(**known)
+    return Known(**known)
 
 
-def of_data(name: str, data_dir: str | None) -> Facts:
+def of_data(name: str, data_dir: str | None) -> Known:
     """What is known of a data set: what is published, else what its files say.
 
     Raises DataError for one that is not there and not known.
@@ -75,7 +75,7 @@ def of_data(name: str, data_dir: str | None) -> Facts:
     spec = data.spec_of(name)
     if spec is not None:
         # An image size is published where all stored images have one.
-        return Facts(None, spec.num_classes, spec.channels, spec.image_size, spec.mean, spec.std)
+        return Known(None, spec.num_classes, spec.channels, spec.image_size, spec.mean, spec.std)
     info = data.find(name, data_dir).info
     height, width, channels = info.features['image'].shape
     mean, std = (
@@ -83,7 +83,7 @@ def of_data(name: str, data_dir: str | None) -> Facts:
         for each in ('mean', 'std')
     )
     size = height if height == width else None
-    return Facts(None, info.features['label'].num_classes, channels, size, mean, std)
+    return Known(None, info.features['label'].num_classes, channels, size, mean, std)
 
 
 def find_data(given: str) -> tuple[str, str | None]:

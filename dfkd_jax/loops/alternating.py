@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ def distil(
     plan, models = run.plan, run.models
     frozen = plan.replicate(Frozen(teacher=teacher, extra=_kept(workdir, run.extra)))
     of_teacher = evaluate.teacher(
-        config, plan, models.teacher, frozen.teacher, test, build.stated_accuracy(config)
+        config, plan, models.teacher, frozen.teacher, test, partial(build.stated_accuracy, config)
     )
     artifacts.warn(warnings := run.warnings | of_teacher.warnings)
     phases = [phase for phase in config.phases for _ in range(phase.rounds)]  # one per round

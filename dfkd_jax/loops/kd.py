@@ -10,6 +10,7 @@ key, but no images.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def distil(
         config.teacher.model, config.data, config.dtype, checkpoint=config.teacher.checkpoint
     )
     of_teacher = evaluate.teacher(
-        config, plan, module, on_devices, test, build.stated_accuracy(config)
+        config, plan, module, on_devices, test, partial(build.stated_accuracy, config)
     )
     artifacts.warn(of_teacher.warnings)
     train = data.load(config.data, 'train')

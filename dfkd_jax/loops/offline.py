@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +57,9 @@ def distil(
     """
     on_devices = run.plan.replicate(teacher)
     of_teacher = evaluate.teacher(
-        config, run.plan, run.models.teacher, on_devices, test, build.stated_accuracy(config)
-    )
+        config, run.plan, run.models.teacher, on_devices, test,
+        partial(build.stated_accuracy, config),
+    )  # fmt: skip
     artifacts.warn(warnings := run.warnings | of_teacher.warnings)
     bank = files.expanded(config.synthesis.bank or workdir / 'bank')
     total = trajectories.count(config.synthesis, config.data.num_classes)
