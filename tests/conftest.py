@@ -121,11 +121,18 @@ def fast_compilation():
 
 @pytest.fixture(scope='module')
 def fast_runs(fast_compilation):
-    """For modules whose every run compiles the same small programs: they are kept for the next."""
+    """For modules whose every run compiles the same small programs: they are kept for the next.
+
+    The zoo has the tiny network `tiny.RESNET` there.
+    """
     name = 'jax_persistent_cache_min_compile_time_secs'
     before = jax.config.values[name]
     jax.config.update(name, 0.0)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        import tiny  # JAX is set up by now
+
+        tiny.add_to_zoo(patch)
+        yield
     jax.config.update(name, before)
 
 

@@ -209,6 +209,17 @@ def test_means_and_deviations_stand_in_a_receipt() -> None:
             assert ' '.join(number.split()) in receipts, f'{name(page)}: {number}'
 
 
+@pytest.mark.parametrize('page', ['README.md', 'experiments/bench/README.md'])
+def test_speeds_stand_in_the_table_of_the_benchmark(page: str) -> None:
+    """Eager PyTorch's images a second, and each other side's with its ratio, row by row."""
+    text = (ROOT / page).read_text().replace('**', '')
+    rows = (ROOT / 'experiments/bench/rounds/table.md').read_text().splitlines()[2:]
+    assert len(rows) == 5
+    for row in rows:
+        eager, *others = [cell.partition(',')[0].strip() for cell in row.split('|')[2:5]]
+        assert f'| {eager.removesuffix(" (1.00)")} | {" | ".join(others)} |' in text, row
+
+
 # 4. Python
 
 

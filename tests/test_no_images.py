@@ -49,7 +49,8 @@ def settings(method: str = 'noise', **data_changes: Any) -> ConfigDict:
         dict(name='mine', num_classes=CLASSES, image_size=SIZE, channels=3, mean=(0.5,), std=(0.5,))
         | data_changes
     )
-    config.teacher.model, config.teacher.train = 'resnet8_half', False
+    config.teacher.model = config.student.model = tiny.RESNET
+    config.teacher.train = False
     config.eval_batch_size, config.parallel = 16, 'jit'
     if 'phases' in config:
         config.phases = tuple(
@@ -72,9 +73,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a teacher with three classes, as a model folder; drawn, not trained."""
     place = tmp_path_factory.mktemp('teacher') / 'teacher'
     config = settings()
-    module = build.make_classifier('resnet8_half', config.data)
+    module = build.make_classifier(tiny.RESNET, config.data)
     variables = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 3)))
-    model_folder.save_classifier(place, 'resnet8_half', variables, config.data)
+    model_folder.save_classifier(place, tiny.RESNET, variables, config.data)
     return place
 
 
@@ -124,7 +125,7 @@ def test_a_run_goes_through_and_says_what_it_measured(
     said = capsys.readouterr().out
     absent = 'no images of mine are in' if name else 'no real images are named (config.data.name)'
     assert absent in said and ': no accuracy is measured, but the agreement with the tea' in said
-    assert 'student resnet8_half: agreement with the teacher on synthetic images held out' in said
+    assert f'student {tiny.RESNET}: agreement with the teacher on synthetic images held out' in said
     columns = metrics.read(tmp_path / 'run')
     assert 'student_accuracy' not in columns
     agreement = columns['agreement_with_teacher']
@@ -180,9 +181,9 @@ def test_measuring_on_synthetic_images_changes_no_weight(tmp_path: Path) -> None
     """The same config with its images and without them (of a method that holds out no bank)."""
     config = settings(name='digits', num_classes=10, channels=1)
     config.teacher.checkpoint = str(tmp_path / 'teacher')
-    module = build.make_classifier('resnet8_half', config.data)
+    module = build.make_classifier(tiny.RESNET, config.data)
     variables = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)))
-    model_folder.save_classifier(tmp_path / 'teacher', 'resnet8_half', variables, config.data)
+    model_folder.save_classifier(tmp_path / 'teacher', tiny.RESNET, variables, config.data)
     measured = loops.run(config, tmp_path / 'with')
     assert measured['student_accuracy_last'] is not None and 'measured_on' not in measured
     config.data.name = ''
@@ -415,7 +416,7 @@ def test_the_same_weights_in_another_file_continue(
     config = settings()
     config.teacher.checkpoint = str(teacher)
     stopped(config, tmp_path / 'run', monkeypatch)
-    arrays = port.to_torch('resnet8_half', model_folder.load_model(teacher)[1])
+    arrays = port.to_torch(tiny.RESNET, model_folder.load_model(teacher)[1])
     files.save_arrays(tmp_path / 't.safetensors', arrays)
     config.teacher.checkpoint = str(tmp_path / 't.safetensors')
     assert loops.run(config, tmp_path / 'run')['rounds'] == 2
@@ -432,7 +433,7 @@ def test_another_teacher_or_data_set_is_refused(
     stopped(config, tmp_path / 'run', monkeypatch)
     _, variables = model_folder.load_model(teacher)
     variables['params']['fc']['bias'] = variables['params']['fc']['bias'] + 1
-    model_folder.save_classifier(place, 'resnet8_half', variables, config.data)
+    model_folder.save_classifier(place, tiny.RESNET, variables, config.data)
     with pytest.raises(ConfigError, match='began with something else: teacher was .*, now '):
         loops.run(config, tmp_path / 'run')
     standins.class_folders(tmp_path / 'src' / 'test', size=SIZE, each=6)
@@ -504,15 +505,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_a_tilde_is_the_home_folder_in_every_flag(home: Path, teacher: Path) -> None:
-    arrays = port.to_torch('resnet8_half', model_folder.load_model(teacher)[1])
+    arrays = port.to_torch(tiny.RESNET, model_folder.load_model(teacher)[1])
     files.save_arrays(home / 't.safetensors', arrays)
     port_command.main([
-        '--model=resnet8_half', f'--num_classes={CLASSES}', '--source=~/t.safetensors',
+        f'--model={tiny.RESNET}', f'--num_classes={CLASSES}', '--source=~/t.safetensors',
         '--output=~/t8',
     ])  # fmt: skip
     assert (home / 't8' / 'model.json').exists()
     for place in ('~/t8', '~/t.safetensors'):
-        build.load_network(place, 'resnet8_half', settings().data)
+        build.load_network(place, tiny.RESNET, settings().data)
     standins.class_folders(home / 'src' / 'test', size=SIZE)
     prepare.prepare('mine', '~/sets', '~/src')
     assert data.check(settings(data_dir='~/sets').data).test_size == 15

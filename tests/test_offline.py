@@ -42,7 +42,7 @@ def small(home: Path, **synthesis: Any) -> ConfigDict:
     """The digits run at 4 pixels: 2 batches of each class, a student in the loop, 3 epochs."""
     config = digits.get_config('diffdfkd,smoke')
     config.data.image_size = config.synthesis.stored_size = 4
-    config.teacher.model = 'resnet8_half'
+    config.teacher.model = config.student.model = tiny.RESNET
     config.teach.update(epochs=1, batch_size=128)
     config.prior.path = str(home)
     config.loss.adversarial = 1.0
@@ -258,7 +258,7 @@ def test_students_of_the_loop_follow_each_other_and_leave_little(
     assert offline.in_loop_trainings(config) == [10, 20, 30]
     config.teacher.checkpoint = str(finished / 'teacher')
     run = build.build(config)
-    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config.data)
+    teacher = build.load_network(finished / 'teacher', tiny.RESNET, config.data)
     assert offline.synthesise(config, tmp_path, run, teacher, lambda: False)
     assert [path.name for path in sorted((tmp_path / 'in_loop').iterdir())] == ['000020', '000030']
     assert not list((tmp_path / 'in_loop').glob('*/checkpoints'))
@@ -281,7 +281,7 @@ def test_asked_to_stop_it_stops_and_continues(
     config = small(home)
     config.teacher.checkpoint = str(finished / 'teacher')
     run = build.build(config)
-    teacher = build.load_network(finished / 'teacher', 'resnet8_half', config.data)
+    teacher = build.load_network(finished / 'teacher', tiny.RESNET, config.data)
     asked: Iterator[bool] = iter([False] * 5 + [True])
     with pytest.raises(loops.Stopped):
         offline.synthesise(config, tmp_path, run, teacher, lambda: next(asked))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny
 from ml_collections import ConfigDict
 
 from dfkd_jax import loops
@@ -24,7 +25,7 @@ def small(method: str) -> ConfigDict:
     """A run at 4 pixels, seconds long."""
     config = digits.get_config(f'{method},smoke')
     config.data.image_size = 4
-    config.teacher.model = 'resnet8_half'
+    config.teacher.model = config.student.model = tiny.RESNET
     config.teach.update(epochs=2, batch_size=256)
     if method != 'kd':
         config.synthesis.update(batch_size=8, student_batch_size=8)

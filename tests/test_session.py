@@ -177,7 +177,8 @@ def spoiling(step: Callable) -> Callable:
 
 def of_alternating(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
     config = digits.get_config('noise,smoke')
-    config.data.image_size, config.teacher.model = 4, 'resnet8_half'
+    config.data.image_size = 4
+    config.teacher.model = config.student.model = tiny.RESNET
     config.phases = (common.phase(rounds=1, g_steps=0, s_steps=1),)
     make_round = alternating.make_round
     patch.setattr(alternating, 'make_round', lambda *args: spoiling(make_round(*args)))
@@ -187,7 +188,8 @@ def of_alternating(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
 
 def of_supervised(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
     config = digits.get_config('noise,smoke')
-    config.data.image_size, config.teacher.model = 4, 'resnet8_half'
+    config.data.image_size = 4
+    config.teacher.model = config.student.model = tiny.RESNET
     config.teach.batch_size = 1436  # an epoch is a step
     make_plan = build.make_plan
 
@@ -221,10 +223,10 @@ def of_diffusion_prior(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
 def of_offline(workdir: Path, patch: pytest.MonkeyPatch) -> Path:
     config = digits.get_config('diffdfkd,smoke')
     config.data.image_size = config.synthesis.stored_size = 4
-    config.teacher.model = config.student.model = 'resnet8_half'
+    config.teacher.model = config.student.model = tiny.RESNET
     config.prior.path = str(tiny.saved_prior(workdir / 'prior'))
     config.loss.bn = 0.0
-    module = build.make_classifier('resnet8_half', config.data)
+    module = build.make_classifier(tiny.RESNET, config.data)
     teacher = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     make_round = offline.make_round
     patch.setattr(offline, 'make_round', lambda *args: spoiling(make_round(*args)))

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 from PIL import Image
 from processes import TIMEOUT, at_row, killed_at, output, process, to_the_end, wait_for
@@ -36,7 +37,7 @@ def small() -> ConfigDict:
     """The digits run at 4 pixels, seconds long: two phases, and cadences that do not coincide."""
     config = digits.get_config('cpsc,smoke')
     config.data.image_size = 4
-    config.teacher.model = 'resnet8_half'
+    config.teacher.model = config.student.model = tiny.RESNET
     config.teach.update(epochs=3, save_every_epochs=5, batch_size=128)
     config.generator.update(latent=8, width=4)
     config.synthesis.update(batch_size=8, student_batch_size=8)
@@ -129,7 +130,7 @@ def test_summary(finished: Path) -> None:
         'rounds', 'images_synthesised', 'versions', 'config',
     }  # fmt: skip
     assert summary['method'] == 'cpsc'
-    assert (summary['teacher'], summary['student']) == ('resnet8_half', 'resnet8_half')
+    assert (summary['teacher'], summary['student']) == (tiny.RESNET, tiny.RESNET)
     assert (summary['dataset'], summary['seed'], summary['rounds']) == ('digits', 0, ROUNDS)
     assert summary['images_synthesised'] == 8 * (4 * 2 * 2 + 3 * 1 * 1)
     assert summary['images_distilled'] == 8 * (4 * 1 + 3 * 2)
@@ -189,10 +190,10 @@ def test_student_is_that_of_the_last_checkpoint(finished: Path) -> None:
     arrays = files.load_arrays(finished / 'student.safetensors')
     assert_same(model_folder.unflatten(arrays), variables)
     path = finished / 'student_torch.safetensors'
-    assert_same(port.from_torch('resnet8_half', path, num_classes=10, channels=1), variables)
+    assert_same(port.from_torch(tiny.RESNET, path, num_classes=10, channels=1), variables)
     facts, found = model_folder.load_model(finished / 'student')
     assert_same(found, variables)
-    assert (facts['model'], facts['num_classes'], facts['channels']) == ('resnet8_half', 10, 1)
+    assert (facts['model'], facts['num_classes'], facts['channels']) == (tiny.RESNET, 10, 1)
     # Enough to classify with.
     assert (facts['mean'], facts['std'], facts['resize']) == ([0.5], [0.5], 'resize')
     assert facts['class_names'] == list('0123456789') and facts['image_size'] == 4
@@ -274,7 +275,8 @@ def test_stopped_twice_and_continued(
 def embedded(teacher: Path) -> ConfigDict:
     """`small` with CAE-DFKD, on all devices, from that teacher."""
     config = digits.get_config('cae,smoke')
-    config.data.image_size, config.teacher.model = 4, 'resnet8_half'
+    config.data.image_size = 4
+    config.teacher.model = config.student.model = tiny.RESNET
     config.teacher.checkpoint = str(teacher)
     config.generator.width = 4
     config.synthesis.update(batch_size=40, student_batch_size=8, bank=160)
@@ -372,7 +374,7 @@ def test_teaching_stopped_and_continued(finished: Path, tmp_path: Path) -> None:
     config.teach.epochs = 2
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     facts = supervised.run(config, whole, 'kd')
-    assert (facts['model'], facts['role'], facts['epochs']) == ('resnet8_half', 'kd', 2)
+    assert (facts['model'], facts['role'], facts['epochs']) == (tiny.RESNET, 'kd', 2)
     with pytest.raises(Stopped):
         supervised.run(config, stopped, 'kd', interrupted=lambda: True)
     assert not (stopped / model_folder.VARIABLES).exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,12 +21,23 @@ from dfkd_jax.diffusion import unet
 from dfkd_jax.distributed import sharding
 from dfkd_jax.methods import METHODS
 from dfkd_jax.methods.shared.trajectories import FrozenPrior
-from dfkd_jax.models import generators, layers
+from dfkd_jax.models import generators, layers, resnet
 from dfkd_jax.models.layers import BatchNorm, Output
+from dfkd_jax.port import tables
 
 CLASSES, SIZE, CHANNELS, BATCH = 4, 8, 3, 16
+# A network of the zoo while a module with `fast_runs` is tested: a stem and one residual block,
+# which compile in a third of ResNet-8's time.
+RESNET = 'resnet_of_one_block'
 # What a generator knows of a table of label embeddings and of a batch.
 TABLE = {'embedding': 6, 'latent': 6, 'repeats': BATCH // CLASSES}
+
+
+def add_to_zoo(patch: pytest.MonkeyPatch) -> None:
+    """Adds `RESNET`, with the PyTorch names of any ResNet for CIFAR."""
+    one_block = partial(resnet.ResNet, (1,), (8, 8), '3x3', False, 'downsample', 'fc')
+    patch.setitem(models.MODELS, RESNET, one_block)
+    patch.setitem(tables.TABLES, RESNET, tables.tables_of('resnet8_half'))
 
 
 class Classifier(nn.Module):

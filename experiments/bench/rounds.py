@@ -113,10 +113,10 @@ def main() -> None:
         subprocess.run(command, check=True)
         (receipt,) = folder.glob('*.json')
         results.append((json.loads(receipt.read_text()), target))
-        text = 'Images/s (times eager PyTorch), compilation, images in an hour over eager '
-        text += f"PyTorch's.\n\n{table(results)}\n"
-        (args.output / 'README.md').write_text(text)
-        print(text, flush=True)
+        text = table(results)
+        (args.output / 'table.md').write_text(f'{text}\n')
+        told = "Images/s (times eager PyTorch's), compilation, images in an hour over eager's."
+        print(f'{told}\n\n{text}', flush=True)
 
 
 if __name__ == '__main__':
