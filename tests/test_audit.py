@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import standins
+import tiny
 from PIL import Image
 
 from dfkd_jax import data, loops, models
@@ -185,12 +186,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     workdir = tmp_path_factory.mktemp('audited') / 'run'
     config = digits.get_config('diffdfkd,smoke')
-    config.teacher.update(model='resnet8_half', checkpoint=str(workdir / 'teacher'))
+    config.teacher.update(model=tiny.RESNET, checkpoint=str(workdir / 'teacher'))
     about = data.check(config.data)
-    teacher = drawn('resnet8_half', 0)
-    model_folder.save_classifier(workdir / 'teacher', 'resnet8_half', teacher, config.data)
+    teacher = drawn(tiny.RESNET, 0)
+    model_folder.save_classifier(workdir / 'teacher', tiny.RESNET, teacher, config.data)
     model_folder.save_classifier(
-        workdir / 'student', 'resnet8_half', drawn('resnet8_half', 1), config.data,
+        workdir / 'student', tiny.RESNET, drawn(tiny.RESNET, 1), config.data,
         **model_folder.preparation(config.data, about),
     )  # fmt: skip
     files.write_json(workdir / folder.CONFIG, files.plain(config))
@@ -303,7 +304,7 @@ def test_what_is_no_finished_run_is_refused(copied: Path, tmp_path: Path) -> Non
 def test_another_teacher_is_refused(copied: Path, tmp_path: Path) -> None:
     config = digits.get_config('diffdfkd,smoke')
     other = tmp_path / 'other'
-    model_folder.save_classifier(other, 'resnet8_half', drawn('resnet8_half', 2), config.data)
+    model_folder.save_classifier(other, tiny.RESNET, drawn(tiny.RESNET, 2), config.data)
     refused(
         copied, r'is not the one that the run in .* had .*: give --teacher=', teacher=str(other)
     )
@@ -338,7 +339,8 @@ def test_images_that_do_not_fit_are_refused(copied: Path, tmp_path: Path) -> Non
 def test_a_run_is_audited(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a bank on the device, and with a generator alone."""
     config = digits.get_config(f'{method},smoke')
-    config.data.image_size, config.teacher.model = 8, 'resnet8_half'
+    config.data.image_size = 8
+    config.teacher.model = config.student.model = tiny.RESNET
     loops.run(config, tmp_path / 'run')
     found = measurement.run(tmp_path / 'run', images=100)
     assert len(found['attacks']) == 5
