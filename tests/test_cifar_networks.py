@@ -121,7 +121,6 @@ NETWORKS = {
     'resnet8_option_a': option_a,
     'preact_resnet18': lambda: preact(False),
     'preact_resnet18_bn': lambda: preact(True),
-    'vgg11_bn_cifar': lambda: vgg(11, '_bn', nn.Linear(512, 10)),
     'vgg16_cifar_512': lambda: vgg(16, '', three(512)),
 }
 SLOW = {
@@ -130,6 +129,7 @@ SLOW = {
     ),
     'resnet18': lambda: small_stem(resnet(18), pool=False),
     'resnet18_pool': lambda: small_stem(resnet(18), pool=True),
+    'vgg11_bn_cifar': lambda: vgg(11, '_bn', nn.Linear(512, 10)),
     'vgg11_imagenet': lambda: vgg(11, '', None),
     'resnet50': lambda: small_stem(resnet(50), pool=False),
     'resnet101_imagenet': lambda: resnet(101),

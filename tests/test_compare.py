@@ -65,7 +65,9 @@ def test_a_change_is_for_all_methods_or_for_those_it_names(compare) -> None:
 
 def test_a_run_is_scaled_with_its_changes(compare, tmp_path: Path) -> None:
     args = argparse.Namespace(
-        set=['diffdfkd:synthesis.batch_size=32', 'cpsc:phases[0].rounds=3'], smoke=False
+        set=['diffdfkd:synthesis.batch_size=32', 'cpsc:phases[0].rounds=3'],
+        smoke=False,
+        flags='',
     )
     pair = compare.pairs('fashion_mnist')[0]
     whole = compare.Run(pair, 'cpsc', 0, tmp_path, args).config()
@@ -128,7 +130,7 @@ def test_errors_of_the_user_are_told_and_others_end_the_study(compare, tmp_path:
 def arguments(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
         runs=tmp_path / 'runs', seconds=60.0, points=4, finished=False, smoke=True, set=[],
-        data_dir=None, output=tmp_path / 'out', teacher=[],
+        flags='', data_dir=None, output=tmp_path / 'out', teacher=[],
     )  # fmt: skip
 
 

@@ -55,19 +55,19 @@ def arguments(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope='module')
 def ended(arguments: list[str], tmp_path_factory) -> Callable[..., Path]:
     """The folder of a run that nothing disturbed, of so many processes of so many devices."""
-    made: dict[tuple[int, int, str], Path] = {}
+    made: dict[tuple[int, int, str, int], Path] = {}
 
-    def run(processes: int, devices: int, mode: str = 'shard_map') -> Path:
-        if (processes, devices, mode) not in made:
+    def run(processes: int, devices: int, mode: str = 'shard_map', length: int = LENGTH) -> Path:
+        if (processes, devices, mode, length) not in made:
             workdir = tmp_path_factory.mktemp('whole') / f'{processes}x{devices}'
-            given = [*arguments, f'--config.parallel={mode}']
+            given = [*arguments, f'--config.parallel={mode}', f'--config.phases[0].rounds={length}']
             with together(given, workdir, processes, devices) as group:
                 assert group.wait() == [0] * processes, group.said()
                 if processes > 1:
                     assert f'{processes} processes, {processes * devices} devices' in group.said(0)
                     assert 'workdir' in group.said(0) and 'workdir' not in group.said(1)
-            made[processes, devices, mode] = workdir
-        return made[processes, devices, mode]
+            made[processes, devices, mode, length] = workdir
+        return made[processes, devices, mode, length]
 
     return run
 
@@ -88,7 +88,7 @@ def assert_equal(workdir: Path, other: Path, tolerance: float = 0.0) -> None:
 
 @pytest.mark.parametrize('mode', tiny.quick(['shard_map', 'pmap'], 'shard_map'))
 def test_two_processes_of_two_devices_compute_what_one_of_four_does(ended, mode: str) -> None:
-    assert_equal(ended(2, 2, mode), ended(1, 4), 1e-5)
+    assert_equal(ended(2, 2, mode, length=12), ended(1, 4, length=12), 1e-5)
 
 
 @pytest.mark.slow
