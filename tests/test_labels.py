@@ -220,9 +220,10 @@ def test_an_encoder_that_is_something_else(encoder, tmp_path):
 
 
 def test_clip_gives_the_state_at_the_end_token(golden):
+    pytest.importorskip('tokenizers', reason='pip install tokenizers')
     folder, texts = golden / 'tiny_sd' / 'model', ['a realistic photo', 'a photo of a cat', '']
-    expected = np.load(golden / 'tiny_sd' / 'expected.npz')
-    states, ends = expected['text_hidden'], [6, 6, 1]
+    with np.load(golden / 'tiny_sd' / 'expected.npz') as expected:
+        states, ends = expected['text_hidden'], [6, 6, 1]
     wanted = states[np.arange(3), ends]
     got = encoders.encode_clip(texts, folder)
     np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
