@@ -152,7 +152,7 @@ def test_a_teacher_without_batch_norms_is_told_once(
     config.phases = config.phases[:1]
     config.phases[0].rounds = 2
     summary = loops.run(config, tmp_path)
-    [told] = summary['warnings'].values()
+    told = summary['warnings']['no_batch_statistics']
     assert told.startswith('resnet20_gn has no batch norms') and 'config.loss.bn=5 drops' in told
     assert capsys.readouterr().out.count(f'warning (no_batch_statistics): {told}') == 1
     assert told in (tmp_path / 'report.html').read_text()
