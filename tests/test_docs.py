@@ -21,6 +21,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -402,6 +403,19 @@ def write_given(folder: Path, rule: Any) -> None:
         Image.fromarray(np.full((48, 40, 3), 200, np.uint8)).save(folder / file)
 
 
+def write_exported(page: Path, folder: Path) -> None:
+    """What the page says on how to make a `.pt2` file, done to a small network for 32 px."""
+    torch = pytest.importorskip('torch', reason="pip install '.[test]'")
+    nn = torch.nn
+    [text] = [b.text for b in blocks(page) if 'torch.export.save' in b.text]
+    text = text.replace('224, 224', '32, 32').replace("'teacher.pt2'", 'path')
+    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # what PyTorch says of itself
+        exec(text, {'model': model, 'path': folder / 'teacher.pt2'})
+
+
 RUNS = {  # pages: how to make the RUN that they speak of
     'docs/deploy.md': 'python -m dfkd_jax.main --config=digits:noise,smoke --workdir=RUN',
     'docs/transfer.md': 'python -m dfkd_jax.main --config=digits:noise,smoke --workdir=RUN',
@@ -433,6 +447,8 @@ RUNNABLE = sorted({block.values[0].page for block in of('sh') if not block.value
 def test_commands_run(page: Path, tmp_path: Path, rule: Any) -> None:
     write_files(page, tmp_path)
     write_given(tmp_path, rule)
+    if page == ROOT / 'docs' / 'exported.md':
+        write_exported(page, tmp_path)
     given = {name: value for name, value in os.environ.items() if name != 'JAX_NUM_CPU_DEVICES'}
     given |= {
         'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'TFDS_DATA_DIR': str(tmp_path / 'none'),
