@@ -535,8 +535,7 @@ def test_int8_without_test_images_measures_agreement(
 
 
 def test_pytorch_files_are_as_pytorch_wants_them(run: Path, tmp_path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip('torch', reason='pip install torch')
     path = tmp_path / 'student.pth'
     export.main(['--student', str(run), '--format', 'torch', '--output', str(path)])
     state = torch.load(path, weights_only=True)

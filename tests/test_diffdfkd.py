@@ -49,7 +49,7 @@ class Telling(sharding.Shards):
 def test_a_guided_step_equals_the_reference(golden: Path, rule):
     """Through the U-Net, the decoder and the teacher; blocks recomputed."""
     pytest.importorskip('tokenizers', reason='pip install tokenizers')
-    expected = dict(np.load(golden / 'tiny_sd' / 'expected.npz'))
+    expected = tiny.arrays(golden / 'tiny_sd' / 'expected.npz')
     prior = diffusion.load(golden / 'tiny_sd' / 'model', remat=True)
     config = tiny.config('diffdfkd', synthesis__batch_size=2, synthesis__stored_size=16)
     config.data.update(image_size=16, channels=3, num_classes=10)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import last, near
+from tiny import arrays
 
 from dfkd_jax import diffusion
 from dfkd_jax.diffusion import clip_text, folder, unet, vae
@@ -72,12 +73,12 @@ def tiny(config: dict, **changes: Any) -> dict:
 @pytest.fixture(scope='module')
 def sd(golden: Path):
     pytest.importorskip('tokenizers', reason='pip install tokenizers')
-    return load(golden / 'tiny_sd' / 'model'), np.load(golden / 'tiny_sd' / 'expected.npz')
+    return load(golden / 'tiny_sd' / 'model'), arrays(golden / 'tiny_sd' / 'expected.npz')
 
 
 @pytest.fixture(scope='module')
 def ddpm(golden: Path):
-    return load(golden / 'tiny_ddpm' / 'model'), np.load(golden / 'tiny_ddpm' / 'expected.npz')
+    return load(golden / 'tiny_ddpm' / 'model'), arrays(golden / 'tiny_ddpm' / 'expected.npz')
 
 
 @cache

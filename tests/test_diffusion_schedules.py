@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from reference import last, near
 
 from dfkd_jax.diffusion import schedule
@@ -29,7 +30,7 @@ def make(**changes) -> schedule.Schedule:
 
 @pytest.fixture
 def expected(golden: Path):
-    return np.load(golden / 'tiny_sd' / 'expected.npz')
+    return tiny.arrays(golden / 'tiny_sd' / 'expected.npz')
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from absl.testing import parameterized
 from jax.test_util import check_grads
 
@@ -49,7 +50,7 @@ def cpsc_terms(student: np.ndarray, teacher: np.ndarray, label: np.ndarray, ikd_
 
 
 def test_losses_equal_the_reference(golden: Path):
-    given = np.load(golden / 'losses.npz')
+    given = tiny.arrays(golden / 'losses.npz')
     student, teacher, label = (given[k] for k in ('student_logits', 'teacher_logits', 'labels'))
     views = losses.normalise(np.stack([given['student_features'], given['teacher_features']]))
     generator_mse, student_mse = cpsc_terms(student, teacher, label, 'mse')

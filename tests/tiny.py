@@ -279,6 +279,12 @@ def quick(cases: Iterable[Any], *kept: Any) -> list[Any]:
     ]  # fmt: skip
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, which is closed again."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 def close(actual: Any, expected: Any, tolerance: float) -> None:
     """Asserts that trees agree, leaf by leaf, relative to each leaf's largest value."""
     difference = distance(actual, expected)
