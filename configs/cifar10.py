@@ -10,8 +10,9 @@ Pairs whose teacher is a published checkpoint, of github.com/akamaster/pytorch_r
 its normalisation (ImageNet's constants): cifar10:nayer,resnet20-resnet8, and those of `PUBLIC`.
 ResNet-20 has 91.73 % and ResNet-56 93.39 % here, as its page prints.
 
-`small` is a setting for an hour or two of two CPU cores, ours: cifar10:nayer,small, from the public
-ResNet-20 to ResNet-8 unless a pair is named.
+`small` is meant for an hour or two of two CPU cores: cifar10:nayer,small, from the public ResNet-20
+to ResNet-8 unless a pair is named.  Its numbers are ours, carried over from Fashion-MNIST's and not
+tuned yet.
 
 No full run is on record here; experiments/published.md has the numbers that others print.
 """

@@ -200,7 +200,7 @@ class Run(NamedTuple):
 
     @property
     def root(self) -> Path:
-        return self.args.runs / self.pair.folder / self.method
+        return self.args.runs / self.pair.folder / self.args.flags / self.method
 
     @property
     def workdir(self) -> Path:

@@ -313,7 +313,10 @@ class SqueezeNet(nn.Module):
 
 
 class Mixed(nn.Module):
-    """What remains: rarer activations, resizing, uneven pools, one-dimensional convolutions."""
+    """What remains: rarer activations, resizing, uneven pools, one-dimensional convolutions.
+
+    The slope 0.25 is the same number in float32, which an ONNX file has for its attributes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +328,7 @@ class Mixed(nn.Module):
         x = x * torch.sigmoid(self.eca(x.mean((2, 3))[:, None])).transpose(1, 2)[..., None]
         x = F.adaptive_avg_pool2d(x, (5, 7))
         x = F.interpolate(x, (9, 10), mode='bilinear')
-        x = x + F.interpolate(F.leaky_relu(x, 0.2)[:, :, ::3, ::2], (9, 10), mode='nearest')
+        x = x + F.interpolate(F.leaky_relu(x, 0.25)[:, :, ::3, ::2], (9, 10), mode='nearest')
         x = F.pixel_unshuffle(F.pad(F.mish(x), (1, 1, 2, 1)), 2).clamp(-1, 2)
         x = F.elu(x[:, 12:36]) * F.softplus(x[:, 6:30]) + torch.tanh(x[:, ::2])
         x = F.interpolate(F.pixel_shuffle(x[:, :16], 2), scale_factor=1.5, mode='bicubic')

@@ -135,13 +135,7 @@ def both() -> list[Any]:
 
 
 def compare(
-    network: Any,
-    path: Path,
-    x: np.ndarray,
-    kind: str,
-    tolerance: float,
-    of_moments: float,
-    of_gradient: float,
+    network: Any, path: Path, x: np.ndarray, kind: str, tolerance: float, of_moments: float
 ) -> None:
     """of_moments: their tolerance; a variance is a small difference of two means."""
     logits, moments, features, gradient = by_us(path, x, jnp.dtype(kind))
@@ -151,22 +145,16 @@ def compare(
     close(moments, expected[1], of_moments)
     if expected[2] is not None:
         close(features, expected[2], tolerance)
-    close(gradient, expected[3], of_gradient)
+    assert np.abs(gradient - expected[3]).max() <= 10 * tolerance * np.abs(expected[3]).max()
 
 
 @pytest.mark.parametrize(('name', 'ending'), both())
 def test_equals_pytorch_in_float64(name: str, ending: str, exported: Any) -> None:
-    """To 1e-9, gradients too.
-
-    An ONNX file has its attributes in float32: epsilons, which are worth 1e-12, and a slope of 0.2,
-    which is worth 2e-10.
-    """
+    """To 1e-9, gradients too; an ONNX file has epsilons in float32, which is worth 1e-12."""
     path = exported(name, ending)
-    slope = (name, ending) == ('mixed', '.onnx')
     with float64():
         jax.config.update('jax_disable_most_optimizations', True)  # it compiles for seconds
-        network, tolerance = exporting.network(name), 1e-9 if slope else 1e-10
-        compare(network, path, images(), 'float64', tolerance, 1e-10, 1e-9)
+        compare(exporting.network(name), path, images(), 'float64', 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +170,7 @@ def test_equals_pytorch_in_float32(
     name: str, ending: str, exported: Any, fast_compilation: None
 ) -> None:
     """Logits to 2e-6 of the largest, gradients to 2e-5, statistics to 1e-4."""
-    compare(exporting.network(name), exported(name, ending), images(), 'float32', 2e-6, 1e-4, 2e-5)
+    compare(exporting.network(name), exported(name, ending), images(), 'float32', 2e-6, 1e-4)
 
 
 TORCHVISION = {
@@ -202,7 +190,7 @@ def test_torchvisions_networks_equal_pytorch(name: str, folder: Path, ending: st
     path = exporting.save(exporting.program(exporting.norm(network), 64), folder / f'{name}.pt2')
     with float64():
         jax.config.update('jax_disable_most_optimizations', True)
-        compare(network, path, images(2, 64), 'float64', 1e-10, 1e-10, 1e-9)
+        compare(network, path, images(2, 64), 'float64', 1e-10, 1e-10)
 
 
 # 2. What a network offers
@@ -501,7 +489,7 @@ def test_pytorchs_older_exporter(tmp_path: Path, said: Any, fast_compilation: No
     with exporting.quiet():
         x = torch.zeros(2, 3, exporting.SIZE, exporting.SIZE)
         torch.onnx.export(network, (x,), path, dynamo=False, **batch, **keep)
-    compare(network, path, images(), 'float32', 2e-6, 1e-4, 2e-5)
+    compare(network, path, images(), 'float32', 2e-6, 1e-4)
     assert said() == []
 
 

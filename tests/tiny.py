@@ -27,7 +27,7 @@ from dfkd_jax.port import tables
 
 CLASSES, SIZE, CHANNELS, BATCH = 4, 8, 3, 16
 # A network of the zoo while a module with `fast_runs` is tested: a stem and one residual block,
-# which compile in a third of ResNet-8's time.
+# which compile sooner than ResNet-8's three.
 RESNET = 'resnet_of_one_block'
 # What a generator knows of a table of label embeddings and of a batch.
 TABLE = {'embedding': 6, 'latent': 6, 'repeats': BATCH // CLASSES}
