@@ -21,12 +21,15 @@ from dfkd_jax.configs import common_flags
 from dfkd_jax.errors import ConfigError
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / 'methods').glob('*.py')))
+# Flags that choose a run's whole setting, so one of them at the most.
+WHOLE = frozenset(('as_published', 'benchmark', 'small'))
 
 
 def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) -> ConfigDict:
     """The config with the method and the flags that `arg`, METHOD[,FLAG...], names.
 
-    Raises ConfigError for another word; it lists these and `more`, the flags of the data set.
+    Raises ConfigError for another word, listing these and `more`, the flags of the data set, and
+    for two whole settings.
     """
     words = [word for word in (arg or '').split(',') if word]
     name = next((word for word in words if word in METHODS), default)
@@ -40,6 +43,11 @@ def with_method(config: ConfigDict, arg: str | None, default='cpsc', more=()) ->
             f'config argument {arg!r}: found {", ".join(unknown)}; expected METHOD[,FLAG...], '
             f'METHOD one of {", ".join(METHODS)} (if none is named, {default}), and FLAG, for '
             f'{name}, one of {", ".join(known)}.'
+        )
+    if len(whole := sorted(flags.intersection(WHOLE))) > 1:
+        raise ConfigError(
+            f'config argument {arg!r}: found {" and ".join(whole)}, two settings of one run; '
+            f'expected one of them, e.g. {name},{whole[0]}.'
         )
     config.method, config.loop = name, method.LOOP
     method.published(config)

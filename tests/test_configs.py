@@ -238,6 +238,10 @@ def test_cifar10_has_a_small_setting_of_every_method(method):
     assert other.teacher.model == 'resnet56_option_a' and other.teach == config.teach
     with pytest.raises(ConfigError, match='found small; expected'):
         get_config('digits', f'{method},small')
+    flags = importlib.import_module(f'dfkd_jax.configs.methods.{method}').FLAGS
+    for flag in common.WHOLE.intersection(flags):
+        with pytest.raises(ConfigError, match=f'found {flag} and small, .* e.g. {method},{flag}'):
+            get_config('cifar10', f'{method},small,{flag}')
 
 
 @pytest.mark.parametrize('argument', ['cpsk', 'cpsc,cpsk', 'cpsc,nayer', 'kd,untrained'])
