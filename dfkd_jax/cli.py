@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dfkd_jax import configs, native
-from dfkd_jax.distributed import processes
+from dfkd_jax.distributed import cores, processes
 from dfkd_jax.errors import ConfigError, UserError
 from dfkd_jax.storage import compiled, files
 from dfkd_jax.storage import workdir as folder
@@ -146,6 +146,7 @@ def launch(
                 '--config.field=value.'
             )
         compiled.keep(COMPILED.value)
+        cores.spread(CONFIG.value)
         try:
             if 'distributed' in CONFIG.value:
                 processes.join(CONFIG.value.distributed)

@@ -71,9 +71,9 @@ LONGEST = (
 
 # Files for the inner loop: three minutes on two cores.
 FAST = (
-    'test_augment', 'test_checkpoint', 'test_compare', 'test_contributing', 'test_data',
-    'test_diffusion_schedules', 'test_errors', 'test_image_bank', 'test_imports', 'test_labels',
-    'test_losses', 'test_metrics', 'test_port', 'test_report', 'test_synthetic',
+    'test_augment', 'test_checkpoint', 'test_compare', 'test_contributing', 'test_cores',
+    'test_data', 'test_diffusion_schedules', 'test_errors', 'test_image_bank', 'test_imports',
+    'test_labels', 'test_losses', 'test_metrics', 'test_port', 'test_report', 'test_synthetic',
 )  # fmt: skip
 
 
