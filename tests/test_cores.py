@@ -12,20 +12,20 @@ from dfkd_jax.distributed import cores
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'most', 'number'),
+    ('sizes', 'large', 'most', 'number'),
     [
-        ([128, 128], 2, 2),
-        ([128, 120], 8, 2),  # 3 and 4 do not divide both, or leave 30
-        ([128], 16, 4),  # each device has 32
-        ([128], 3, 2),
-        ([128, 63], 2, 1),
-        ([128, 16], 2, 1),  # 8 images are too few
-        ([128], 1, 1),
-        ([], 8, 1),
+        ([128, 128], [128, 128], 2, 2),
+        ([256, 256, 64], [256, 256], 16, 4),  # 5 do not divide; 4 leave 64 of what takes the time
+        ([120, 128], [120, 128], 8, 2),  # 60 and 64
+        ([512], [512], 3, 2),
+        ([128, 63], [128], 2, 1),
+        ([64], [64], 2, 1),  # 32 images are too few
+        ([128], [128], 1, 1),
+        ([], [], 8, 1),
     ],
 )
-def test_devices_divide_every_batch_and_have_enough_of_it(sizes, most, number):
-    assert cores.devices(sizes, most) == number
+def test_devices_divide_every_batch_and_have_enough_of_it(sizes, large, most, number):
+    assert cores.devices(sizes, large, most) == number
 
 
 def test_batches_are_those_of_training_wherever_they_stand():

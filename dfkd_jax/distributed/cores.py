@@ -10,9 +10,9 @@ import jax
 
 from dfkd_jax.distributed.sharding import MODES
 
-# Images of a batch for each device.  With 8, two devices are slower than one; with 64 they are 1.0
-# to 1.3 times as fast (experiments/bench/growth.md, two_devices/table.md).
-LEAST = 32
+# Images of a batch for each device.  With 8 or 32 on small networks, two devices are slower than one;
+# with 64 they are 1.0 to 1.3 times as fast (experiments/bench/README.md).
+LEAST = 48
 OLD_WAY = '--xla_force_host_platform_device_count'
 
 
@@ -29,7 +29,8 @@ def spread(config: Any) -> int:
     alone = not (hosts.get('coordinator') or hosts.get('auto'))
     if told or not alone or config.get('parallel') not in MODES[1:]:
         return 1
-    number = devices(list(batches(config)), cores())
+    every = list(batches(config))
+    number = devices(every, list(batches(config.get('synthesis', {}))) or every, cores())
     if number > 1:
         try:
             jax.config.update('jax_num_cpu_devices', number)
@@ -38,12 +39,15 @@ def spread(config: Any) -> int:
     return number
 
 
-def devices(sizes: list[int], most: int) -> int:
-    """The largest number up to `most` that divides all sizes and leaves each device `LEAST`."""
-    if not sizes:
+def devices(sizes: list[int], large: list[int], most: int) -> int:
+    """The largest number up to `most` that divides all `sizes` and leaves `LEAST` of all `large`.
+
+    large: the batches of what takes the time.
+    """
+    if not large:
         return 1
-    fit = (n for n in range(most, 1, -1) if all(s % n == 0 and s >= n * LEAST for s in sizes))
-    return next(fit, 1)
+    most = min(most, min(large) // LEAST)
+    return next((n for n in range(most, 1, -1) if all(s % n == 0 for s in sizes)), 1)
 
 
 def batches(config: Any) -> Iterator[int]:
