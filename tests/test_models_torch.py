@@ -57,8 +57,8 @@ def torch_vit(tv: Any, image_size: int, patch: int, width: int, depth: int, head
                                 num_classes=CLASSES)  # fmt: skip
 
 
-def group_norm_resnet() -> Any:
-    """A thin ResNet-20 as training scripts write it, with a GroupNorm for each BatchNorm."""
+def group_norm_resnet(depth: int = 3) -> Any:
+    """A thin ResNet of `depth` blocks a stage as training scripts write it, with a GroupNorm for each BatchNorm."""
     from torch import nn
 
     class Block(nn.Module):
@@ -84,7 +84,7 @@ def group_norm_resnet() -> Any:
             self.bn1 = nn.GroupNorm(8, 16)
             for stage, (before, after) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
                 blocks = [Block(before, after, 2 if stage > 1 else 1)]
-                blocks += [Block(after, after, 1), Block(after, after, 1)]
+                blocks += [Block(after, after, 1) for _ in range(depth - 1)]
                 setattr(self, f'layer{stage}', nn.Sequential(*blocks))
             self.fc = nn.Linear(64, CLASSES)
 
@@ -113,6 +113,8 @@ NETWORKS: dict[str, tuple[Any, int]] = {
     'convnext_tiny': (lambda tv: tv.convnext_tiny(num_classes=CLASSES), 32),
     'vit_tiny': (lambda tv: torch_vit(tv, 224, 16, 192, 12, 3), 224),
     'vit_tiny_cifar': (lambda tv: torch_vit(tv, 32, 4, 192, 6, 3), 32),
+    'vit_mini_cifar': (lambda tv: torch_vit(tv, 32, 4, 64, 4, 4), 32),
+    'resnet8_gn': (lambda tv: group_norm_resnet(1), 32),
     'resnet20_gn': (lambda tv: group_norm_resnet(), 32),
 }
 
@@ -242,7 +244,9 @@ def test_the_gradient_of_images_equals_torch(pair, rule, name: str):
     assert np.linalg.norm(gradient - expected) < 2e-3 * np.linalg.norm(expected)
 
 
-WITHOUT_STATISTICS = {'convnext_tiny', 'vit_tiny', 'vit_tiny_cifar', 'resnet20_gn'}
+WITHOUT_STATISTICS = {
+    'convnext_tiny', 'vit_tiny', 'vit_tiny_cifar', 'vit_mini_cifar', 'resnet8_gn', 'resnet20_gn',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -429,7 +433,7 @@ def test_to_torch_gives_the_names_of_torch_back(pair, name: str):
     """As timm has them where it publishes the network, else as torchvision: bit for bit."""
     made = pair(name)
     expected = made.weights
-    if name.startswith('vit_tiny'):
+    if name.startswith('vit_'):
         expected = {vit_timm(key): value for key, value in expected.items()}
     identical(port.to_torch(name, made.variables), expected)
 

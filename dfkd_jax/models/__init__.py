@@ -68,6 +68,8 @@ MODELS: dict[str, Any] = {
     'vit_small': partial(ViT, 384, 12, 6),
     'vit_base': partial(ViT, 768, 12, 12),
     'vit_tiny_cifar': partial(ViT, 192, 6, 3, 4, 32),
+    'vit_mini_cifar': partial(ViT, 64, 4, 4, 4, 32),
+    'resnet8_gn': partial(GroupNormResNet, 1),
     'resnet20_gn': partial(GroupNormResNet, 3),
     'cpsc_generator': CPSCGenerator,
     'cpsc_deep_generator': CPSCDeepGenerator,

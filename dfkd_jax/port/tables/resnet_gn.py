@@ -18,4 +18,4 @@ RESNET_GN = Table(
     last='fc.weight',
 )
 
-TABLES = {'resnet20_gn': (RESNET_GN,)}
+TABLES = dict.fromkeys(('resnet8_gn', 'resnet20_gn'), (RESNET_GN,))

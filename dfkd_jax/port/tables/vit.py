@@ -46,6 +46,8 @@ TORCHVISION = Table(
 
 # timm publishes Ti and S, torchvision B: each is written with the names it is known by.
 TABLES = {
-    **dict.fromkeys(('vit_tiny', 'vit_small', 'vit_tiny_cifar'), (TIMM, TORCHVISION)),
+    **dict.fromkeys(
+        ('vit_tiny', 'vit_small', 'vit_tiny_cifar', 'vit_mini_cifar'), (TIMM, TORCHVISION)
+    ),
     'vit_base': (TORCHVISION, TIMM),
 }
