@@ -71,7 +71,8 @@ def run(**changes) -> ConfigDict:
             convolutions='auto',  # on CPUs: auto (Winograd's where g++ compiles them) / xla
             distributed=distributed(),
             # In the place of loss.bn where the teacher has no batch norms, root mean squares; ours.
-            image_prior=dict(tv=0.1, l2=0.01),
+            # Such as tv=0.1, l2=0.01: experiments/no_batch_norm has what these were worth.
+            image_prior=dict(tv=0.0, l2=0.0),
             # Where loss.student='msarc': weights, and the temperature of its divergence.
             msarc=dict(kd=1.0, cam=1.0, gradcam=1.0, temperature=30.0),
             dtype='float32',  # of activations: float32 / bfloat16; weights, statistics, losses stay

@@ -170,13 +170,17 @@ def without_statistics(config: Any, nets: Models) -> dict[str, str]:
     weight, prior = config.loss.get('bn'), config.image_prior
     if not weight or _shapes(nets.teacher, nets.image_shape).get('batch_stats'):
         return {}
+    place = 'nothing takes its place (--config.image_prior.tv and .l2 are a prior of smooth images)'
+    if prior.tv or prior.l2:
+        place = (
+            'a prior of smooth images takes its place, '
+            f'--config.image_prior.tv={prior.tv:g} and .l2={prior.l2:g}'
+        )
     return {
         'no_batch_statistics': (
             f'{config.teacher.model} has no batch norms, so there are no statistics for synthetic '
-            f'images to match: config.loss.bn={weight:g} drops out, and a prior of smooth images '
-            f'takes its place, --config.image_prior.tv={prior.tv:g} and .l2={prior.l2:g} (our '
-            'weights). It knows nothing of the teacher, so expect a less accurate student than '
-            'from a teacher with batch norms; --config.loss.bn=0 runs without both.'
+            f'images to match: config.loss.bn={weight:g} drops out, and {place}. Expect a less '
+            'accurate student than from a teacher with batch norms.'
         )
     }
 

@@ -5,10 +5,10 @@
         [--epochs=6] [--rounds=30] [--inversions=15] [--finished]
 
 NAYER, CAE-DFKD and DeepInversion learn from a ResNet-8, the same with group norms, and a small
-vision transformer, trained here with one recipe each.  Where there are no batch norms, an image
-prior takes the place of their statistics; the row `no prior` leaves that out too.  All runs of a
-method have the same number of rounds (--rounds; --inversions of DeepInversion), fewer than the data
-set's own setting has, and go on where a generator collapses.
+vision transformer, trained here with one recipe each.  Where there are no batch norms, their
+statistics drop out; in the rows `prior` an image prior takes their place.  All runs of a method
+have the same number of rounds (--rounds; --inversions of DeepInversion), fewer than the data set's
+own setting has, and go on where a generator collapses.
 
 Runs follow one another, each a process with its own folder under --runs.  Finished ones are skipped
 and interrupted ones continue; --finished runs nothing and reads what is there.  The output folder
@@ -29,7 +29,7 @@ NAMES = {
     'nayer': 'NAYER', 'cae': 'CAE-DFKD', 'deepinversion': 'DeepInversion',
     'resnet8': 'ResNet-8', 'resnet8_gn': 'with group norms', 'vit_mini_cifar': 'transformer',
 }  # fmt: skip
-NO_PRIOR = ('--config.image_prior.tv=0.0', '--config.image_prior.l2=0.0')
+PRIOR = ('--config.image_prior.tv=0.1', '--config.image_prior.l2=0.01')
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         for teacher in teachers:
             for method in args.methods.split(','):
                 rounds = args.inversions if method == 'deepinversion' else args.rounds
-                for name, flags in ((method, ()), (f'{method}-no_prior', NO_PRIOR)):
+                for name, flags in ((method, ()), (f'{method}-prior', PRIOR)):
                     if flags and teacher == 'resnet8':
                         continue
                     workdir = args.runs / f'{teacher}-{name}-{seed}'
@@ -98,8 +98,8 @@ def table(results: list[dict], teachers: list[str]) -> list[str]:
             cell = f'{spread([r["last"] for r in found])} ' if found else ''
             cell += f'({spread([r["agreement"] for r in found])})' if found else ''
             cells.append(cell)
-        method, _, without = name.partition('-')
-        label = NAMES[method] + (', no prior' if without else '')
+        method, _, prior = name.partition('-')
+        label = NAMES[method] + (', prior' if prior else '')
         lines.append(f'| {label} | {" | ".join(cells)} |')
     return lines
 

@@ -71,6 +71,7 @@ def test_every_method_runs_a_round(name: str, teacher: str):
     config = tiny.config(name)
     if 'attention' in config.loss and teacher == 'tokens':
         config.loss.attention = 0.0  # the student has no map of 2 x 2 tokens; see below
+    config.image_prior.update(tv=0.1, l2=0.01)
     config.phases[0].g_steps = config.phases[0].s_steps = 1
     before, state, metrics = round_of(config, TEACHERS[teacher])
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
@@ -125,6 +126,7 @@ def test_values_by_hand():
 
 def test_no_prior_beside_statistics():
     config = tiny.config('nayer')
+    config.image_prior.update(tv=0.1, l2=0.01)
     without = Frozen({'params': {}, 'batch_stats': {}})
     with_norms = Frozen({'params': {}, 'batch_stats': {'bn1': {'mean': 0.0, 'var': 1.0}}})
     image = jnp.ones((2, 4, 4, 1))

@@ -58,7 +58,7 @@ def torch_vit(tv: Any, image_size: int, patch: int, width: int, depth: int, head
 
 
 def group_norm_resnet(depth: int = 3) -> Any:
-    """A thin ResNet of `depth` blocks a stage as training scripts write it, with a GroupNorm for each BatchNorm."""
+    """A thin ResNet of `depth` blocks a stage as training scripts write it, with group norms."""
     from torch import nn
 
     class Block(nn.Module):

@@ -149,6 +149,7 @@ def test_a_teacher_without_batch_norms_is_told_once(
     config = small()
     config.teacher.model = 'resnet20_gn'
     config.teach.epochs = 1
+    config.image_prior.update(tv=0.1, l2=0.01)
     config.phases = config.phases[:1]
     config.phases[0].rounds = 2
     summary = loops.run(config, tmp_path)

@@ -10,8 +10,8 @@ import jax
 
 from dfkd_jax.distributed.sharding import MODES
 
-# Images of a batch for each device.  With 8 or 32 on small networks, two devices are slower than one;
-# with 64 they are 1.0 to 1.3 times as fast (experiments/bench/README.md).
+# Images of a batch for each device.  With 8 or 32 on small networks, two devices are slower than
+# one; with 64 they are 1.0 to 1.3 times as fast (experiments/bench/README.md).
 LEAST = 48
 OLD_WAY = '--xla_force_host_platform_device_count'
 
@@ -24,7 +24,8 @@ def spread(config: Any) -> int:
     Accelerators are not affected.  Numbers differ between one device and several by the order of
     sums.  Returns the number that it asked for, or 1.
     """
-    told = jax.config.jax_num_cpu_devices != -1 or OLD_WAY in os.environ.get('XLA_FLAGS', '')
+    asked = getattr(jax.config, 'jax_num_cpu_devices', -1)  # which its types leave out
+    told = asked != -1 or OLD_WAY in os.environ.get('XLA_FLAGS', '')
     hosts = config.get('distributed', {})
     alone = not (hosts.get('coordinator') or hosts.get('auto'))
     if told or not alone or config.get('parallel') not in MODES[1:]:

@@ -8,7 +8,8 @@ R_TV is the sum, over an image's right, lower and two diagonal neighbours, of th
 of its differences to them, and R_2 the root mean square of the normalised image itself.
 DeepInversion's code has both as norms of the whole batch (`loss.tv`, `loss.l2` in
 `deepinversion.py`); here neither depends on the size of a batch or of an image, so that one weight
-serves all methods.  The weights (`config.image_prior`) are ours.
+serves all methods.  The weights (`config.image_prior`) are 0 by default: on Fashion-MNIST students
+learned as much or more without it (experiments/no_batch_norm).
 """
 
 from __future__ import annotations
