@@ -18,6 +18,7 @@ gets ``rows.csv`` and ``table.md``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import subprocess
 import sys
@@ -55,26 +56,23 @@ def main() -> None:
         run(args, ['teach', '--config=fashion_mnist', *data, f'--config.teacher.model={teacher}',
                    f'--config.teach.epochs={args.epochs}', f'--config.teach.lr={rate}',
                    f'--workdir={args.runs / teacher}'])  # fmt: skip
-    for seed in map(int, args.seeds.split(',')):
-        for teacher in teachers:
-            for method in args.methods.split(','):
-                rounds = args.inversions if method == 'deepinversion' else args.rounds
-                for name, flags in ((method, ()), (f'{method}-prior', PRIOR)):
-                    if flags and teacher == 'resnet8':
-                        continue
-                    workdir = args.runs / f'{teacher}-{name}-{seed}'
-                    command = run(args, [
-                        'main', f'--config=fashion_mnist:{method}', *data,
-                        f'--config.teacher.model={teacher}',
-                        f'--config.teacher.checkpoint={args.runs / teacher}',
-                        f'--config.seed={seed}', f'--workdir={workdir}',
-                        f'--config.phases[1].rounds={rounds}',
-                        '--config.collapse_patience=0', *flags,
-                    ])  # fmt: skip
-                    if not (workdir / 'summary.json').exists():
-                        continue
-                    results.append(read(f'{teacher} {name}', seed, workdir, command))
-                    save(args.output, results, table(results, teachers))
+    every = (map(int, args.seeds.split(',')), teachers, args.methods.split(','), ((), PRIOR))
+    for seed, teacher, method, flags in itertools.product(*every):
+        if flags and teacher == 'resnet8':
+            continue
+        name = f'{method}-prior' if flags else method
+        workdir = args.runs / f'{teacher}-{name}-{seed}'
+        rounds = args.inversions if method == 'deepinversion' else args.rounds
+        command = run(args, [
+            'main', f'--config=fashion_mnist:{method}', *data,
+            f'--config.teacher.model={teacher}',
+            f'--config.teacher.checkpoint={args.runs / teacher}',
+            f'--config.seed={seed}', f'--workdir={workdir}',
+            f'--config.phases[1].rounds={rounds}', '--config.collapse_patience=0', *flags,
+        ])  # fmt: skip
+        if (workdir / 'summary.json').exists():
+            results.append(read(f'{teacher} {name}', seed, workdir, command))
+            save(args.output, results, table(results, teachers))
 
 
 def run(args: argparse.Namespace, words: list[str]) -> str:

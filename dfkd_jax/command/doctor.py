@@ -203,7 +203,9 @@ def _cache(what: str, folder: str | Path) -> Check:
 
 def memory() -> Iterator[Check]:
     """The cores, the memory and the disk of this machine, as far as this process has them."""
-    yield Check('machine', 'cores', OK, f'{len(os.sched_getaffinity(0))}, {platform.machine()}')
+    from dfkd_jax.distributed import cores
+
+    yield Check('machine', 'cores', OK, f'{cores.cores()}, {platform.machine()}')
     total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     for place in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
         text = Path(place).read_text().strip() if os.path.exists(place) else 'max'

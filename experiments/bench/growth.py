@@ -24,7 +24,7 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')  # read when the backend start
 import jax
 import ours
 
-from dfkd_jax.configs import cifar10, common
+from dfkd_jax.configs import cifar10
 
 KINDS = ('generator', 'student')
 
@@ -76,13 +76,8 @@ def main() -> None:
 
 
 def make_config(args: argparse.Namespace, batch: int):
-    config = cifar10.get_config(args.method)
-    config.teacher.model, config.student.model = args.pair.split('/')
+    config = ours.resize(cifar10.get_config(args.method), args.pair, batch, '1+1')
     config.generator.width = args.width
-    config.synthesis.batch_size = batch
-    if 'student_batch_size' in config.synthesis:
-        config.synthesis.student_batch_size = batch
-    config.phases = (common.phase(rounds=1, g_steps=1, s_steps=1),)
     return config
 
 

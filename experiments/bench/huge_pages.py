@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-SIZES = {  # config, teacher, student, steps of the generator and of the student in a round
-    'digits': ('digits', 'resnet8', 'resnet8_half', 3, 20),
-    'cifar10': ('cifar10', 'wrn40_2', 'wrn16_1', 2, 2),
+SIZES = {  # by config: teacher and student; steps of the generator and of the student in a round
+    'digits': ('resnet8/resnet8_half', '3+20'),
+    'cifar10': ('wrn40_2/wrn16_1', '2+2'),
 }
 TUNABLE = 'glibc.malloc.hugetlb=1'
 
@@ -63,14 +63,12 @@ def measure(size: str, method: str, seconds: float) -> list[float]:
     import jax
     import ours
 
-    from dfkd_jax.configs import cifar10, common, digits
+    from dfkd_jax.configs import cifar10, digits
 
     jax.config.update('jax_platforms', 'cpu')
-    name, teacher, student, g_steps, s_steps = SIZES[size]
-    config = {'digits': digits, 'cifar10': cifar10}[name].get_config(method)
-    config.teacher.model, config.student.model = teacher, student
-    config.synthesis.batch_size = config.synthesis.student_batch_size = 128
-    config.phases = (common.phase(rounds=1, g_steps=g_steps, s_steps=s_steps),)
+    pair, steps = SIZES[size]
+    config = {'digits': digits, 'cifar10': cifar10}[size].get_config(method)
+    config = ours.resize(config, pair, 128, steps)
     block = ours.Steps(config).round(1)
     block()
     before, started, rounds = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), 0

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfkd_jax import augment, build, native, port
+from dfkd_jax.configs import common
 from dfkd_jax.contract import Frozen, State, unchanged
 from dfkd_jax.distributed import sharding
 from dfkd_jax.loops import round
@@ -230,6 +231,20 @@ class Steps:
             jax.block_until_ready(self.state)
 
         return block
+
+
+def resize(config: Any, pair: str, batch: int, steps: str, rounds: int = 1) -> Any:
+    """The config with other networks, batches and steps, in one phase.
+
+    pair: TEACHER/STUDENT.
+    batch: images in a step of either kind.
+    steps: of the generator and of the student in a round, e.g. 2+3.
+    """
+    config.teacher.model, config.student.model = pair.split('/')
+    config.synthesis.batch_size = config.synthesis.student_batch_size = batch
+    g_steps, s_steps = map(int, steps.split('+'))
+    config.phases = (common.phase(rounds=rounds, g_steps=g_steps, s_steps=s_steps),)
+    return config
 
 
 def time_block(block: Callable[[], None]) -> float:

@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 
 from dfkd_jax import build, native
-from dfkd_jax.configs import cifar10, common, digits, fashion_mnist
+from dfkd_jax.configs import cifar10, digits, fashion_mnist
 
 CONFIGS = {'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'digits': digits}
 # The largest relative difference of any loss term at equal weights and draws; relative to at least
@@ -99,15 +99,13 @@ def make_config(args: argparse.Namespace) -> Any:
 
     CPSC-DFKD's images are fresh, as in its authors' code; NAYER's bank holds eight batches.
     """
+    pair = f'{args.teacher}/{args.student}'
     config = CONFIGS[args.config].get_config(args.method)
+    config = ours.resize(config, pair, args.batch, args.round, rounds=1000)
     config.parallel, config.dtype = args.parallel, args.dtype
-    config.teacher.model, config.student.model = args.teacher, args.student
     if args.width:
         config.generator.width = args.width
     args.width = config.generator.width
-    config.synthesis.batch_size = config.synthesis.student_batch_size = args.batch
-    g_steps, s_steps = map(int, args.round.split('+'))
-    config.phases = (common.phase(rounds=1000, g_steps=g_steps, s_steps=s_steps),)
     if args.method == 'cpsc':
         config.synthesis.update(bank=0, crop_padding=0, flip=False)
         config.generator.update(bounded=False, darkest=1.0, class_brightness=True, decay=False)
